@@ -1,0 +1,1 @@
+//! Monitoring: models and rendering of snapshots.

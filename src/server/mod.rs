@@ -1,0 +1,1 @@
+//! Glue between ring and broker.
