@@ -1,1 +1,9 @@
-//! Bits every other module may use: buffers, clocks, random numbers, ids. Imports std only.
+//! Bits every other module may use: registered memory and its pool, random numbers, ids.
+//!
+//! May import std (and `libc` where a file is marked as system code). Must not know the rest.
+
+pub mod pool;
+pub mod random;
+pub mod region;
+mod sys;
+pub use sys::blanks;

@@ -1,1 +1,12 @@
-//! The NATS text protocol as bytes: parser, encoder, JSON bodies, error texts. May import util. Must not know sockets, clocks or clients.
+//! The NATS text protocol as bytes: parser, encoder, JSON bodies, error texts.
+//!
+//! May import util. Deliberately absent: sockets, clocks, clients, subscriptions. This folder turns
+//! bytes into values and back; it decides nothing.
+
+pub mod args;
+pub mod connect;
+pub mod encode;
+pub mod errors;
+mod fast;
+pub mod info;
+pub mod parser;

@@ -1,0 +1,44 @@
+//! Vector instructions behind a safe face. One of the few places outside uring/ with `unsafe`.
+#![allow(unsafe_code)]
+
+/// Marks of the bytes <= b' ' in 32 bytes, lowest bit first.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn blanks(chunk: &[u8; 32]) -> u32 {
+    use std::arch::x86_64::{
+        _mm_cmpeq_epi8, _mm_loadu_si128, _mm_min_epu8, _mm_movemask_epi8, _mm_set1_epi8,
+    };
+    let half = |at: usize| {
+        // SAFETY: `at` is 0 or 16, so the unaligned load reads 16 bytes inside the 32 that `chunk`
+        // borrows; SSE2 belongs to the baseline of x86_64.
+        unsafe {
+            let v = _mm_loadu_si128(chunk.as_ptr().add(at).cast());
+            _mm_movemask_epi8(_mm_cmpeq_epi8(_mm_min_epu8(v, _mm_set1_epi8(0x20)), v)) as u32
+        }
+    };
+    half(0) | half(16) << 16
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+pub fn blanks(chunk: &[u8; 32]) -> u32 {
+    chunk
+        .iter()
+        .rev()
+        .fold(0, |marks, byte| marks << 1 | u32::from(*byte <= b' '))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_byte_value_is_marked_rightly_at_every_place() {
+        for value in 0..=u8::MAX {
+            for place in 0..32 {
+                let mut chunk = [b'x'; 32];
+                chunk[place] = value;
+                let expect = if value <= b' ' { 1u32 << place } else { 0 };
+                assert_eq!(super::blanks(&chunk), expect, "{value} at {place}");
+            }
+        }
+    }
+}
