@@ -1,1 +1,395 @@
-//! The sans-io heart: clients, subscriptions, delivery.
+//! The sans-io heart of one event loop: clients, subscriptions, delivery.
+//!
+//! May import util, wire, subject and config. Deliberately absent: file descriptors, the ring,
+//! threads, the wall clock, streaming, HTTP. Bytes and `now` come in through `open` and `handle_*`;
+//! bytes go out through outboxes (see `start_write`), everything else as an `Effect`.
+//!
+//! Everything with interest in a subject is a target of delivery: connections by their slot, the
+//! other loops of the process by their index.
+
+pub mod auth;
+pub mod client;
+mod deliver;
+mod dispatch;
+pub mod effect;
+mod hold;
+pub mod mail;
+pub mod outbox;
+mod peers;
+pub mod perms;
+pub mod settings;
+mod subs;
+mod timers;
+
+use crate::subject::sublist::{InterestId, Sublist};
+use crate::util::pool::Pool;
+use crate::util::random::Random;
+use crate::util::region::RegionMut;
+use crate::wire::errors;
+use crate::wire::parser::Kind;
+use client::{Client, Phase, PublisherRef, Traffic};
+use deliver::Receivers;
+use effect::{CloseReason, Effect};
+use outbox::Piece;
+use peers::Peer;
+use settings::Settings;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+use timers::{Timer, Timers};
+
+/// Index of a connection in its loop; free again after `release`.
+pub type Slot = u32;
+
+pub struct Broker {
+    settings: Arc<Settings>,
+    /// Which loop this is.
+    loop_index: u16,
+    now: Instant,
+    receivers: Receivers,
+    sublist: Sublist,
+    /// Members of this loop per pattern; what other loops are told about.
+    local: peers::LocalInterest,
+    peers: Vec<Peer>,
+    effects: Vec<Effect>,
+    timers: Timers,
+    random: Random,
+    /// Lists reused from message to message: patterns that match, and other loops it goes to.
+    matched: Vec<InterestId>,
+    matched_peers: Vec<u16>,
+    totals: Totals,
+    slow_consumers: Vec<SlowConsumer>,
+}
+
+/// Counters of one loop since it started; those of clients that left are in here too.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Totals {
+    pub traffic: Traffic,
+    pub connections: u64,
+    pub slow_consumers: u64,
+}
+
+/// One connection that was cut off because it did not read.
+#[derive(Clone, Debug)]
+pub struct SlowConsumer {
+    pub cid: u64,
+    pub peer: SocketAddr,
+    pub name: String,
+    pub pending_bytes: usize,
+    pub cause: String,
+}
+
+/// The latest slow consumers kept for monitoring.
+const SLOW_CONSUMERS_KEPT: usize = 64;
+
+impl Broker {
+    /// `loops` is the number of event loops in the process, this one included.
+    pub fn new(
+        settings: Arc<Settings>,
+        loop_index: u16,
+        loops: u16,
+        region: RegionMut,
+        random: Random,
+        now: Instant,
+    ) -> Self {
+        let mut random = random;
+        Self {
+            loop_index,
+            now,
+            receivers: Receivers::new(Pool::new(region), settings.pending_bytes_max),
+            settings,
+            sublist: Sublist::new(random.next_u64()),
+            local: peers::LocalInterest::default(),
+            peers: (0..loops).map(Peer::new).collect(),
+            effects: Vec::new(),
+            timers: Timers::default(),
+            random,
+            matched: Vec::new(),
+            matched_peers: Vec::new(),
+            totals: Totals::default(),
+            slow_consumers: Vec::new(),
+        }
+    }
+
+    // ---- getters
+
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    pub fn client(&self, slot: Slot) -> Option<&Client> {
+        self.receivers.clients.get(slot as usize)
+    }
+
+    pub fn clients(&self) -> impl Iterator<Item = (Slot, &Client)> {
+        self.receivers
+            .clients
+            .iter()
+            .map(|(slot, client)| (slot as Slot, client))
+    }
+
+    pub fn totals(&self) -> Totals {
+        self.totals
+    }
+
+    pub fn slow_consumers(&self) -> &[SlowConsumer] {
+        &self.slow_consumers
+    }
+
+    pub fn sublist(&self) -> &Sublist {
+        &self.sublist
+    }
+
+    /// Subscriptions of this loop's own connections.
+    pub fn subscription_count(&self) -> usize {
+        self.receivers.subscriptions.len()
+            - self.peers.iter().map(Peer::interest_count).sum::<usize>()
+    }
+
+    /// False while a publisher is held back, or after the connection was closed.
+    pub fn wants_bytes(&self, slot: Slot) -> bool {
+        self.receivers
+            .clients
+            .get(slot as usize)
+            .is_some_and(|client| client.held_by == 0 && client.phase == Phase::Open)
+    }
+
+    // ---- a connection's life
+
+    /// A new connection; its INFO is pending when this returns.
+    pub fn open(&mut self, cid: u64, peer: SocketAddr, kind: Kind, now: Instant) -> Slot {
+        self.now = now;
+        let unauthorized = self.settings.auth.required();
+        let slot = self
+            .receivers
+            .clients
+            .insert(Client::new(cid, kind, peer, unauthorized)) as Slot;
+        self.totals.connections += 1;
+        let line = self.info_line(slot);
+        self.append(slot, line.as_bytes());
+        self.timers
+            .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
+        if unauthorized {
+            self.timers.push(
+                now + self.settings.auth_timeout,
+                slot,
+                cid,
+                Timer::Authorization,
+            );
+        }
+        log::debug!(
+            "{} - Client connection created",
+            self.receivers.clients[slot as usize].label()
+        );
+        slot
+    }
+
+    fn info_line(&self, slot: Slot) -> String {
+        let client = &self.receivers.clients[slot as usize];
+        let mut info = self.settings.info.clone();
+        info.client_id = client.cid;
+        info.client_ip = client.peer.ip().to_string();
+        info.client_line()
+    }
+
+    /// The peer closed the connection or the socket failed.
+    pub fn handle_gone(&mut self, slot: Slot, now: Instant) {
+        self.now = now;
+        self.close(slot, CloseReason::Gone);
+    }
+
+    /// Tells a connection why (when there is something to tell) and closes it.
+    pub fn refuse(&mut self, slot: Slot, text: &str) {
+        self.append(slot, crate::wire::encode::error_line(text).as_bytes());
+        self.close(slot, CloseReason::Told);
+    }
+
+    /// Takes a connection out of everything it takes part in. What is pending may still be written;
+    /// the slot stays taken until `release`.
+    fn close(&mut self, slot: Slot, why: CloseReason) {
+        let client = &mut self.receivers.clients[slot as usize];
+        if client.phase == Phase::Closing {
+            return;
+        }
+        client.phase = Phase::Closing;
+        log::debug!("{} - Client connection closed", client.label());
+        let subscriptions = std::mem::take(&mut client.subscriptions);
+        for subscription in subscriptions {
+            self.forget_subscription(subscription);
+        }
+        self.let_publishers_go(slot);
+        self.effects.push(Effect::Close { slot, why });
+    }
+
+    /// The kernel holds nothing of this connection any more; the slot is free after this.
+    pub fn release(&mut self, slot: Slot) {
+        let mut client = self.receivers.clients.remove(slot as usize);
+        assert_eq!(client.phase, Phase::Closing, "released while open");
+        client.outbox.clear(&mut self.receivers.pool);
+    }
+
+    /// Drops what is pending for a connection that will not take it; no write may be in flight.
+    pub fn drop_output(&mut self, slot: Slot) {
+        let client = &mut self.receivers.clients[slot as usize];
+        client.outbox.clear(&mut self.receivers.pool);
+    }
+
+    // ---- output
+
+    /// Connections with output that came up since the last call, each once.
+    pub fn take_dirty(&mut self, into: &mut Vec<Slot>) {
+        into.append(&mut self.receivers.dirty);
+    }
+
+    /// The next write of a connection; empty when nothing is pending.
+    pub fn start_write(
+        &mut self,
+        slot: Slot,
+        pieces_max: usize,
+        bytes_max: usize,
+        out: &mut Vec<Piece>,
+    ) {
+        let client = &mut self.receivers.clients[slot as usize];
+        client.dirty = false;
+        client.outbox.pieces(pieces_max, bytes_max, out);
+        if !out.is_empty() && client.progress_at.is_none() {
+            client.progress_at = Some(self.now);
+        }
+    }
+
+    /// A write did not finish within its turn: watch its progress.
+    pub fn handle_unfinished(&mut self, slot: Slot, now: Instant) {
+        self.now = now;
+        let client = &mut self.receivers.clients[slot as usize];
+        if !client.watched {
+            client.watched = true;
+            self.timers.push(
+                now + self.settings.write_deadline,
+                slot,
+                client.cid,
+                Timer::Progress,
+            );
+        }
+    }
+
+    /// The kernel took `bytes` of the last write.
+    pub fn handle_written(&mut self, slot: Slot, bytes: usize, now: Instant) {
+        self.now = now;
+        let client = &mut self.receivers.clients[slot as usize];
+        client.outbox.advance(&mut self.receivers.pool, bytes);
+        client.progress_at = (!client.outbox.is_empty()).then_some(now);
+        client.active_at = Some(now);
+        if client.holding.is_some() || client.stuck {
+            self.after_progress(slot);
+        }
+    }
+
+    pub fn take_effects(&mut self, into: &mut Vec<Effect>) {
+        into.append(&mut self.effects);
+    }
+
+    fn append(&mut self, slot: Slot, bytes: &[u8]) {
+        let client = &mut self.receivers.clients[slot as usize];
+        if client.phase == Phase::Open {
+            client.outbox.append(&mut self.receivers.pool, bytes);
+            mark_dirty(client, slot, &mut self.receivers.dirty);
+        }
+    }
+
+    fn cut_off(&mut self, slot: Slot, cause: String) {
+        let client = &self.receivers.clients[slot as usize];
+        if client.phase == Phase::Closing {
+            return;
+        }
+        let slow = SlowConsumer {
+            cid: client.cid,
+            peer: client.peer,
+            name: client.name().to_owned(),
+            pending_bytes: client.outbox.pending(),
+            cause,
+        };
+        log::info!(
+            "{} - Slow Consumer Detected: name {:?}, {} bytes pending, {}",
+            client.label(),
+            slow.name,
+            slow.pending_bytes,
+            slow.cause
+        );
+        self.totals.slow_consumers += 1;
+        if self.slow_consumers.len() == SLOW_CONSUMERS_KEPT {
+            self.slow_consumers.remove(0);
+        }
+        self.slow_consumers.push(slow);
+        self.close(slot, CloseReason::SlowConsumer);
+    }
+
+    // ---- commands
+
+    /// New settings; connections that are over the new limits are the caller's business.
+    pub fn reconfigure(&mut self, settings: Arc<Settings>) {
+        self.receivers.pending_bytes_max = settings.pending_bytes_max;
+        self.settings = settings;
+    }
+
+    /// Sends INFO to every client that understands another one (protocol 1, first PONG sent).
+    pub fn announce(&mut self) {
+        let mut slots = Vec::new();
+        for (slot, client) in &mut self.receivers.clients {
+            if client.first_pong_sent && client.understands_info() {
+                slots.push(slot as Slot);
+            } else {
+                client.info_is_old = true;
+            }
+        }
+        for slot in slots {
+            let line = self.info_line(slot);
+            self.append(slot, line.as_bytes());
+        }
+    }
+
+    /// Closes a connection from outside, with a text or without.
+    pub fn dismiss(&mut self, slot: Slot, text: Option<&str>) {
+        match text {
+            Some(text) => self.refuse(slot, text),
+            None => self.close(slot, CloseReason::Silently),
+        }
+    }
+
+    /// The answer to `Effect::Verify`.
+    pub fn handle_verdict(
+        &mut self,
+        slot: Slot,
+        cid: u64,
+        permissions: Option<Arc<perms::Permissions>>,
+        good: bool,
+    ) {
+        let Some(client) = self.receivers.clients.get_mut(slot as usize) else {
+            return;
+        };
+        if client.cid != cid || client.phase == Phase::Closing {
+            return;
+        }
+        if good {
+            client.unauthorized = false;
+            client.permissions = permissions;
+        } else {
+            self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
+        }
+    }
+
+    fn publisher(&self, slot: Slot) -> PublisherRef {
+        PublisherRef {
+            loop_index: self.loop_index,
+            slot,
+            cid: self.receivers.clients[slot as usize].cid,
+        }
+    }
+}
+
+#[inline(always)]
+fn mark_dirty(client: &mut Client, slot: Slot, dirty: &mut Vec<Slot>) {
+    if !client.dirty {
+        client.dirty = true;
+        dirty.push(slot);
+    }
+}

@@ -1,1 +1,180 @@
-//! stub
+//! The body of CONNECT.
+//!
+//! Go's JSON rules, as far as clients can tell: keys match whatever the case of their letters,
+//! unknown keys are ignored, `null` leaves a value as it was, a wrong type is an error, and a second
+//! CONNECT keeps what it does not mention.
+
+use serde_json::Value;
+
+/// What a client said of itself; the defaults hold until it does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connect {
+    pub verbose: bool,
+    pub pedantic: bool,
+    pub tls_required: bool,
+    pub echo: bool,
+    pub headers: bool,
+    pub no_responders: bool,
+    pub protocol: i64,
+    pub auth_token: Box<str>,
+    pub user: Box<str>,
+    pub pass: Box<str>,
+    pub nkey: Box<str>,
+    pub sig: Box<str>,
+    pub name: Box<str>,
+    pub lang: Box<str>,
+    pub version: Box<str>,
+}
+
+impl Default for Connect {
+    fn default() -> Self {
+        Self {
+            verbose: true,
+            pedantic: true,
+            tls_required: false,
+            echo: true,
+            headers: false,
+            no_responders: false,
+            protocol: 0,
+            auth_token: "".into(),
+            user: "".into(),
+            pass: "".into(),
+            nkey: "".into(),
+            sig: "".into(),
+            name: "".into(),
+            lang: "".into(),
+            version: "".into(),
+        }
+    }
+}
+
+impl Connect {
+    /// Takes over what the body sets. On an error some fields may have been set; the connection
+    /// ends anyway.
+    pub fn update(&mut self, json: &[u8]) -> Result<(), String> {
+        // Go reads invalid UTF-8 as replacement characters.
+        let text = String::from_utf8_lossy(json);
+        let object = match serde_json::from_str(&text).map_err(|e| e.to_string())? {
+            Value::Object(object) => object,
+            Value::Null => return Ok(()),
+            other => return Err(format!("expected a JSON object, got {other}")),
+        };
+        for (key, value) in object {
+            if value.is_null() {
+                continue;
+            }
+            let flag = || {
+                value
+                    .as_bool()
+                    .ok_or_else(|| format!("{key}: expected a boolean, got {value}"))
+            };
+            let text = || {
+                let text = value
+                    .as_str()
+                    .ok_or_else(|| format!("{key}: expected a string"))?;
+                Ok::<Box<str>, String>(text.into())
+            };
+            match key.to_ascii_lowercase().as_str() {
+                "verbose" => self.verbose = flag()?,
+                "pedantic" => self.pedantic = flag()?,
+                "tls_required" => self.tls_required = flag()?,
+                "echo" => self.echo = flag()?,
+                "headers" => self.headers = flag()?,
+                "no_responders" => self.no_responders = flag()?,
+                "protocol" => {
+                    let number = value.as_i64();
+                    self.protocol = number
+                        .ok_or_else(|| format!("protocol: expected an integer, got {value}"))?;
+                }
+                "auth_token" => self.auth_token = text()?,
+                "user" => self.user = text()?,
+                "pass" => self.pass = text()?,
+                "nkey" => self.nkey = text()?,
+                "sig" => self.sig = text()?,
+                "name" => self.name = text()?,
+                "lang" => self.lang = text()?,
+                "version" => self.version = text()?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A CONNECT line fit for the log: secrets are replaced by asterisks.
+pub fn masked(json: &[u8]) -> String {
+    let text = String::from_utf8_lossy(json);
+    let Ok(Value::Object(mut object)) = serde_json::from_str::<Value>(&text) else {
+        // Not readable as JSON, so we cannot tell what is secret in it.
+        return format!("({} bytes that are no JSON object)", json.len());
+    };
+    for (key, value) in &mut object {
+        if matches!(
+            key.to_ascii_lowercase().as_str(),
+            "pass" | "auth_token" | "sig" | "jwt"
+        ) {
+            *value = Value::String("***".into());
+        }
+    }
+    Value::Object(object).to_string()
+}
+
+/// The body of a fuzz target: no panic, and what was read once reads the same again.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let mut first = Connect::default();
+    if first.update(data).is_ok() {
+        let mut again = first.clone();
+        again.update(data).expect("the same body");
+        assert_eq!(first, again);
+    }
+    masked(data);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_match_in_any_case_and_values_add_up() {
+        let mut connect = Connect::default();
+        connect
+            .update(br#"{"VERBOSE":false,"name":"a","x":[1,{"y":null}],"user":null}"#)
+            .unwrap();
+        assert!(!connect.verbose && connect.pedantic && &*connect.name == "a");
+        connect.update(br#"{"pedantic":false}"#).unwrap();
+        assert!(!connect.verbose && !connect.pedantic && &*connect.name == "a");
+        connect.update(b"null").unwrap();
+        connect.update(b"{}").unwrap();
+        assert_eq!(&*connect.name, "a");
+    }
+
+    #[test]
+    fn what_is_no_object_or_has_wrong_types_is_refused() {
+        for body in [
+            "",
+            "[]",
+            "nope",
+            "\"text\"",
+            "{\"verbose\":",
+            "{\"verbose\":\"yes\"}",
+            "{\"user\":5}",
+            "{\"protocol\":1.5}",
+        ] {
+            assert!(
+                Connect::default().update(body.as_bytes()).is_err(),
+                "{body}"
+            );
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_reach_the_log() {
+        let line = masked(br#"{"user":"u","PASS":"s3cret","auth_token":"t0ken"}"#);
+        assert!(
+            line.contains("\"u\"") && !line.contains("s3cret") && !line.contains("t0ken"),
+            "{line}"
+        );
+        assert!(!masked(b"{\"pass\":\"s3cret\"").contains("s3cret"));
+    }
+}

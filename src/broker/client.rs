@@ -1,0 +1,150 @@
+//! The record of one connection, socket or route.
+//!
+//! ```text
+//!            handle_bytes / delivery            error, limit, peer gone
+//!    Open ------------------------------> Open -------------------------> Closing ---> (released)
+//!      its subscriptions are in the table           they are out; what is pending may still leave
+//! ```
+
+use super::outbox::Outbox;
+use super::perms::Permissions;
+use crate::wire::connect::Connect;
+use crate::wire::parser::{Kind, Parser};
+use hashbrown::HashTable;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime};
+
+/// Names a publisher across loops; the cid guards against a slot that was reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PublisherRef {
+    pub loop_index: u16,
+    pub slot: u32,
+    pub cid: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    Open,
+    Closing,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    pub messages_in: u64,
+    pub messages_out: u64,
+    pub bytes_in: u64,
+    pub bytes_out: u64,
+}
+
+#[derive(Debug)]
+pub struct Client {
+    pub outbox: Outbox,
+    pub traffic: Traffic,
+    pub cid: u64,
+    pub phase: Phase,
+    /// On the list of the next flush pass.
+    pub dirty: bool,
+    /// HMSG may be sent and HPUB is taken.
+    pub headers: bool,
+    pub echo: bool,
+    pub verbose: bool,
+    pub pedantic: bool,
+    pub no_responders: bool,
+    /// Authorization is required and no good CONNECT has come.
+    pub unauthorized: bool,
+    /// Its first PING after CONNECT was answered: from here on it takes another INFO.
+    pub first_pong_sent: bool,
+    /// INFO changed before that; it is told right behind the PONG.
+    pub info_is_old: bool,
+    /// A timer looks after the progress of its output.
+    pub watched: bool,
+    /// Made no progress for a while; holds no publisher back until it does.
+    pub stuck: bool,
+    pub pings_out: u32,
+    /// Receivers whose backlog holds this publisher back.
+    pub held_by: u32,
+    pub kind: Kind,
+    pub permissions: Option<Arc<Permissions>>,
+    pub parser: Parser,
+    /// Subscriptions by sid.
+    pub subscriptions: HashTable<u32>,
+    /// What CONNECT said; None until then.
+    pub connect: Option<Box<Connect>>,
+    /// Publishers this receiver holds back; rare, hence boxed.
+    pub holding: Option<Box<Holding>>,
+    /// While output is pending: when the kernel last took some.
+    pub progress_at: Option<Instant>,
+    pub peer: SocketAddr,
+    pub started_at: SystemTime,
+    /// Last CONNECT, SUB, UNSUB, message in, or flush, by the loop's clock.
+    pub active_at: Option<Instant>,
+}
+
+/// The publishers a receiver holds back, and its allowance for doing so where it is in a minority.
+#[derive(Debug)]
+pub struct Holding {
+    pub publishers: Vec<PublisherRef>,
+    /// End of the current accounting period, and of the allowance within it, where this receiver is
+    /// one of few that are behind.
+    pub period_ends: Instant,
+    pub allowance_ends: Instant,
+    /// When the current publishers are let go at the latest.
+    pub until: Instant,
+}
+
+impl Client {
+    pub fn new(cid: u64, kind: Kind, peer: SocketAddr, unauthorized: bool) -> Self {
+        let defaults = Connect::default();
+        Self {
+            outbox: Outbox::default(),
+            traffic: Traffic::default(),
+            cid,
+            phase: Phase::Open,
+            dirty: false,
+            headers: false,
+            echo: true,
+            verbose: defaults.verbose && kind == Kind::Client,
+            pedantic: defaults.pedantic && kind == Kind::Client,
+            no_responders: false,
+            unauthorized,
+            first_pong_sent: false,
+            info_is_old: false,
+            stuck: false,
+            pings_out: 0,
+            held_by: 0,
+            watched: false,
+            kind,
+            permissions: None,
+            parser: Parser::new(kind),
+            subscriptions: HashTable::new(),
+            connect: None,
+            holding: None,
+            progress_at: None,
+            peer,
+            started_at: SystemTime::now(),
+            active_at: None,
+        }
+    }
+
+    /// Clients of protocol 1 take INFO at any time.
+    pub fn understands_info(&self) -> bool {
+        self.connect
+            .as_ref()
+            .is_some_and(|connect| connect.protocol >= 1)
+    }
+
+    pub fn name(&self) -> &str {
+        self.connect.as_ref().map_or("", |connect| &connect.name)
+    }
+
+    /// gnatsd's way to name a connection in the log.
+    pub fn label(&self) -> String {
+        let kind = if self.kind == Kind::Client {
+            "cid"
+        } else {
+            "rid"
+        };
+        format!("{} - {kind}:{}", self.peer, self.cid)
+    }
+}

@@ -1,0 +1,447 @@
+//! What each operation of a client does.
+
+use super::auth::Verdict;
+use super::client::Phase;
+use super::deliver::Origin;
+use super::effect::{CloseReason, Effect};
+use super::perms::Subscribing;
+use super::subs::Care;
+use super::{Broker, Slot};
+use crate::subject::token;
+use crate::wire::connect::masked;
+use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
+use crate::wire::{encode, errors};
+use bytes::Bytes;
+use std::time::Instant;
+
+/// Publishes to subjects with this prefix are refused, with or without authorization.
+const RESERVED_PREFIX: &[u8] = b"_SYS.";
+
+/// Largest CONNECT protocol we know.
+const PROTOCOL_MAX: i64 = 1;
+
+impl Broker {
+    /// The next bytes of a connection.
+    pub fn handle_bytes(&mut self, slot: Slot, bytes: &[u8], now: Instant) {
+        self.now = now;
+        let client = &mut self.receivers.clients[slot as usize];
+        if client.phase == Phase::Closing {
+            return;
+        }
+        let mut parser = std::mem::replace(&mut client.parser, Parser::new(client.kind));
+        let mut session = Session {
+            trace: log::log_enabled!(log::Level::Trace),
+            slot,
+            messages: 0,
+            bytes: 0,
+            broker: self,
+        };
+        let result = parser.parse(bytes, &mut session);
+        let Session {
+            messages, bytes, ..
+        } = session;
+        self.totals.traffic.messages_in += messages;
+        self.totals.traffic.bytes_in += bytes;
+        let client = &mut self.receivers.clients[slot as usize];
+        client.parser = parser;
+        client.traffic.messages_in += messages;
+        client.traffic.bytes_in += bytes;
+        if messages > 0 {
+            client.active_at = Some(now);
+        }
+        if let Err(fault) = result {
+            self.handle_fault(slot, &fault);
+        }
+    }
+
+    #[cold]
+    fn handle_fault(&mut self, slot: Slot, fault: &Fault) {
+        let label = self.receivers.clients[slot as usize].label();
+        match fault {
+            Fault::Stopped => {} // whoever stopped it has said why
+            Fault::UnknownOperation { .. } => {
+                log::error!("{label} - {fault}");
+                self.append(
+                    slot,
+                    encode::error_line(errors::UNKNOWN_PROTOCOL_OPERATION).as_bytes(),
+                );
+                self.refuse(slot, errors::PARSER_ERROR);
+            }
+            Fault::BadArguments(_) => {
+                log::error!("{label} - {fault}");
+                self.refuse(slot, errors::PARSER_ERROR);
+            }
+            Fault::ControlLineTooLong => {
+                log::error!("{label} - {fault}");
+                self.refuse(slot, errors::CONTROL_LINE_EXCEEDED);
+            }
+            Fault::PayloadTooBig { .. } => {
+                log::error!("{label} - {fault}");
+                self.refuse(slot, errors::PAYLOAD_VIOLATION);
+            }
+            Fault::ConnectMissing => {
+                log::error!("{label} - Authorization Error");
+                self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
+            }
+            Fault::HeadersNotSupported => {
+                log::error!("{label} - {fault}");
+                self.close(slot, CloseReason::Silently);
+            }
+        }
+    }
+}
+
+/// One read of one connection, as the parser's sink.
+struct Session<'b> {
+    broker: &'b mut Broker,
+    slot: Slot,
+    trace: bool,
+    /// Added to the counters at the end of the read.
+    messages: u64,
+    bytes: u64,
+}
+
+impl Session<'_> {
+    #[inline(always)]
+    fn client(&mut self) -> &mut super::client::Client {
+        &mut self.broker.receivers.clients[self.slot as usize]
+    }
+
+    fn ok_if_verbose(&mut self) {
+        if self.client().verbose {
+            self.broker.append(self.slot, encode::OK);
+        }
+    }
+
+    /// An error the connection survives.
+    fn complain(&mut self, text: &str) {
+        self.broker
+            .append(self.slot, encode::error_line(text).as_bytes());
+    }
+
+    #[cold]
+    fn trace_in(&mut self, line: std::fmt::Arguments<'_>) {
+        let label = self.client().label();
+        log::trace!("{label} - ->> [{line}]");
+    }
+
+    #[cold]
+    fn trace_message(&mut self, message: &Message<'_>) {
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let verb = if message.header_bytes.is_some() {
+            "HPUB"
+        } else {
+            "PUB"
+        };
+        let tail = message.tail.bytes();
+        let arguments = &tail[..tail.len() - message.body().len() - 2];
+        self.trace_in(format_args!(
+            "{verb} {} {}",
+            lossy(message.subject.bytes()),
+            lossy(arguments)
+        ));
+        let label = self.client().label();
+        log::trace!(
+            "{label} - ->> MSG_PAYLOAD: [{}]",
+            lossy(&message.body()[..message.body_bytes])
+        );
+    }
+
+    #[cold]
+    fn refuse_publish(&mut self, subject: &[u8]) {
+        let client = self.client();
+        let user = client
+            .connect
+            .as_ref()
+            .map_or(String::new(), |connect| connect.user.to_string());
+        let label = client.label();
+        log::error!(
+            "{label} - Publish Violation - User {user:?}, Subject {}",
+            errors::quoted(subject)
+        );
+        self.complain(&errors::publish_violation(subject));
+    }
+
+    /// The checks most connections do not need; false when the message must not be delivered.
+    #[cold]
+    fn check_publish(&mut self, subject: &[u8]) -> bool {
+        let client = self.client();
+        let forbidden = (subject.starts_with(RESERVED_PREFIX) && client.kind == Kind::Client)
+            || client
+                .permissions
+                .as_ref()
+                .is_some_and(|p| !p.may_publish(subject));
+        if forbidden {
+            self.refuse_publish(subject);
+            return false;
+        }
+        if client.pedantic && !token::is_valid_literal(subject) {
+            self.complain(errors::INVALID_SUBJECT);
+            self.ok_if_verbose();
+            return false;
+        }
+        true
+    }
+
+    fn stop(&mut self, text: &str) -> Result<(), Stop> {
+        self.broker.refuse(self.slot, text);
+        Err(Stop)
+    }
+}
+
+impl Sink for Session<'_> {
+    #[inline(always)]
+    fn connect_only(&self) -> bool {
+        self.broker.receivers.clients[self.slot as usize].unauthorized
+    }
+
+    #[inline(always)]
+    fn headers(&self) -> bool {
+        self.broker.receivers.clients[self.slot as usize].headers
+    }
+
+    #[inline(always)]
+    fn payload_bytes_max(&self) -> u64 {
+        self.broker.settings.payload_bytes_max
+    }
+
+    fn control_line_bytes_max(&self) -> usize {
+        self.broker.settings.control_line_bytes_max
+    }
+
+    #[inline(always)]
+    fn message(&mut self, message: &Message<'_>, owned: Option<Bytes>) -> Result<(), Stop> {
+        self.messages += 1;
+        self.bytes += message.body_bytes as u64;
+        if self.trace {
+            self.trace_message(message);
+        }
+        let slot = self.slot;
+        let client = &mut self.broker.receivers.clients[slot as usize];
+        let subject = message.subject.bytes();
+        if (client.pedantic || client.permissions.is_some() || subject.starts_with(RESERVED_PREFIX))
+            && !self.check_publish(subject)
+        {
+            return Ok(());
+        }
+        let client = &mut self.broker.receivers.clients[slot as usize];
+        let origin = Origin {
+            no_echo: (!client.echo).then_some(slot),
+            publisher: super::client::PublisherRef {
+                loop_index: self.broker.loop_index,
+                slot,
+                cid: client.cid,
+            },
+            from_loop: None,
+            hops: 0,
+            others: 0,
+        };
+        let wants_answer = client.no_responders && message.reply_bytes > 0;
+        if client.verbose {
+            self.broker.append(slot, encode::OK);
+        }
+        let receivers = self.broker.deliver(&origin, message, owned);
+        if receivers == 0 && wants_answer {
+            if let Some(reply) = message.reply() {
+                self.broker.answer_no_responders(slot, reply);
+            }
+        }
+        // A slow consumer may be the publisher itself.
+        match self.broker.receivers.clients[slot as usize].phase {
+            Phase::Open => Ok(()),
+            Phase::Closing => Err(Stop),
+        }
+    }
+
+    fn connect(&mut self, json: &[u8]) -> Result<(), Stop> {
+        if self.trace {
+            self.trace_in(format_args!("CONNECT {}", masked(json)));
+        }
+        let now = self.broker.now;
+        let client = self.client();
+        client.active_at = Some(now);
+        let mut connect = client.connect.take().unwrap_or_default();
+        if let Err(error) = connect.update(json) {
+            let label = client.label();
+            log::error!("{label} - CONNECT: {error}");
+            return self.stop(errors::PARSER_ERROR);
+        }
+        let connect = &*client.connect.insert(connect);
+        client.verbose = connect.verbose;
+        client.pedantic = connect.pedantic;
+        client.echo = connect.echo;
+        client.headers = connect.headers;
+        client.no_responders = connect.no_responders && connect.headers;
+        let without_headers = connect.no_responders && !connect.headers;
+        let (protocol, verbose) = (connect.protocol, connect.verbose);
+        let verdict = self.broker.settings.auth.judge(
+            self.broker.receivers.clients[self.slot as usize]
+                .connect
+                .as_ref()
+                .expect("set above"),
+        );
+        match verdict {
+            Verdict::Granted(permissions) => {
+                let client = self.client();
+                client.unauthorized = false;
+                client.permissions = permissions;
+            }
+            Verdict::Denied => {
+                self.log_authorization_error();
+                return self.stop(errors::AUTHORIZATION_VIOLATION);
+            }
+            Verdict::Verify {
+                hash,
+                given,
+                permissions,
+            } => {
+                let (slot, cid) = (self.slot, self.client().cid);
+                self.broker.effects.push(Effect::Verify {
+                    slot,
+                    cid,
+                    hash,
+                    given,
+                    permissions,
+                });
+            }
+        }
+        if !(0..=PROTOCOL_MAX).contains(&protocol) {
+            return self.stop(errors::INVALID_CLIENT_PROTOCOL);
+        }
+        if without_headers {
+            return self.stop(errors::NO_RESPONDERS_NEEDS_HEADERS);
+        }
+        if verbose {
+            self.broker.append(self.slot, encode::OK);
+        }
+        Ok(())
+    }
+
+    fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
+        if self.trace {
+            self.trace_in(format_args!("INFO {}", String::from_utf8_lossy(json)));
+        }
+        // Clients have nothing to say here, but it must be JSON.
+        let text = String::from_utf8_lossy(json);
+        match serde_json::from_str::<crate::wire::info::Info>(&text) {
+            Ok(_) => Ok(()),
+            Err(error) => {
+                let label = self.client().label();
+                log::error!("{label} - INFO: {error}");
+                self.stop(errors::PARSER_ERROR)
+            }
+        }
+    }
+
+    fn subscribe(&mut self, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop> {
+        if self.trace {
+            let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+            let queue = queue.map_or(String::new(), |queue| lossy(queue) + " ");
+            self.trace_in(format_args!("SUB {} {queue}{}", lossy(subject), lossy(sid)));
+        }
+        let now = self.broker.now;
+        let max = self.broker.settings.subscriptions_max;
+        let client = self.client();
+        client.active_at = Some(now);
+        let care = match client
+            .permissions
+            .as_ref()
+            .map(|p| p.may_subscribe(subject, queue))
+        {
+            None | Some(Subscribing::Allowed) => Care::Nothing,
+            Some(Subscribing::Filtered) => Care::Filtered,
+            Some(Subscribing::Denied) => {
+                let user = client
+                    .connect
+                    .as_ref()
+                    .map_or(String::new(), |connect| connect.user.to_string());
+                let label = client.label();
+                log::error!(
+                    "{label} - Subscription Violation - User {user:?}, Subject {}, SID {}",
+                    errors::quoted(subject),
+                    String::from_utf8_lossy(sid)
+                );
+                self.complain(&errors::subscription_violation(subject, None));
+                return Ok(());
+            }
+        };
+        if !token::is_valid_subscription(subject) {
+            self.complain(errors::INVALID_SUBJECT);
+            return Ok(());
+        }
+        if max.is_some_and(|max| client.subscriptions.len() >= max) {
+            self.complain(errors::SUBSCRIPTIONS_EXCEEDED);
+            return Ok(());
+        }
+        // The first one with a sid stays; a second is acknowledged and ignored.
+        if self.broker.find_subscription(self.slot, sid).is_none() {
+            self.broker
+                .add_subscription(self.slot, subject, queue, sid, care);
+        }
+        self.ok_if_verbose();
+        Ok(())
+    }
+
+    fn unsubscribe(&mut self, sid: &[u8], max: Option<u64>) -> Result<(), Stop> {
+        if self.trace {
+            let max = max.map_or(String::new(), |max| format!(" {max}"));
+            self.trace_in(format_args!("UNSUB {}{max}", String::from_utf8_lossy(sid)));
+        }
+        let now = self.broker.now;
+        self.client().active_at = Some(now);
+        if let Some(id) = self.broker.find_subscription(self.slot, sid) {
+            match max {
+                Some(max) => self.broker.limit_subscription(self.slot, id, max),
+                None => self.broker.remove_subscription(self.slot, id),
+            }
+        }
+        self.ok_if_verbose();
+        Ok(())
+    }
+
+    fn ping(&mut self) -> Result<(), Stop> {
+        if self.trace {
+            self.trace_in(format_args!("PING"));
+        }
+        self.broker.append(self.slot, encode::PONG);
+        let client = self.client();
+        if client.connect.is_some() && !client.first_pong_sent {
+            client.first_pong_sent = true;
+            // What changed before this PONG is told right behind it.
+            if client.understands_info() && client.info_is_old {
+                client.info_is_old = false;
+                let line = self.broker.info_line(self.slot);
+                self.broker.append(self.slot, line.as_bytes());
+            }
+        }
+        Ok(())
+    }
+
+    fn pong(&mut self) -> Result<(), Stop> {
+        if self.trace {
+            self.trace_in(format_args!("PONG"));
+        }
+        self.client().pings_out = 0;
+        Ok(())
+    }
+
+    fn error(&mut self, text: &[u8]) -> Result<(), Stop> {
+        let label = self.client().label();
+        log::error!("{label} - Client Error {}", String::from_utf8_lossy(text));
+        self.broker.close(self.slot, CloseReason::Silently);
+        Err(Stop)
+    }
+}
+
+impl Session<'_> {
+    #[cold]
+    fn log_authorization_error(&mut self) {
+        let named = !self.broker.settings.auth.users.is_empty();
+        let client = self.client();
+        let label = client.label();
+        match client.connect.as_ref().filter(|_| named) {
+            Some(connect) => log::error!("{label} - Authorization Error - User {:?}", connect.user),
+            None => log::error!("{label} - Authorization Error"),
+        }
+    }
+}

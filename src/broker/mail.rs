@@ -1,0 +1,381 @@
+//! What one loop tells another: batches of records, a batch per turn and receiver.
+//!
+//! Interest and messages travel in one sequence of bytes, because their order is a promise: interest
+//! must be known before any message that was published causally after it. The rest (new
+//! connections, holds) needs no order and rides along as values.
+//!
+//! ```text
+//!   interest: kind u8 | plain or queue u8 | - u16 | count u32 | subject length u32 | queue length u32
+//!             subject | queue
+//!   message:  kind u8 | plain u8 | groups u16 | hops u8 | shared u8 | - u16
+//!             subject, reply, header (or none), body, tail lengths u32 | others u32
+//!             publisher slot u32, cid u64 | subject | groups: (length u16, name)... | tail
+//! ```
+
+use super::client::PublisherRef;
+use crate::wire::parser::{Message, Padded};
+use bytes::Bytes;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+const KIND_INTEREST: u8 = 1;
+const KIND_MESSAGE: u8 = 2;
+const NO_HEADERS: u32 = u32::MAX;
+
+/// A connection accepted by one loop for another.
+#[derive(Debug)]
+pub struct Arrival {
+    pub fd: OwnedFd,
+    pub cid: u64,
+    pub peer: SocketAddr,
+}
+
+#[derive(Debug, Default)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    /// Tails of large messages, in the order in which records name them.
+    shared: Vec<Bytes>,
+    /// Bytes of payload in `bytes` and `shared`, for the sender's bound on what is under way.
+    pub weight: usize,
+    pub arrivals: Vec<Arrival>,
+    /// Publishers of the receiving loop to hold back, or to let go again.
+    pub holds: Vec<(PublisherRef, bool)>,
+}
+
+/// A message on its way to another loop, beside the message itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// To all plain subscriptions of the receiving loop.
+    pub plain: bool,
+    /// How often it was passed on because the chosen member of a queue group had gone.
+    pub hops: u8,
+    /// Receivers it had outside the receiving loop.
+    pub others: u32,
+    pub publisher: PublisherRef,
+}
+
+#[derive(Debug)]
+pub enum Record<'a> {
+    /// The sender now has `count` members at this subject (and queue group).
+    Interest {
+        subject: &'a [u8],
+        queue: Option<&'a [u8]>,
+        count: u32,
+    },
+    Message {
+        message: Message<'a>,
+        owned: Option<Bytes>,
+        envelope: Envelope,
+        groups: Groups<'a>,
+    },
+}
+
+/// Names of queue groups the message is for.
+#[derive(Clone, Debug)]
+pub struct Groups<'a>(&'a [u8]);
+
+impl<'a> Iterator for Groups<'a> {
+    type Item = &'a [u8];
+
+    fn next(&mut self) -> Option<&'a [u8]> {
+        let (length, rest) = self.0.split_first_chunk()?;
+        let (name, rest) = rest.split_at(u16::from_le_bytes(*length) as usize);
+        self.0 = rest;
+        Some(name)
+    }
+}
+
+impl Batch {
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.arrivals.is_empty() && self.holds.is_empty()
+    }
+
+    /// Makes an emptied batch ready for another turn; its memory is kept unless it grew large.
+    pub fn clear(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(256 << 10);
+        self.shared.clear();
+        self.weight = 0;
+        self.arrivals.clear();
+        self.holds.clear();
+    }
+
+    pub fn push_interest(&mut self, subject: &[u8], queue: Option<&[u8]>, count: u32) {
+        self.bytes
+            .extend_from_slice(&[KIND_INTEREST, u8::from(queue.is_some()), 0, 0]);
+        for number in [
+            count,
+            subject.len() as u32,
+            queue.map_or(0, <[u8]>::len) as u32,
+        ] {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        self.bytes.extend_from_slice(subject);
+        self.bytes.extend_from_slice(queue.unwrap_or_default());
+        self.weight += 16 + subject.len();
+    }
+
+    pub fn push_message<'g>(
+        &mut self,
+        message: &Message<'_>,
+        owned: Option<&Bytes>,
+        envelope: Envelope,
+        groups: impl Iterator<Item = &'g [u8]>,
+    ) {
+        let start = self.bytes.len();
+        let subject = message.subject.bytes();
+        let tail = message.tail.bytes();
+        self.bytes.extend_from_slice(&[
+            KIND_MESSAGE,
+            u8::from(envelope.plain),
+            0, // number of groups, set below
+            0,
+            envelope.hops,
+            u8::from(owned.is_some()),
+            0,
+            0,
+        ]);
+        let numbers = [
+            subject.len() as u32,
+            message.reply_bytes as u32,
+            message.header_bytes.unwrap_or(NO_HEADERS),
+            message.body_bytes as u32,
+            tail.len() as u32,
+            envelope.others,
+            envelope.publisher.slot,
+        ];
+        for number in numbers {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        self.bytes
+            .extend_from_slice(&envelope.publisher.cid.to_le_bytes());
+        self.bytes.extend_from_slice(subject);
+        let mut count = 0u16;
+        for name in groups {
+            self.bytes
+                .extend_from_slice(&(name.len() as u16).to_le_bytes());
+            self.bytes.extend_from_slice(name);
+            count += 1;
+        }
+        self.bytes[start + 2..start + 4].copy_from_slice(&count.to_le_bytes());
+        match owned {
+            Some(owned) => self.shared.push(owned.clone()),
+            None => self.bytes.extend_from_slice(tail),
+        }
+        self.weight += 64 + tail.len();
+    }
+
+    pub fn records(&self, from_loop: u16) -> Records<'_> {
+        Records {
+            bytes: &self.bytes,
+            shared: self.shared.iter(),
+            from_loop,
+        }
+    }
+}
+
+/// Reads back what `push_interest` and `push_message` wrote. Both ends are this very program, so a
+/// malformed record is a bug of ours and panics.
+pub struct Records<'a> {
+    bytes: &'a [u8],
+    shared: std::slice::Iter<'a, Bytes>,
+    from_loop: u16,
+}
+
+impl<'a> Records<'a> {
+    #[inline]
+    fn number(&mut self) -> u32 {
+        let (number, rest) = self.bytes.split_first_chunk().expect("a whole record");
+        self.bytes = rest;
+        u32::from_le_bytes(*number)
+    }
+
+    #[inline]
+    fn take(&mut self, length: usize) -> &'a [u8] {
+        let (taken, rest) = self.bytes.split_at(length);
+        self.bytes = rest;
+        taken
+    }
+}
+
+impl<'a> Iterator for Records<'a> {
+    type Item = Record<'a>;
+
+    fn next(&mut self) -> Option<Record<'a>> {
+        let [kind, flag, low, high] = self.number_bytes()?;
+        match kind {
+            KIND_INTEREST => {
+                let (count, subject_len, queue_len) = (self.number(), self.number(), self.number());
+                let subject = self.take(subject_len as usize);
+                let queue = self.take(queue_len as usize);
+                Some(Record::Interest {
+                    subject,
+                    queue: (flag == 1).then_some(queue),
+                    count,
+                })
+            }
+            KIND_MESSAGE => {
+                let [hops, shared, _, _] = self.number_bytes().expect("a whole record");
+                let lengths: [u32; 7] = std::array::from_fn(|_| self.number());
+                let [
+                    subject_len,
+                    reply_len,
+                    header_len,
+                    body_len,
+                    tail_len,
+                    others,
+                    slot,
+                ] = lengths;
+                let cid = u64::from(self.number()) | u64::from(self.number()) << 32;
+                let subject = Padded::new(self.bytes, subject_len as usize);
+                self.take(subject_len as usize);
+                let groups = self.bytes;
+                for _ in 0..u16::from_le_bytes([low, high]) {
+                    let (length, rest) = self.bytes.split_first_chunk().expect("a whole record");
+                    self.bytes = &rest[u16::from_le_bytes(*length) as usize..];
+                }
+                let groups = Groups(&groups[..groups.len() - self.bytes.len()]);
+                let owned = (shared == 1).then(|| self.shared.next().expect("named by the record"));
+                let tail = match owned {
+                    Some(owned) => Padded::exact(owned),
+                    None => {
+                        let tail = Padded::new(self.bytes, tail_len as usize);
+                        self.take(tail_len as usize);
+                        tail
+                    }
+                };
+                let message = Message {
+                    subject,
+                    tail,
+                    reply_bytes: reply_len as usize,
+                    header_bytes: (header_len != NO_HEADERS).then_some(header_len),
+                    body_bytes: body_len as usize,
+                    sid: b"",
+                };
+                let publisher = PublisherRef {
+                    loop_index: self.from_loop,
+                    slot,
+                    cid,
+                };
+                let envelope = Envelope {
+                    plain: flag == 1,
+                    hops,
+                    others,
+                    publisher,
+                };
+                Some(Record::Message {
+                    message,
+                    owned: owned.cloned(),
+                    envelope,
+                    groups,
+                })
+            }
+            other => unreachable!("record of kind {other}"),
+        }
+    }
+}
+
+impl Records<'_> {
+    #[inline]
+    fn number_bytes(&mut self) -> Option<[u8; 4]> {
+        let (bytes, rest) = self.bytes.split_first_chunk()?;
+        self.bytes = rest;
+        Some(*bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_come_back_in_order() {
+        let mut batch = Batch::default();
+        let publisher = PublisherRef {
+            loop_index: 3,
+            slot: 7,
+            cid: 1 << 40,
+        };
+        let envelope = Envelope {
+            plain: true,
+            hops: 1,
+            others: 5,
+            publisher,
+        };
+        let small = Message {
+            subject: Padded::exact(b"foo"),
+            tail: Padded::exact(b"re 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"),
+            reply_bytes: 2,
+            header_bytes: Some(12),
+            body_bytes: 14,
+            sid: b"",
+        };
+        let owned = Bytes::from_static(b"2\r\nhi\r\n");
+        let large = Message {
+            tail: Padded::exact(&owned),
+            reply_bytes: 0,
+            header_bytes: None,
+            body_bytes: 2,
+            ..small
+        };
+        batch.push_interest(b"a.*", None, 1);
+        batch.push_message(&small, None, envelope, [&b"q1"[..], b"q2"].into_iter());
+        batch.push_interest(b"b", Some(b"q"), 4);
+        batch.push_message(
+            &large,
+            Some(&owned),
+            Envelope {
+                plain: false,
+                ..envelope
+            },
+            std::iter::empty(),
+        );
+        let shown: Vec<String> = batch
+            .records(3)
+            .map(|record| match record {
+                Record::Interest {
+                    subject,
+                    queue,
+                    count,
+                } => {
+                    format!(
+                        "{} {:?} {count}",
+                        subject.escape_ascii(),
+                        queue.map(<[u8]>::escape_ascii).map(|q| q.to_string())
+                    )
+                }
+                Record::Message {
+                    message: m,
+                    owned,
+                    envelope: e,
+                    groups,
+                } => {
+                    assert_eq!(e.publisher, publisher);
+                    let groups: Vec<_> = groups.map(|g| g.escape_ascii().to_string()).collect();
+                    format!(
+                        "{} {:?} {:?} {} {} {} {} {groups:?} {}",
+                        m.subject.bytes().escape_ascii(),
+                        m.reply().map(<[u8]>::len),
+                        m.header_bytes,
+                        m.body().escape_ascii(),
+                        e.plain,
+                        e.hops,
+                        e.others,
+                        owned.is_some()
+                    )
+                }
+            })
+            .collect();
+        assert_eq!(
+            shown,
+            [
+                "a.* None 1",
+                r#"foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 5 ["q1", "q2"] false"#,
+                "b Some(\"q\") 4",
+                r#"foo None None hi\r\n false 1 5 [] true"#,
+            ]
+        );
+        batch.clear();
+        assert!(batch.is_empty() && batch.records(0).next().is_none());
+    }
+}

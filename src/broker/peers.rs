@@ -1,0 +1,206 @@
+//! The other loops of the process, as special clients: what they want to hear, and what we tell them.
+//!
+//! Each loop holds the interest of every other loop as ordinary entries of its own table: one entry
+//! per pattern and queue group with the number of members behind it. A message goes to another loop
+//! at most once, like over a route; the loop there finds its own receivers.
+
+use super::deliver::Origin;
+use super::mail::{Batch, Record};
+use super::subs::{Care, Target};
+use super::{Broker, Slot};
+use crate::subject::sublist::{InterestId, QueueId};
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// Bytes under way to one loop above which publishers that send there are held back.
+pub const BACKLOG_BYTES_MAX: usize = 4 << 20;
+
+pub struct Peer {
+    /// What goes to that loop at the end of this turn.
+    pub outgoing: Batch,
+    /// That loop's interest: our entry for each of its patterns and groups.
+    interest: HashMap<(Box<[u8]>, Option<Box<[u8]>>), u32>,
+    /// Bytes sent to that loop and not yet worked off, told by the carrier.
+    pub backlog: usize,
+    /// Publishers of this loop held back until the backlog is gone.
+    waiting: Vec<Slot>,
+    /// What the current message is to do there.
+    pub plain: bool,
+    pub groups: Vec<QueueId>,
+}
+
+impl Peer {
+    pub fn new(_index: u16) -> Self {
+        Self {
+            outgoing: Batch::default(),
+            interest: HashMap::new(),
+            backlog: 0,
+            waiting: Vec::new(),
+            plain: false,
+            groups: Vec::new(),
+        }
+    }
+
+    pub fn interest_count(&self) -> usize {
+        self.interest.len()
+    }
+}
+
+/// How many members this loop itself has, per pattern and per queue group of a pattern.
+#[derive(Default)]
+pub struct LocalInterest {
+    plain: HashMap<InterestId, u32>,
+    groups: HashMap<(InterestId, QueueId), u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    Added,
+    /// About to be removed, but still in the table.
+    Removing,
+}
+
+impl Broker {
+    /// Tells the other loops when a subscription of a connection changes what we want to hear: for
+    /// plain ones the first and the last, for queue groups every change, because choices are made by
+    /// number of members.
+    pub(super) fn tell_peers(&mut self, subscription: u32, change: Change) {
+        if self.peers.len() < 2 {
+            return;
+        }
+        let subscription = &self.receivers.subscriptions[subscription as usize];
+        let (interest, queue) = (subscription.place.interest, subscription.queue);
+        let count = match queue {
+            None => self.local.plain.entry(interest).or_default(),
+            Some(queue) => self.local.groups.entry((interest, queue)).or_default(),
+        };
+        match change {
+            Change::Added => *count += 1,
+            Change::Removing => *count -= 1,
+        }
+        let count = *count;
+        if count == 0 {
+            match queue {
+                None => self.local.plain.remove(&interest),
+                Some(queue) => self.local.groups.remove(&(interest, queue)),
+            };
+        }
+        let first_or_last = count == if change == Change::Added { 1 } else { 0 };
+        if queue.is_none() && !first_or_last {
+            return;
+        }
+        let subject = self.sublist.pattern(interest);
+        let queue = queue.map(|queue| self.sublist.queue_name(queue));
+        for (index, peer) in self.peers.iter_mut().enumerate() {
+            if index != usize::from(self.loop_index) {
+                peer.outgoing.push_interest(&subject, queue, count);
+            }
+        }
+    }
+
+    /// Everything another loop sent in one batch. Interest takes effect here and now: the caller
+    /// drains mail before it acts on any byte received in the same turn.
+    pub fn handle_mail(&mut self, from: u16, batch: &Batch, now: Instant) {
+        self.now = now;
+        for (publisher, hold) in &batch.holds {
+            self.handle_hold(*publisher, *hold);
+        }
+        for record in batch.records(from) {
+            match record {
+                Record::Interest {
+                    subject,
+                    queue,
+                    count,
+                } => self.handle_interest(from, subject, queue, count),
+                Record::Message {
+                    message,
+                    owned,
+                    envelope,
+                    groups,
+                } => {
+                    let origin = Origin {
+                        no_echo: None,
+                        publisher: envelope.publisher,
+                        from_loop: Some(from),
+                        hops: envelope.hops,
+                        others: envelope.others,
+                    };
+                    self.deliver_from_loop(&origin, &message, owned, envelope.plain, groups);
+                }
+            }
+        }
+    }
+
+    fn handle_interest(&mut self, from: u16, subject: &[u8], queue: Option<&[u8]>, count: u32) {
+        let key = (subject.into(), queue.map(Into::into));
+        let peer = &mut self.peers[from as usize];
+        match (peer.interest.get(&key).copied(), count) {
+            (None, 0) => {}
+            (None, count) => {
+                let id = self.insert(
+                    Target::Loop(from),
+                    subject,
+                    queue,
+                    b"",
+                    Care::Nothing,
+                    count,
+                );
+                self.peers[from as usize].interest.insert(key, id);
+            }
+            (Some(id), 0) => {
+                peer.interest.remove(&key);
+                self.take_out(id);
+            }
+            (Some(id), count) => {
+                let subscription = &self.receivers.subscriptions[id as usize];
+                if let Some(queue) = subscription.queue {
+                    self.sublist.set_weight(subscription.place, queue, count);
+                }
+            }
+        }
+    }
+
+    /// What goes to another loop at the end of this turn, if anything; `empty` takes its place.
+    pub fn take_mail(&mut self, to: u16, empty: Batch) -> Result<Batch, Batch> {
+        let peer = &mut self.peers[to as usize];
+        if peer.outgoing.is_empty() {
+            return Err(empty);
+        }
+        peer.backlog += peer.outgoing.weight;
+        Ok(std::mem::replace(&mut peer.outgoing, empty))
+    }
+
+    /// Something for another loop that is not of the broker's making, in order with the rest.
+    pub fn outgoing(&mut self, to: u16) -> &mut Batch {
+        &mut self.peers[to as usize].outgoing
+    }
+
+    /// The carrier tells how many bytes of ours that loop has not worked off yet.
+    pub fn set_backlog(&mut self, to: u16, bytes: usize) {
+        let peer = &mut self.peers[to as usize];
+        peer.backlog = bytes;
+        if bytes <= BACKLOG_BYTES_MAX / 2 {
+            for slot in std::mem::take(&mut peer.waiting) {
+                if let Some(client) = self.receivers.clients.get(slot as usize) {
+                    let publisher = super::PublisherRef {
+                        loop_index: self.loop_index,
+                        slot,
+                        cid: client.cid,
+                    };
+                    self.handle_hold(publisher, false);
+                }
+            }
+        }
+    }
+
+    /// A publisher sent to another loop whose mailbox is full: hold it until there is room.
+    #[cold]
+    pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: super::PublisherRef) {
+        let waiting = &mut self.peers[peer as usize].waiting;
+        let local = publisher.loop_index == self.loop_index;
+        if local && !waiting.contains(&publisher.slot) {
+            waiting.push(publisher.slot);
+            self.handle_hold(publisher, true);
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! What the broker needs to know of the configuration; one value, shared by all loops.
+
+use super::auth::Auth;
+use crate::wire::info::Info;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// INFO for clients, but for what differs per client.
+    pub info: Info,
+    pub payload_bytes_max: u64,
+    pub control_line_bytes_max: usize,
+    /// Per client; None: no limit.
+    pub subscriptions_max: Option<usize>,
+    pub pending_bytes_max: usize,
+    /// A connection with output pending that takes none of it for this long is cut off.
+    pub write_deadline: Duration,
+    pub ping_interval: Duration,
+    pub pings_out_max: u32,
+    pub auth: Auth,
+    pub auth_timeout: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            info: Info::default(),
+            payload_bytes_max: 1 << 20,
+            control_line_bytes_max: 1024,
+            subscriptions_max: None,
+            pending_bytes_max: 64 << 20,
+            write_deadline: Duration::from_secs(2),
+            ping_interval: Duration::from_secs(120),
+            pings_out_max: 2,
+            auth: Auth::default(),
+            auth_timeout: Duration::from_secs(1),
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Deadlines of one loop's connections: a heap with lazy removal.
+//!
+//! An entry names its connection by slot and cid, so one that outlived its connection is recognised
+//! when it comes up and dropped.
+
+use super::client::Phase;
+use super::{Broker, Slot};
+use crate::wire::{encode, errors};
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::time::Instant;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Timer {
+    Ping,
+    Authorization,
+    /// Output is pending: does the kernel still take some?
+    Progress,
+    /// The time a receiver may hold publishers back is over, or it should have made progress.
+    Hold,
+}
+
+#[derive(Debug, Default)]
+pub struct Timers(BinaryHeap<Reverse<(Instant, Slot, u64, Timer)>>);
+
+impl Timers {
+    pub fn push(&mut self, at: Instant, slot: Slot, cid: u64, timer: Timer) {
+        self.0.push(Reverse((at, slot, cid, timer)));
+    }
+}
+
+impl Broker {
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.timers.0.peek().map(|Reverse((at, ..))| *at)
+    }
+
+    pub fn handle_timeouts(&mut self, now: Instant) {
+        self.now = now;
+        while let Some(Reverse((at, slot, cid, timer))) = self.timers.0.peek().copied() {
+            if at > now {
+                break;
+            }
+            self.timers.0.pop();
+            let known = self
+                .receivers
+                .clients
+                .get(slot as usize)
+                .is_some_and(|c| c.cid == cid);
+            if known {
+                self.handle_timer(slot, timer);
+            }
+        }
+    }
+
+    fn handle_timer(&mut self, slot: Slot, timer: Timer) {
+        let now = self.now;
+        let client = &mut self.receivers.clients[slot as usize];
+        if client.phase == Phase::Closing && timer != Timer::Progress {
+            return;
+        }
+        match timer {
+            Timer::Ping => {
+                client.pings_out += 1;
+                if client.pings_out > self.settings.pings_out_max {
+                    log::debug!("{} - Stale Client Connection - Closing", client.label());
+                    return self.refuse(slot, errors::STALE_CONNECTION);
+                }
+                log::debug!("{} - Client Ping Timer", client.label());
+                let cid = client.cid;
+                self.append(slot, encode::PING);
+                self.timers
+                    .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
+            }
+            Timer::Authorization => {
+                if client.unauthorized {
+                    log::debug!("{} - Authorization Timeout", client.label());
+                    self.refuse(slot, errors::AUTHORIZATION_TIMEOUT);
+                }
+            }
+            Timer::Progress => {
+                let deadline = self.settings.write_deadline;
+                match client.progress_at {
+                    None => client.watched = false,
+                    Some(at) if now.duration_since(at) >= deadline => {
+                        client.watched = false;
+                        self.cut_off(
+                            slot,
+                            format!("nothing taken for {deadline:?} (write deadline)"),
+                        );
+                    }
+                    Some(at) => {
+                        let cid = client.cid;
+                        self.timers.push(at + deadline, slot, cid, Timer::Progress);
+                    }
+                }
+            }
+            Timer::Hold => self.end_of_hold(slot),
+        }
+    }
+}
