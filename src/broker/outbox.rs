@@ -322,7 +322,7 @@ mod tests {
         /// Against a plain byte queue, with a region small enough to run out.
         #[test]
         fn behaves_as_a_queue_of_bytes(steps in steps()) {
-            let mut pool = Pool::new(RegionMut::new(384 << 10));
+            let mut pool = Pool::new(RegionMut::map(384 << 10).unwrap());
             let (mut outbox, mut model) = (Outbox::default(), Vec::new());
             let mut next = 0u8;
             let mut fresh = |n: usize| -> Vec<u8> {
@@ -358,7 +358,7 @@ mod tests {
 
     #[test]
     fn a_write_is_limited_in_pieces_and_bytes() {
-        let mut pool = Pool::new(RegionMut::new(1 << 20));
+        let mut pool = Pool::new(RegionMut::map(1 << 20).unwrap());
         let mut outbox = Outbox::default();
         for _ in 0..10 {
             outbox.append_shared(&mut pool, vec![1; 1000].into());

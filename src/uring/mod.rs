@@ -1,1 +1,160 @@
-//! The kernel interface: ring, registered memory, completions. May import util. Knows no NATS.
+//! The kernel interface of the event loop: operations in, completions out.
+//!
+//! [`Io`] is the whole of it. [`Ring`] is the real one, on io_uring. May import util. Knows no NATS: it moves bytes and completions, and a
+//! [`Token`] means nothing to it but which operation it stands for.
+//!
+//! The rule that makes every method of [`Io`] safe to call: **whatever memory the kernel may touch is
+//! owned or kept alive by the ring until the kernel has said that it is done.** Received bytes land in
+//! buffers of the ring, lent out as [`RecvBuf`] and given back with [`Io::recycle`]. Bytes to send lie
+//! in the [`Region`](crate::util::region::Region) the ring keeps alive, or in shared `Bytes` of which
+//! it holds a clone while the write is in flight. A caller that goes away early can therefore lose
+//! messages, but never memory safety.
+//!
+//! Sockets must be in **blocking** mode (no `O_NONBLOCK`). Then a write to a socket whose buffer is full
+//! waits inside the kernel, without a thread, and completes once it took at least one byte. On a
+//! non-blocking socket the same write completes at once with EAGAIN, and somebody would have to poll.
+//! No operation blocks the calling thread either way; recv, accept and connect wait in both modes.
+//! The test `only_blocking_sockets_wait_for_room` holds the kernel to this.
+
+mod buffers;
+mod errno;
+mod probe;
+mod ring;
+mod sys;
+mod token;
+
+pub use errno::Errno;
+pub use probe::{Features, Unusable, probe};
+pub use ring::{Ring, RingConfig};
+pub use token::{Kind, Token};
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+/// Most segments one write may have: the kernel's own limit on a vector (UIO_MAXIOV).
+pub const SEGMENTS_MAX: usize = 1024;
+
+/// An answer of the kernel.
+#[derive(Debug)]
+pub struct Completion {
+    pub token: Token,
+    /// Bytes moved, or the descriptor of an accepted connection, or nothing of interest.
+    pub result: Result<u32, Errno>,
+    /// Received bytes: there exactly when a recv moved at least one byte.
+    pub buf: Option<RecvBuf>,
+    /// Whether the operation stays armed and will complete again (accept and watch).
+    pub more: bool,
+}
+
+/// A receive buffer on loan. Not `Clone`, and must go back with [`Io::recycle`]: one that is dropped
+/// is lost to the ring until the ring goes.
+#[derive(Debug)]
+#[must_use = "a receive buffer that is not recycled is lost"]
+pub struct RecvBuf {
+    id: u16,
+    len: u32,
+}
+
+impl RecvBuf {
+    /// Bytes received, at least 1.
+    #[allow(clippy::len_without_is_empty)]
+    pub fn len(&self) -> usize {
+        self.len as usize
+    }
+}
+
+/// A run of bytes to write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Segment {
+    /// In the region the ring was made with. The bytes must stay as they are until the write has
+    /// completed.
+    Region { offset: u32, len: u32 },
+    /// In memory shared with others, immutable by its type; sliced to what is to be written.
+    Shared(Bytes),
+}
+
+impl Segment {
+    /// Bytes in the segment.
+    pub fn len(&self) -> usize {
+        match self {
+            Segment::Region { len, .. } => *len as usize,
+            Segment::Shared(bytes) => bytes.len(),
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// How long a turn may sleep when there is nothing to report.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wait {
+    No,
+    Until(Duration),
+    Forever,
+}
+
+/// What the event loop asks of the kernel.
+///
+/// Methods that start an operation queue it; it reaches the kernel with the next [`Io::turn`], or at
+/// once when the queue is full. Nothing is ever dropped: every operation completes exactly once with
+/// `more == false`, save for closes and doorbells that succeed. Operations of one turn may complete
+/// in any order. A descriptor must stay open until what was started on it has completed.
+pub trait Io {
+    /// Accepts connections until cancelled or failed; each arrives as one completion whose result is
+    /// the new descriptor, blocking and close-on-exec. It inherits TCP_NODELAY and buffer sizes from
+    /// the listener, so setting them there saves a system call per connection.
+    fn accept(&mut self, token: Token, listener: RawFd);
+
+    /// Receives once into a buffer the kernel picks when data is there, so an idle connection holds
+    /// none. `Ok(0)` is the end of the stream; [`Errno::NOBUFS`] means that all buffers are on loan
+    /// and the recv is to be armed again after some came back, whether data was waiting or not.
+    fn recv(&mut self, token: Token, fd: RawFd);
+
+    /// Writes the segments in order, with one operation. A short count is normal and not an error:
+    /// write the rest next. At most one write per slot may be in flight.
+    fn write(&mut self, token: Token, fd: RawFd, segments: &[Segment]);
+
+    /// Connects a socket.
+    fn connect(&mut self, token: Token, fd: RawFd, address: SocketAddr);
+
+    /// Shuts one or both directions of a connection down.
+    fn shutdown(&mut self, token: Token, fd: RawFd, how: Shutdown);
+
+    /// Asks for the end of an operation. Completes as `Kind::Cancel` with the target's slot and
+    /// generation: `Ok` when the target was found, [`Errno::NOENT`] when it has completed already,
+    /// [`Errno::ALREADY`] when it is past stopping. The target completes on its own in each case.
+    fn cancel(&mut self, target: Token);
+
+    /// Closes a descriptor on which nothing is in flight. Completes only on failure, as `Kind::Close`
+    /// with the descriptor as slot.
+    fn close(&mut self, fd: RawFd);
+
+    /// Makes `token`, of `Kind::Doorbell`, complete on another ring and wakes its thread. Completes
+    /// here only on failure, as `Kind::DoorbellSent`.
+    fn ring_doorbell(&mut self, other_ring_fd: RawFd, token: Token);
+
+    /// Completes each time the descriptor becomes readable, until cancelled or failed.
+    fn watch(&mut self, token: Token, fd: RawFd);
+
+    /// Hands everything queued to the kernel, sleeps at most as told until something completes, and
+    /// appends all completions to `out`. May return with nothing, on a signal for one.
+    fn turn(&mut self, wait: Wait, out: &mut Vec<Completion>) -> io::Result<()>;
+
+    /// The received bytes.
+    fn bytes(&self, buf: &RecvBuf) -> &[u8];
+
+    /// Gives a receive buffer back to the kernel.
+    fn recycle(&mut self, buf: RecvBuf);
+
+    /// Receive buffers that are not on loan.
+    fn free_bufs(&self) -> usize;
+
+    /// The ring's own descriptor: the address of its doorbell.
+    fn fd(&self) -> RawFd;
+}

@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn chunks_never_overlap_and_come_back() {
-        let mut pool = Pool::new(RegionMut::new(1 << 20));
+        let mut pool = Pool::new(RegionMut::map(1 << 20).unwrap());
         let mut held = Vec::new();
         let mut covered = vec![false; 1 << 20];
         for class in [0, 1, 2, 0, 1, 0, 2, 2, 1] {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn an_exhausted_region_says_so_and_recovers() {
-        let mut pool = Pool::new(RegionMut::new(256 << 10));
+        let mut pool = Pool::new(RegionMut::map(256 << 10).unwrap());
         let (a, b) = (pool.take(2).unwrap(), pool.take(2).unwrap());
         assert_eq!(pool.take(2), None);
         assert_eq!(pool.take(0), None);
