@@ -154,6 +154,13 @@ impl Broker {
             .is_some_and(|client| client.held_by == 0 && client.phase == Phase::Open)
     }
 
+    pub fn has_output(&self, slot: Slot) -> bool {
+        self.receivers
+            .clients
+            .get(slot as usize)
+            .is_some_and(|client| !client.outbox.is_empty())
+    }
+
     // ---- a connection's life
 
     /// A new connection; its INFO is pending when this returns.
@@ -252,19 +259,14 @@ impl Broker {
         let client = &mut self.receivers.clients[slot as usize];
         client.dirty = false;
         client.outbox.pieces(pieces_max, bytes_max, out);
-        if !out.is_empty() && client.progress_at.is_none() {
-            client.progress_at = Some(self.now);
+        if out.is_empty() {
+            return;
         }
-    }
-
-    /// A write did not finish within its turn: watch its progress.
-    pub fn handle_unfinished(&mut self, slot: Slot, now: Instant) {
-        self.now = now;
-        let client = &mut self.receivers.clients[slot as usize];
+        client.progress_at.get_or_insert(self.now);
         if !client.watched {
             client.watched = true;
             self.timers.push(
-                now + self.settings.write_deadline,
+                self.now + self.settings.write_deadline,
                 slot,
                 client.cid,
                 Timer::Progress,

@@ -160,14 +160,20 @@ impl Broker {
         }
     }
 
-    /// What goes to another loop at the end of this turn, if anything; `empty` takes its place.
-    pub fn take_mail(&mut self, to: u16, empty: Batch) -> Result<Batch, Batch> {
+    pub fn has_mail(&self, to: u16) -> bool {
+        !self.peers[to as usize].outgoing.is_empty()
+    }
+
+    /// What goes to another loop at the end of this turn; `empty` takes its place.
+    pub fn take_mail(&mut self, to: u16, empty: Batch) -> Batch {
         let peer = &mut self.peers[to as usize];
-        if peer.outgoing.is_empty() {
-            return Err(empty);
-        }
         peer.backlog += peer.outgoing.weight;
-        Ok(std::mem::replace(&mut peer.outgoing, empty))
+        std::mem::replace(&mut peer.outgoing, empty)
+    }
+
+    /// Whether publishers are held back until that loop has worked off its backlog.
+    pub fn waits_for(&self, to: u16) -> bool {
+        !self.peers[to as usize].waiting.is_empty()
     }
 
     /// Something for another loop that is not of the broker's making, in order with the rest.

@@ -26,6 +26,7 @@ mod token;
 pub use errno::Errno;
 pub use probe::{Features, Unusable, probe};
 pub use ring::{Ring, RingConfig};
+pub use sys::own;
 pub use token::{Kind, Token};
 
 use std::io;

@@ -123,7 +123,15 @@ impl Ring {
             Err(_) => RingName::Fd(ring.as_raw_fd()),
         };
         // SAFETY: nothing is queued yet, so the kernel takes no entry.
-        let no_iowait = unsafe { sys::enter(name, 0, 0, sys::ENTER_GETEVENTS | sys::ENTER_NO_IOWAIT, None) };
+        let no_iowait = unsafe {
+            sys::enter(
+                name,
+                0,
+                0,
+                sys::ENTER_GETEVENTS | sys::ENTER_NO_IOWAIT,
+                None,
+            )
+        };
         let wait_flags = match no_iowait {
             Ok(_) => sys::ENTER_GETEVENTS | sys::ENTER_NO_IOWAIT,
             Err(_) => sys::ENTER_GETEVENTS,

@@ -179,3 +179,12 @@ pub(super) fn socket_address(address: std::net::SocketAddr) -> (libc::sockaddr_s
     };
     (storage, length as u32)
 }
+
+/// Takes over a descriptor that the kernel named in a completion.
+pub fn own(fd: RawFd) -> std::os::fd::OwnedFd {
+    use std::os::fd::FromRawFd;
+    assert!(fd >= 0, "a completion that names no descriptor");
+    // SAFETY: the kernel made this descriptor for the accept that completed, and told nobody else;
+    // each completion is handed out once.
+    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
+}

@@ -1,0 +1,735 @@
+//! One event loop: a ring, a broker, and the connections between them.
+//!
+//! A turn: hand over and wait, reap, take in the mail of the other loops, act on completions, run
+//! timers and commands, then one pass that sends mail and writes every connection with output once.
+//! Mail comes before any byte received in the same turn: a message published after a subscription
+//! was confirmed, on whatever loop, must find that subscription's interest here.
+
+use super::connection::{Connection, Place, Stage};
+use super::mailbox::Mesh;
+use crate::broker::client::Client;
+use crate::broker::effect::{CloseReason, Effect};
+use crate::broker::mail::Arrival;
+use crate::broker::outbox::Piece;
+use crate::broker::settings::Settings;
+use crate::broker::{Broker, Slot, SlowConsumer, Totals};
+use crate::uring::{Completion, Errno, Io, Kind, Segment, Token, Wait};
+use crate::wire::errors;
+use std::collections::VecDeque;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Sender;
+use std::time::{Duration, Instant};
+
+/// Received bytes acted on before output is flushed, so that no burst delays everybody else's.
+const TURN_BYTES_MAX: usize = 1 << 20;
+/// One write: enough to keep a socket busy, little enough to be fair.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+const WRITE_PIECES_MAX: usize = 64;
+/// A connection that was told why it is closed may take this long to read it, and to close.
+const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
+const DRAIN_TIME_MAX: Duration = Duration::from_millis(500);
+/// After a failed accept (no descriptors left, say).
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often connections on their way out are looked after.
+const LOOK_AFTER: Duration = Duration::from_millis(50);
+
+const LISTENER: Token = Token::new(Kind::Accept, 0, 0);
+const COMMANDS: Token = Token::new(Kind::Watch, 0, 0);
+const DOORBELL: Token = Token::new(Kind::Doorbell, 0, 0);
+
+/// What the rest of the process wants of a loop.
+pub enum Command {
+    Stop,
+    Reconfigure(Arc<Settings>),
+    /// Send INFO to every client that takes one.
+    Announce,
+    /// Stop accepting (only the accepting loop has anything to do).
+    CloseListener,
+    /// Close up to this many connections.
+    Dismiss {
+        count: usize,
+        text: Option<&'static str>,
+    },
+    Snapshot(Sender<Snapshot>),
+    Verdict {
+        slot: Slot,
+        cid: u64,
+        permissions: Option<Arc<crate::broker::perms::Permissions>>,
+        good: bool,
+    },
+}
+
+/// The state of one loop at one moment.
+pub struct Snapshot {
+    pub totals: Totals,
+    pub connections: usize,
+    pub subscriptions: usize,
+    pub slow_consumers: Vec<SlowConsumer>,
+}
+
+/// What all loops share and never changes while they run.
+pub struct Shared {
+    pub mesh: Mesh<Command>,
+    pub next_cid: AtomicU64,
+    pub connections_max: std::sync::atomic::AtomicUsize,
+    /// Work that must not happen on a loop.
+    pub verify: Box<dyn Fn(u16, Effect) + Send + Sync>,
+}
+
+pub struct EventLoop<I: Io> {
+    index: u16,
+    io: I,
+    broker: Broker,
+    shared: Arc<Shared>,
+    /// Loop 0 accepts for all.
+    listener: Option<OwnedFd>,
+    accept_again_at: Option<Instant>,
+    places: Vec<Place>,
+    /// Completions not yet acted on.
+    completions: VecDeque<Completion>,
+    reaped: Vec<Completion>,
+    /// Connections whose recv found no buffer, oldest first.
+    starved: VecDeque<Slot>,
+    /// Connections on their way out.
+    leaving: Vec<Slot>,
+    look_after_at: Option<Instant>,
+    dirty: Vec<Slot>,
+    effects: Vec<Effect>,
+    pieces: Vec<Piece>,
+    segments: Vec<Segment>,
+    now: Instant,
+    stopped: bool,
+}
+
+impl<I: Io> EventLoop<I> {
+    pub fn new(
+        index: u16,
+        io: I,
+        broker: Broker,
+        shared: Arc<Shared>,
+        listener: Option<OwnedFd>,
+    ) -> Self {
+        Self {
+            index,
+            io,
+            broker,
+            shared,
+            listener,
+            accept_again_at: None,
+            places: Vec::new(),
+            completions: VecDeque::new(),
+            reaped: Vec::new(),
+            starved: VecDeque::new(),
+            leaving: Vec::new(),
+            look_after_at: None,
+            dirty: Vec::new(),
+            effects: Vec::new(),
+            pieces: Vec::new(),
+            segments: Vec::new(),
+            now: Instant::now(),
+            stopped: false,
+        }
+    }
+
+    /// Runs until told to stop.
+    pub fn run(mut self) -> std::io::Result<()> {
+        self.start();
+        while !self.stopped {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    pub fn start(&mut self) {
+        self.io
+            .watch(COMMANDS, self.shared.mesh.door(self.index).event_fd());
+        if let Some(listener) = &self.listener {
+            self.io.accept(LISTENER, listener.as_raw_fd());
+        }
+    }
+
+    pub fn turn(&mut self) -> std::io::Result<()> {
+        let wait = self.sleep_time();
+        self.io.turn(wait, &mut self.reaped)?;
+        if wait != Wait::No {
+            self.shared.mesh.door(self.index).sleep.over();
+        }
+        self.now = Instant::now();
+        self.completions.extend(self.reaped.drain(..));
+        self.take_in_mail();
+        let mut bytes = 0;
+        while let Some(completion) = self.completions.pop_front() {
+            bytes += self.handle(completion);
+            if bytes >= TURN_BYTES_MAX {
+                break;
+            }
+        }
+        self.run_timers();
+        self.run_effects();
+        self.feed_starved();
+        self.send_mail();
+        self.flush();
+        Ok(())
+    }
+
+    /// How long this turn may wait. Unless it is not at all, the other loops have been told that a
+    /// doorbell is needed.
+    fn sleep_time(&mut self) -> Wait {
+        if !self.completions.is_empty() {
+            return Wait::No;
+        }
+        let mesh = &self.shared.mesh;
+        let sleep = &mesh.door(self.index).sleep;
+        sleep.announce();
+        if mesh.has_mail(self.index) {
+            sleep.over();
+            return Wait::No;
+        }
+        let deadlines = [
+            self.broker.next_deadline(),
+            self.look_after_at,
+            self.accept_again_at,
+        ];
+        match deadlines.into_iter().flatten().min() {
+            None => Wait::Forever,
+            Some(at) => Wait::Until(at.saturating_duration_since(Instant::now())),
+        }
+    }
+
+    fn take_in_mail(&mut self) {
+        let shared = self.shared.clone();
+        for from in shared.mesh.others(self.index) {
+            let mailbox = shared.mesh.mailbox(from, self.index);
+            while let Some(mut batch) = mailbox.receive() {
+                self.broker.handle_mail(from, &batch, self.now);
+                for arrival in std::mem::take(&mut batch.arrivals) {
+                    self.open(arrival);
+                }
+                if mailbox.give_back(batch) {
+                    self.ring(from);
+                }
+            }
+        }
+    }
+
+    fn send_mail(&mut self) {
+        let shared = self.shared.clone();
+        for to in shared.mesh.others(self.index) {
+            let mailbox = shared.mesh.mailbox(self.index, to);
+            if self.broker.has_mail(to) {
+                let batch = self.broker.take_mail(to, mailbox.spare());
+                mailbox.send(batch);
+                if shared.mesh.door(to).sleep.must_ring() {
+                    self.ring(to);
+                }
+            }
+            let backlog = mailbox.backlog(self.broker.waits_for(to));
+            self.broker.set_backlog(to, backlog);
+        }
+    }
+
+    fn ring(&mut self, to: u16) {
+        let fd = self.shared.mesh.door(to).ring_fd();
+        self.io.ring_doorbell(fd, DOORBELL);
+    }
+
+    /// Acts on one completion; returns the received bytes it brought.
+    fn handle(&mut self, completion: Completion) -> usize {
+        let Completion {
+            token,
+            result,
+            buf,
+            more,
+        } = completion;
+        match token.kind {
+            Kind::Accept => self.accepted(result, more),
+            Kind::Watch => self.run_commands(more),
+            Kind::Recv => {
+                let bytes = buf.as_ref().map_or(0, |buf| buf.len());
+                if let Some(buf) = buf {
+                    self.received(token, &buf);
+                    self.io.recycle(buf);
+                    self.after_receive(token);
+                } else {
+                    self.received_nothing(token, result);
+                }
+                return bytes;
+            }
+            Kind::Write => self.written(token, result),
+            Kind::Doorbell => {} // the mail has been taken in already
+            Kind::DoorbellSent => log::error!("doorbell of another loop: {result:?}"),
+            Kind::Close => log::error!("close of descriptor {}: {result:?}", token.slot),
+            Kind::Cancel | Kind::Shutdown | Kind::Connect => {}
+        }
+        0
+    }
+
+    // ---- connections come
+
+    fn accepted(&mut self, result: Result<u32, Errno>, more: bool) {
+        match result {
+            Ok(fd) => {
+                // The kernel just made this descriptor for us; nobody else owns it.
+                let fd = crate::uring::own(fd as RawFd);
+                self.distribute(fd);
+            }
+            Err(Errno::CANCELED) => return,
+            Err(error) => {
+                log::error!(
+                    "Temporary Client Accept Error ({error}), sleeping {}ms",
+                    ACCEPT_PAUSE.as_millis()
+                );
+                self.accept_again_at = Some(self.now + ACCEPT_PAUSE);
+                return;
+            }
+        }
+        if !more {
+            if let Some(listener) = &self.listener {
+                self.io.accept(LISTENER, listener.as_raw_fd());
+            }
+        }
+    }
+
+    /// Gives a new connection to the loop with the fewest.
+    fn distribute(&mut self, fd: OwnedFd) {
+        let peer = match peer_address(fd.as_raw_fd()) {
+            Ok(peer) => peer,
+            // It has gone already.
+            Err(_) => return,
+        };
+        let cid = self.shared.next_cid.fetch_add(1, Ordering::Relaxed);
+        let arrival = Arrival { fd, cid, peer };
+        let doors = self.shared.mesh.doors();
+        let counts: Vec<usize> = doors
+            .iter()
+            .map(|door| door.connections.load(Ordering::Relaxed))
+            .collect();
+        let full =
+            counts.iter().sum::<usize>() >= self.shared.connections_max.load(Ordering::Relaxed);
+        let fewest = (0..counts.len())
+            .min_by_key(|index| counts[*index])
+            .unwrap_or(0) as u16;
+        let to = if full { self.index } else { fewest };
+        self.shared
+            .mesh
+            .door(to)
+            .connections
+            .fetch_add(1, Ordering::Relaxed);
+        if to == self.index {
+            let slot = self.open(arrival);
+            if full {
+                log::error!("{} - Maximum Connections Exceeded", self.label(slot));
+                self.broker.refuse(slot, errors::CONNECTIONS_EXCEEDED);
+            }
+        } else {
+            self.broker.outgoing(to).arrivals.push(arrival);
+        }
+    }
+
+    fn label(&self, slot: Slot) -> String {
+        self.broker
+            .client(slot)
+            .map_or(String::new(), Client::label)
+    }
+
+    fn open(&mut self, arrival: Arrival) -> Slot {
+        let Arrival { fd, cid, peer } = arrival;
+        let slot = self
+            .broker
+            .open(cid, peer, crate::wire::parser::Kind::Client, self.now);
+        if self.places.len() <= slot as usize {
+            self.places.resize_with(slot as usize + 1, Place::default);
+        }
+        let place = &mut self.places[slot as usize];
+        assert!(
+            place.connection.is_none(),
+            "the broker gave a slot out twice"
+        );
+        place.connection = Some(Connection::new(fd));
+        self.receive(slot);
+        slot
+    }
+
+    // ---- bytes come
+
+    fn token(&self, slot: Slot, kind: Kind) -> Token {
+        Token::new(kind, slot, self.places[slot as usize].generation)
+    }
+
+    /// The connection a completion is about, unless it belongs to an earlier tenant of the slot.
+    fn connection(&mut self, token: Token) -> Option<&mut Connection> {
+        let place = self.places.get_mut(token.slot as usize)?;
+        match place.generation == token.generation {
+            true => place.connection.as_mut(),
+            false => None,
+        }
+    }
+
+    fn receive(&mut self, slot: Slot) {
+        let token = self.token(slot, Kind::Recv);
+        let Some(connection) = self.connection(token) else {
+            return;
+        };
+        if !connection.receiving {
+            connection.receiving = true;
+            let fd = connection.raw();
+            self.io.recv(token, fd);
+        }
+    }
+
+    fn received(&mut self, token: Token, buf: &crate::uring::RecvBuf) {
+        let Some(connection) = self.connection(token) else {
+            return;
+        };
+        connection.receiving = false;
+        if connection.stage == Stage::Open {
+            self.broker
+                .handle_bytes(token.slot, self.io.bytes(buf), self.now);
+        }
+    }
+
+    fn after_receive(&mut self, token: Token) {
+        let slot = token.slot;
+        let Some(connection) = self.connection(token) else {
+            return;
+        };
+        let stage = connection.stage;
+        match stage {
+            Stage::Open if self.broker.wants_bytes(slot) => self.receive(slot),
+            Stage::Draining { .. } => self.receive(slot),
+            Stage::Open | Stage::Flushing { .. } => {}
+            Stage::Closing => self.close_if_quiet(slot),
+        }
+    }
+
+    /// The end of the stream, an error, or no buffer to receive into.
+    fn received_nothing(&mut self, token: Token, result: Result<u32, Errno>) {
+        let slot = token.slot;
+        let Some(connection) = self.connection(token) else {
+            return;
+        };
+        connection.receiving = false;
+        if result == Err(Errno::NOBUFS) {
+            self.starved.push_back(slot);
+            return;
+        }
+        match connection.stage {
+            Stage::Open => {
+                if let Err(error) = result {
+                    if error != Errno::CONNRESET && error != Errno::CANCELED {
+                        log::debug!("{} - Error reading from client: {error}", self.label(slot));
+                    }
+                }
+                self.broker.handle_gone(slot, self.now);
+            }
+            // The peer has nothing more to say; what is pending may still reach it.
+            Stage::Flushing { .. } => {}
+            Stage::Draining { .. } => self.leave(slot),
+            Stage::Closing => self.close_if_quiet(slot),
+        }
+    }
+
+    /// Arms those again that found no buffer, as many as there are buffers now: each of them has
+    /// bytes waiting, and none waits behind one that came later.
+    fn feed_starved(&mut self) {
+        let mut free = self.io.free_bufs();
+        while free > 0 {
+            let Some(slot) = self.starved.pop_front() else {
+                break;
+            };
+            let wanted = self.places[slot as usize]
+                .connection
+                .as_ref()
+                .is_some_and(|connection| match connection.stage {
+                    Stage::Open => self.broker.wants_bytes(slot),
+                    Stage::Draining { .. } => true,
+                    _ => false,
+                });
+            if wanted {
+                self.receive(slot);
+                free -= 1;
+            }
+        }
+    }
+
+    // ---- bytes go
+
+    fn flush(&mut self) {
+        self.broker.take_dirty(&mut self.dirty);
+        let mut dirty = std::mem::take(&mut self.dirty);
+        for slot in dirty.drain(..) {
+            self.write(slot);
+        }
+        self.dirty = dirty;
+    }
+
+    fn write(&mut self, slot: Slot) {
+        let token = self.token(slot, Kind::Write);
+        let place = &mut self.places[slot as usize];
+        let Some(connection) = place.connection.as_mut() else {
+            return;
+        };
+        if connection.writing {
+            return; // the rest goes when the kernel is done with what it has
+        }
+        if connection.stage == Stage::Closing {
+            return;
+        }
+        self.broker
+            .start_write(slot, WRITE_PIECES_MAX, WRITE_BYTES_MAX, &mut self.pieces);
+        if self.pieces.is_empty() {
+            return;
+        }
+        self.segments
+            .extend(self.pieces.drain(..).map(|piece| match piece {
+                Piece::Region { offset, len } => Segment::Region { offset, len },
+                Piece::Shared(bytes) => Segment::Shared(bytes),
+            }));
+        connection.writing = true;
+        self.io.write(token, connection.raw(), &self.segments);
+        self.segments.clear();
+    }
+
+    fn written(&mut self, token: Token, result: Result<u32, Errno>) {
+        let slot = token.slot;
+        let now = self.now;
+        let Some(connection) = self.connection(token) else {
+            return;
+        };
+        connection.writing = false;
+        let stage = connection.stage;
+        match result {
+            Ok(bytes) => self.broker.handle_written(slot, bytes as usize, now),
+            Err(Errno::AGAIN) => self.broker.handle_written(slot, 0, now),
+            Err(error) => {
+                match stage {
+                    Stage::Open => {
+                        log::debug!("{} - Error flushing: {error}", self.label(slot));
+                        self.broker.handle_gone(slot, now);
+                    }
+                    Stage::Flushing { .. } | Stage::Draining { .. } => self.leave(slot),
+                    Stage::Closing => self.close_if_quiet(slot),
+                }
+                return;
+            }
+        }
+        match stage {
+            Stage::Closing => self.close_if_quiet(slot),
+            _ if self.broker.has_output(slot) => {
+                self.write(slot);
+            }
+            Stage::Flushing { .. } => self.drain(slot),
+            _ => {}
+        }
+    }
+
+    // ---- connections go
+
+    fn run_effects(&mut self) {
+        self.broker.take_effects(&mut self.effects);
+        let mut effects = std::mem::take(&mut self.effects);
+        for effect in effects.drain(..) {
+            match effect {
+                Effect::Close { slot, why } => self.begin_close(slot, why),
+                Effect::Resume { slot } => {
+                    let open = self.places[slot as usize]
+                        .connection
+                        .as_ref()
+                        .is_some_and(|c| c.stage == Stage::Open);
+                    if open && self.broker.wants_bytes(slot) {
+                        self.receive(slot);
+                    }
+                }
+                Effect::Verify { .. } => (self.shared.verify)(self.index, effect),
+            }
+        }
+        self.effects = effects;
+    }
+
+    fn begin_close(&mut self, slot: Slot, why: CloseReason) {
+        let until = self.now + FLUSH_TIME_MAX;
+        let Some(connection) = self.places[slot as usize].connection.as_mut() else {
+            return;
+        };
+        match why {
+            CloseReason::Told => {
+                connection.stage = Stage::Flushing { until };
+                self.leaving.push(slot);
+                self.look_after_at = Some(self.now + LOOK_AFTER);
+                if self.broker.has_output(slot) {
+                    self.write(slot);
+                } else {
+                    self.drain(slot);
+                }
+            }
+            CloseReason::Gone | CloseReason::SlowConsumer | CloseReason::Silently => {
+                self.leave(slot)
+            }
+        }
+    }
+
+    /// Everything is written: say so, and read what the peer still sends until it closes too.
+    fn drain(&mut self, slot: Slot) {
+        let until = self.now + DRAIN_TIME_MAX;
+        let Some(connection) = self.places[slot as usize].connection.as_mut() else {
+            return;
+        };
+        connection.stage = Stage::Draining { until };
+        let fd = connection.raw();
+        let token = self.token(slot, Kind::Shutdown);
+        self.io.shutdown(token, fd, Shutdown::Write);
+        self.receive(slot);
+    }
+
+    /// Ends a connection now: operations in flight are called back, and when the last one is, the
+    /// descriptor is closed.
+    fn leave(&mut self, slot: Slot) {
+        let (recv, write) = (self.token(slot, Kind::Recv), self.token(slot, Kind::Write));
+        let Some(connection) = self.places[slot as usize].connection.as_mut() else {
+            return;
+        };
+        if connection.stage == Stage::Closing {
+            return;
+        }
+        connection.stage = Stage::Closing;
+        let (receiving, writing) = (connection.receiving, connection.writing);
+        if receiving {
+            self.io.cancel(recv);
+        }
+        if writing {
+            self.io.cancel(write);
+        }
+        self.close_if_quiet(slot);
+    }
+
+    fn close_if_quiet(&mut self, slot: Slot) {
+        let place = &mut self.places[slot as usize];
+        if !place.connection.as_ref().is_some_and(Connection::is_quiet) {
+            return;
+        }
+        place.connection = None; // closes the descriptor
+        place.generation = (place.generation + 1) & Token::GENERATION_MAX;
+        self.leaving.retain(|other| *other != slot);
+        self.broker.release(slot);
+        self.shared
+            .mesh
+            .door(self.index)
+            .connections
+            .fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Connections that had their time to go.
+    fn look_after(&mut self) {
+        let late: Vec<Slot> = self
+            .leaving
+            .iter()
+            .copied()
+            .filter(|slot| {
+                match self.places[*slot as usize]
+                    .connection
+                    .as_ref()
+                    .map(|c| c.stage)
+                {
+                    Some(Stage::Flushing { until } | Stage::Draining { until }) => {
+                        until <= self.now
+                    }
+                    _ => false,
+                }
+            })
+            .collect();
+        for slot in late {
+            self.leave(slot);
+        }
+        self.look_after_at = (!self.leaving.is_empty()).then(|| self.now + LOOK_AFTER);
+    }
+
+    // ---- time and commands
+
+    fn run_timers(&mut self) {
+        self.broker.handle_timeouts(self.now);
+        if self.look_after_at.is_some_and(|at| at <= self.now) {
+            self.look_after();
+        }
+        if self.accept_again_at.is_some_and(|at| at <= self.now) {
+            self.accept_again_at = None;
+            if let Some(listener) = &self.listener {
+                self.io.accept(LISTENER, listener.as_raw_fd());
+            }
+        }
+    }
+
+    fn run_commands(&mut self, more: bool) {
+        let shared = self.shared.clone();
+        let door = shared.mesh.door(self.index);
+        door.silence_event();
+        while let Some(command) = door.take_command() {
+            self.run_command(command);
+        }
+        if !more {
+            self.io.watch(COMMANDS, door.event_fd());
+        }
+    }
+
+    fn run_command(&mut self, command: Command) {
+        match command {
+            Command::Stop => self.stopped = true,
+            Command::Reconfigure(settings) => self.broker.reconfigure(settings),
+            Command::Announce => self.broker.announce(),
+            Command::CloseListener => {
+                if self.listener.is_some() {
+                    self.io.cancel(LISTENER);
+                    // Shut down, so that nobody is accepted into a queue that is not read.
+                    if let Some(listener) = self.listener.take() {
+                        let _ = nix::sys::socket::shutdown(
+                            listener.as_raw_fd(),
+                            nix::sys::socket::Shutdown::Both,
+                        );
+                    }
+                }
+            }
+            Command::Dismiss { count, text } => {
+                let slots: Vec<Slot> = self
+                    .broker
+                    .clients()
+                    .map(|(slot, _)| slot)
+                    .take(count)
+                    .collect();
+                for slot in slots {
+                    self.broker.dismiss(slot, text);
+                }
+            }
+            Command::Snapshot(reply) => {
+                // Whoever asked may have given up.
+                let _ = reply.send(Snapshot {
+                    totals: self.broker.totals(),
+                    connections: self.broker.clients().count(),
+                    subscriptions: self.broker.subscription_count(),
+                    slow_consumers: self.broker.slow_consumers().to_vec(),
+                });
+            }
+            Command::Verdict {
+                slot,
+                cid,
+                permissions,
+                good,
+            } => {
+                self.broker.handle_verdict(slot, cid, permissions, good);
+            }
+        }
+    }
+}
+
+fn peer_address(fd: RawFd) -> std::io::Result<SocketAddr> {
+    use nix::sys::socket::{SockaddrStorage, getpeername};
+    let address: SockaddrStorage = getpeername(fd)?;
+    if let Some(v4) = address.as_sockaddr_in() {
+        return Ok(SocketAddr::new(v4.ip().into(), v4.port()));
+    }
+    match address.as_sockaddr_in6() {
+        Some(v6) => Ok(SocketAddr::new(v6.ip().to_canonical(), v6.port())),
+        None => Err(std::io::ErrorKind::AddrNotAvailable.into()),
+    }
+}

@@ -1,0 +1,250 @@
+//! How loops talk to each other, and how other threads talk to them.
+//!
+//! For each ordered pair of loops there is a mailbox with one sender and one receiver: a queue of
+//! batches, at most one batch per turn of the sender, and a queue on which emptied batches travel
+//! back. The queue itself never refuses a batch, so interest is always under way before the PONG
+//! that promises it; what is under way stays bounded because publishers that send to a loop with
+//! too much backlog are not read from (see `broker::peers`).
+//!
+//! A loop that goes to sleep says so first and then looks at its mailboxes once more; a sender first
+//! puts a batch in and then looks whether the receiver sleeps. One of the two sees the other, in
+//! whatever order these four steps fall: `tests::nobody_sleeps_on_mail` lets loom try them all.
+
+use crate::broker::mail::Batch;
+use crossbeam_queue::SegQueue;
+use std::os::fd::{AsRawFd, RawFd};
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering, fence};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering, fence};
+
+/// Whether a loop sleeps in the kernel, and thus needs a doorbell.
+#[derive(Debug)]
+pub struct Sleep(AtomicBool);
+
+impl Sleep {
+    pub fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// The loop is about to sleep; it must look at all its mail after this and before it does.
+    pub fn announce(&self) {
+        self.0.store(true, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+    }
+
+    pub fn over(&self) {
+        self.0.store(false, Ordering::SeqCst);
+    }
+
+    /// Called after mail was put in: true when this caller must ring.
+    pub fn must_ring(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.0.load(Ordering::SeqCst) && self.0.swap(false, Ordering::SeqCst)
+    }
+}
+
+/// One direction between two loops.
+#[derive(Debug)]
+pub struct Mailbox {
+    full: SegQueue<Batch>,
+    empty: SegQueue<Batch>,
+    /// Bytes put in and not yet worked off.
+    backlog: AtomicUsize,
+    /// The sender holds publishers until the backlog is gone, and wants to hear of it.
+    sender_waits: AtomicBool,
+}
+
+/// Emptied batches kept for reuse per mailbox.
+const SPARE_BATCHES: usize = 4;
+
+impl Mailbox {
+    fn new() -> Self {
+        Self {
+            full: SegQueue::new(),
+            empty: SegQueue::new(),
+            backlog: AtomicUsize::new(0),
+            sender_waits: AtomicBool::new(false),
+        }
+    }
+
+    pub fn spare(&self) -> Batch {
+        self.empty.pop().unwrap_or_default()
+    }
+
+    pub fn send(&self, batch: Batch) {
+        self.backlog.fetch_add(batch.weight, Ordering::Relaxed);
+        self.full.push(batch);
+    }
+
+    pub fn receive(&self) -> Option<Batch> {
+        self.full.pop()
+    }
+
+    /// The batch has been worked off; true when the sender waits to hear of it.
+    pub fn give_back(&self, mut batch: Batch) -> bool {
+        self.backlog.fetch_sub(batch.weight, Ordering::SeqCst);
+        if self.empty.len() < SPARE_BATCHES {
+            batch.clear();
+            self.empty.push(batch);
+        }
+        self.sender_waits.swap(false, Ordering::SeqCst)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.full.is_empty()
+    }
+
+    /// Bytes not yet worked off. With `waiting` the receiver is asked to tell when that changes.
+    pub fn backlog(&self, waiting: bool) -> usize {
+        if waiting {
+            self.sender_waits.store(true, Ordering::SeqCst);
+        }
+        self.backlog.load(Ordering::SeqCst)
+    }
+}
+
+/// What the other threads of the process may know and want of a loop.
+#[derive(Debug)]
+pub struct LoopDoor<C> {
+    pub sleep: Sleep,
+    /// Descriptor of the loop's ring, for doorbells of other loops.
+    ring_fd: AtomicI32,
+    /// Connections the loop has or is about to get.
+    pub connections: AtomicUsize,
+    commands: SegQueue<C>,
+    /// Wakes the loop for a command.
+    event: nix::sys::eventfd::EventFd,
+}
+
+impl<C> LoopDoor<C> {
+    fn new() -> nix::Result<Self> {
+        use nix::sys::eventfd::{EfdFlags, EventFd};
+        Ok(Self {
+            sleep: Sleep::new(),
+            ring_fd: AtomicI32::new(-1),
+            connections: AtomicUsize::new(0),
+            commands: SegQueue::new(),
+            event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
+        })
+    }
+
+    /// Called by ordinary threads.
+    pub fn command(&self, command: C) {
+        self.commands.push(command);
+        // The counter cannot overflow: every wake-up empties it.
+        let _ = self.event.write(1);
+    }
+
+    /// Called by the loop after it was woken.
+    pub fn take_command(&self) -> Option<C> {
+        self.commands.pop()
+    }
+
+    pub fn event_fd(&self) -> RawFd {
+        self.event.as_raw_fd()
+    }
+
+    pub fn silence_event(&self) {
+        let _ = self.event.read();
+    }
+
+    pub fn set_ring_fd(&self, fd: RawFd) {
+        self.ring_fd.store(fd, Ordering::SeqCst);
+    }
+
+    pub fn ring_fd(&self) -> RawFd {
+        self.ring_fd.load(Ordering::SeqCst)
+    }
+}
+
+/// Everything loops share.
+#[derive(Debug)]
+pub struct Mesh<C> {
+    doors: Vec<LoopDoor<C>>,
+    /// From each loop to each loop, row by row.
+    mailboxes: Vec<Mailbox>,
+}
+
+impl<C> Mesh<C> {
+    pub fn new(loops: u16) -> nix::Result<Self> {
+        let count = usize::from(loops);
+        Ok(Self {
+            doors: (0..count)
+                .map(|_| LoopDoor::new())
+                .collect::<nix::Result<_>>()?,
+            mailboxes: (0..count * count).map(|_| Mailbox::new()).collect(),
+        })
+    }
+
+    pub fn loops(&self) -> u16 {
+        self.doors.len() as u16
+    }
+
+    pub fn door(&self, index: u16) -> &LoopDoor<C> {
+        &self.doors[usize::from(index)]
+    }
+
+    pub fn doors(&self) -> &[LoopDoor<C>] {
+        &self.doors
+    }
+
+    pub fn mailbox(&self, from: u16, to: u16) -> &Mailbox {
+        &self.mailboxes[usize::from(from) * self.doors.len() + usize::from(to)]
+    }
+
+    /// All loops but this one.
+    pub fn others(&self, index: u16) -> impl Iterator<Item = u16> + use<C> {
+        (0..self.loops()).filter(move |other| *other != index)
+    }
+
+    pub fn has_mail(&self, to: u16) -> bool {
+        self.others(to).any(|from| !self.mailbox(from, to).is_empty())
+    }
+}
+
+#[cfg(all(test, loom))]
+mod tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::Mutex;
+    use loom::thread;
+
+    /// Run with `RUSTFLAGS="--cfg loom" cargo test --release --lib mailbox`.
+    #[test]
+    fn nobody_sleeps_on_mail() {
+        loom::model(|| {
+            let sleep = Arc::new(Sleep::new());
+            let mail = Arc::new(AtomicUsize::new(0));
+            let bell = Arc::new((Mutex::new(false), loom::sync::Condvar::new()));
+            let sender = {
+                let (sleep, mail, bell) = (sleep.clone(), mail.clone(), bell.clone());
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        mail.fetch_add(1, Ordering::Release);
+                        if sleep.must_ring() {
+                            *bell.0.lock().unwrap() = true;
+                            bell.1.notify_one();
+                        }
+                    }
+                })
+            };
+            let mut received = 0;
+            while received < 2 {
+                sleep.announce();
+                if mail.load(Ordering::Acquire) == received {
+                    // Only the doorbell ends this sleep: a lost one would be a deadlock.
+                    let mut rung = bell.0.lock().unwrap();
+                    while !*rung {
+                        rung = bell.1.wait(rung).unwrap();
+                    }
+                    *rung = false;
+                }
+                sleep.over();
+                received = mail.load(Ordering::Acquire);
+            }
+            sender.join().unwrap();
+        });
+    }
+}
