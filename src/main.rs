@@ -1,30 +1,49 @@
-use midge::broker::settings::Settings;
-use midge::server::{ServerOptions, run};
-fn main() {
-    let mut args = std::env::args().skip(1);
-    let mut options = ServerOptions {
-        host: "0.0.0.0".into(),
-        port: 4222,
-        threads: 1,
-        connections_max: 65536,
-        settings: Settings::default(),
-    };
-    while let Some(arg) = args.next() {
-        let mut value = || args.next().unwrap_or_default();
-        match arg.as_str() {
-            "-a" => options.host = value(),
-            "-p" => options.port = value().parse().unwrap(),
-            "--threads" => options.threads = value().parse().unwrap(),
-            _ => {}
+//! Flags to options, options to a running server; the only place that exits.
+
+use midge::config::cli::{self, Command};
+use midge::{logging, server};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args_os();
+    let program = cli::program_name(arguments.next().as_deref());
+    let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
+    match cli::parse(&program, arguments) {
+        Ok(Command::Print(text)) => {
+            print!("{text}");
+            ExitCode::SUCCESS
         }
+        Ok(Command::Signal(request)) => match request.send() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&program, &error),
+        },
+        Ok(Command::Run {
+            source,
+            options,
+            warnings,
+        }) => {
+            if let Err(error) = logging::init(&options) {
+                return fail(&program, &error);
+            }
+            for warning in warnings {
+                log::warn!("{warning}");
+            }
+            let result = server::run(&source, *options);
+            if let Err(error) = &result {
+                log::error!(target: logging::FATAL, "{error}");
+            }
+            logging::flush();
+            if result.is_ok() {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            }
+        }
+        Err(error) => fail(&program, &error),
     }
-    options.settings.info.max_payload = 1 << 20;
-    options.settings.info.version = "1.1.0".into();
-    options.settings.info.headers = true;
-    options.settings.info.proto = 1;
-    options.settings.info.host = options.host.clone();
-    if let Err(error) = run(options) {
-        eprintln!("{error}");
-        std::process::exit(1);
-    }
+}
+
+fn fail(program: &str, error: &str) -> ExitCode {
+    eprintln!("{program}: {error}\nTry '{program} --help'.");
+    ExitCode::FAILURE
 }

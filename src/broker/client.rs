@@ -53,6 +53,9 @@ pub struct Client {
     pub no_responders: bool,
     /// Authorization is required and no good CONNECT has come.
     pub unauthorized: bool,
+    /// A password is being checked elsewhere; input that came meanwhile waits in `deferred`.
+    pub verifying: bool,
+    pub deferred: Vec<u8>,
     /// Its first PING after CONNECT was answered: from here on it takes another INFO.
     pub first_pong_sent: bool,
     /// INFO changed before that; it is told right behind the PONG.
@@ -108,6 +111,8 @@ impl Client {
             pedantic: defaults.pedantic && kind == Kind::Client,
             no_responders: false,
             unauthorized,
+            verifying: false,
+            deferred: Vec::new(),
             first_pong_sent: false,
             info_is_old: false,
             stuck: false,

@@ -198,11 +198,9 @@ impl Broker {
         let mut start = 0;
         let mut found = false;
         for group in groups() {
-            if !found {
-                if let Some(index) = group.at_weight(&mut pick) {
-                    start = members + index;
-                    found = true;
-                }
+            if !found && let Some(index) = group.at_weight(&mut pick) {
+                start = members + index;
+                found = true;
             }
             members += group.len();
         }

@@ -28,6 +28,11 @@ impl Broker {
         if client.phase == Phase::Closing {
             return;
         }
+        if client.verifying {
+            // At most what was on its way when reading stopped.
+            client.deferred.extend_from_slice(bytes);
+            return;
+        }
         let mut parser = std::mem::replace(&mut client.parser, Parser::new(client.kind));
         let mut session = Session {
             trace: log::log_enabled!(log::Level::Trace),
@@ -38,14 +43,21 @@ impl Broker {
         };
         let result = parser.parse(bytes, &mut session);
         let Session {
-            messages, bytes, ..
+            messages,
+            bytes: payload_bytes,
+            ..
         } = session;
         self.totals.traffic.messages_in += messages;
-        self.totals.traffic.bytes_in += bytes;
+        self.totals.traffic.bytes_in += payload_bytes;
         let client = &mut self.receivers.clients[slot as usize];
+        if client.verifying {
+            client
+                .deferred
+                .extend_from_slice(&bytes[parser.stopped_at()..]);
+        }
         client.parser = parser;
         client.traffic.messages_in += messages;
-        client.traffic.bytes_in += bytes;
+        client.traffic.bytes_in += payload_bytes;
         if messages > 0 {
             client.active_at = Some(now);
         }
@@ -241,10 +253,11 @@ impl Sink for Session<'_> {
             self.broker.append(slot, encode::OK);
         }
         let receivers = self.broker.deliver(&origin, message, owned);
-        if receivers == 0 && wants_answer {
-            if let Some(reply) = message.reply() {
-                self.broker.answer_no_responders(slot, reply);
-            }
+        if receivers == 0
+            && wants_answer
+            && let Some(reply) = message.reply()
+        {
+            self.broker.answer_no_responders(slot, reply);
         }
         // A slow consumer may be the publisher itself.
         match self.broker.receivers.clients[slot as usize].phase {
@@ -274,13 +287,18 @@ impl Sink for Session<'_> {
         client.no_responders = connect.no_responders && connect.headers;
         let without_headers = connect.no_responders && !connect.headers;
         let (protocol, verbose) = (connect.protocol, connect.verbose);
-        let verdict = self.broker.settings.auth.judge(
-            self.broker.receivers.clients[self.slot as usize]
-                .connect
-                .as_ref()
-                .expect("set above"),
-        );
-        match verdict {
+        if !(0..=PROTOCOL_MAX).contains(&protocol) {
+            return self.stop(errors::INVALID_CLIENT_PROTOCOL);
+        }
+        if without_headers {
+            return self.stop(errors::NO_RESPONDERS_NEEDS_HEADERS);
+        }
+        let client = &self.broker.receivers.clients[self.slot as usize];
+        let judged = client
+            .connect
+            .as_deref()
+            .map(|connect| self.broker.settings.auth.judge(connect));
+        match judged.expect("CONNECT was read above") {
             Verdict::Granted(permissions) => {
                 let client = self.client();
                 client.unauthorized = false;
@@ -295,7 +313,10 @@ impl Sink for Session<'_> {
                 given,
                 permissions,
             } => {
-                let (slot, cid) = (self.slot, self.client().cid);
+                let slot = self.slot;
+                let client = self.client();
+                client.verifying = true;
+                let cid = client.cid;
                 self.broker.effects.push(Effect::Verify {
                     slot,
                     cid,
@@ -303,13 +324,8 @@ impl Sink for Session<'_> {
                     given,
                     permissions,
                 });
+                return Err(Stop);
             }
-        }
-        if !(0..=PROTOCOL_MAX).contains(&protocol) {
-            return self.stop(errors::INVALID_CLIENT_PROTOCOL);
-        }
-        if without_headers {
-            return self.stop(errors::NO_RESPONDERS_NEEDS_HEADERS);
         }
         if verbose {
             self.broker.append(self.slot, encode::OK);

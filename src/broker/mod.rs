@@ -151,7 +151,9 @@ impl Broker {
         self.receivers
             .clients
             .get(slot as usize)
-            .is_some_and(|client| client.held_by == 0 && client.phase == Phase::Open)
+            .is_some_and(|client| {
+                client.held_by == 0 && !client.verifying && client.phase == Phase::Open
+            })
     }
 
     pub fn has_output(&self, slot: Slot) -> bool {
@@ -327,10 +329,81 @@ impl Broker {
 
     // ---- commands
 
-    /// New settings; connections that are over the new limits are the caller's business.
-    pub fn reconfigure(&mut self, settings: Arc<Settings>) {
+    /// New settings. Clients that would not get in any more are told so and closed; subscriptions
+    /// that are not allowed any more end.
+    pub fn reconfigure(&mut self, settings: Arc<Settings>, now: Instant) {
+        self.now = now;
         self.receivers.pending_bytes_max = settings.pending_bytes_max;
+        let judge_again = settings.auth != self.settings.auth;
         self.settings = settings;
+        if !judge_again {
+            return;
+        }
+        let slots: Vec<Slot> = self.clients().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            self.judge_again(slot);
+        }
+    }
+
+    fn judge_again(&mut self, slot: Slot) {
+        let client = &mut self.receivers.clients[slot as usize];
+        if client.phase == Phase::Closing || client.kind != Kind::Client {
+            return;
+        }
+        let default = crate::wire::connect::Connect::default();
+        let verdict = self
+            .settings
+            .auth
+            .judge(client.connect.as_deref().unwrap_or(&default));
+        match verdict {
+            auth::Verdict::Granted(permissions) => {
+                client.permissions = permissions;
+                self.end_forbidden_subscriptions(slot);
+            }
+            auth::Verdict::Denied => self.refuse(slot, errors::AUTHORIZATION_VIOLATION),
+            auth::Verdict::Verify {
+                hash,
+                given,
+                permissions,
+            } => {
+                client.verifying = true;
+                let cid = client.cid;
+                self.effects.push(Effect::Verify {
+                    slot,
+                    cid,
+                    hash,
+                    given,
+                    permissions,
+                });
+            }
+        }
+    }
+
+    fn end_forbidden_subscriptions(&mut self, slot: Slot) {
+        let client = &self.receivers.clients[slot as usize];
+        let Some(permissions) = client.permissions.clone() else {
+            return;
+        };
+        let all: Vec<u32> = client.subscriptions.iter().copied().collect();
+        for id in all {
+            let record = &self.receivers.subscriptions[id as usize];
+            let subject = self.sublist.pattern(record.place.interest);
+            let queue = record.queue.map(|queue| self.sublist.queue_name(queue));
+            let verdict = permissions.may_subscribe(subject, queue);
+            if verdict == perms::Subscribing::Denied {
+                let sid = String::from_utf8_lossy(self.sid(id));
+                let text = format!(
+                    "{} (sid {sid})",
+                    errors::subscription_violation(subject, None)
+                );
+                self.append(slot, crate::wire::encode::error_line(&text).as_bytes());
+                self.remove_subscription(slot, id);
+            } else {
+                let filtered = verdict == perms::Subscribing::Filtered;
+                let record = &mut self.receivers.subscriptions[id as usize];
+                record.care = record.care.with_filter(filtered);
+            }
+        }
     }
 
     /// Sends INFO to every client that understands another one (protocol 1, first PONG sent).
@@ -364,18 +437,29 @@ impl Broker {
         cid: u64,
         permissions: Option<Arc<perms::Permissions>>,
         good: bool,
+        now: Instant,
     ) {
+        self.now = now;
         let Some(client) = self.receivers.clients.get_mut(slot as usize) else {
             return;
         };
         if client.cid != cid || client.phase == Phase::Closing {
             return;
         }
-        if good {
-            client.unauthorized = false;
-            client.permissions = permissions;
-        } else {
-            self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
+        client.verifying = false;
+        if !good {
+            log::error!("{} - Authorization Error", client.label());
+            return self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
+        }
+        client.unauthorized = false;
+        client.permissions = permissions;
+        let (verbose, deferred) = (client.verbose, std::mem::take(&mut client.deferred));
+        if verbose {
+            self.append(slot, crate::wire::encode::OK);
+        }
+        self.handle_bytes(slot, &deferred, now);
+        if self.wants_bytes(slot) {
+            self.effects.push(Effect::Resume { slot });
         }
     }
 

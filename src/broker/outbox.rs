@@ -116,19 +116,20 @@ impl Outbox {
         }
         self.close_open(pool);
         let class = pool::class_for(needed).max(self.class);
-        if self.heap.is_empty() && needed <= CHUNK_BYTES[class as usize] as usize {
-            if let Some(offset) = pool.take(class) {
-                let capacity = CHUNK_BYTES[class as usize];
-                let used = fill(pool.bytes_mut(offset, capacity));
-                self.open = OpenChunk {
-                    offset,
-                    len: used as u32,
-                    capacity,
-                    class,
-                };
-                self.pending += used;
-                return;
-            }
+        if self.heap.is_empty()
+            && needed <= CHUNK_BYTES[class as usize] as usize
+            && let Some(offset) = pool.take(class)
+        {
+            let capacity = CHUNK_BYTES[class as usize];
+            let used = fill(pool.bytes_mut(offset, capacity));
+            self.open = OpenChunk {
+                offset,
+                len: used as u32,
+                capacity,
+                class,
+            };
+            self.pending += used;
+            return;
         }
         if self.heap.len() + needed > self.heap.capacity() {
             self.close_heap();

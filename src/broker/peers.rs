@@ -15,11 +15,14 @@ use std::time::Instant;
 /// Bytes under way to one loop above which publishers that send there are held back.
 pub const BACKLOG_BYTES_MAX: usize = 4 << 20;
 
+/// A pattern, and the queue group where it is one's.
+type PatternAndGroup = (Box<[u8]>, Option<Box<[u8]>>);
+
 pub struct Peer {
     /// What goes to that loop at the end of this turn.
     pub outgoing: Batch,
     /// That loop's interest: our entry for each of its patterns and groups.
-    interest: HashMap<(Box<[u8]>, Option<Box<[u8]>>), u32>,
+    interest: HashMap<PatternAndGroup, u32>,
     /// Bytes sent to that loop and not yet worked off, told by the carrier.
     pub backlog: usize,
     /// Publishers of this loop held back until the backlog is gone.
@@ -93,7 +96,7 @@ impl Broker {
         let queue = queue.map(|queue| self.sublist.queue_name(queue));
         for (index, peer) in self.peers.iter_mut().enumerate() {
             if index != usize::from(self.loop_index) {
-                peer.outgoing.push_interest(&subject, queue, count);
+                peer.outgoing.push_interest(subject, queue, count);
             }
         }
     }

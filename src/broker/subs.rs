@@ -39,7 +39,15 @@ impl Care {
     }
 
     pub fn with_limit(self, limited: bool) -> Self {
-        match (limited, self.filtered()) {
+        Self::of(limited, self.filtered())
+    }
+
+    pub fn with_filter(self, filtered: bool) -> Self {
+        Self::of(self.limited(), filtered)
+    }
+
+    fn of(limited: bool, filtered: bool) -> Self {
+        match (limited, filtered) {
             (false, false) => Self::Nothing,
             (true, false) => Self::Limited,
             (false, true) => Self::Filtered,

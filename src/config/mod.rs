@@ -1,1 +1,11 @@
-//! Options: one table for file, flags, help and docs. May import util and subject.
+//! Options: one table for configuration file, command line, help and documentation.
+//!
+//! May import util, subject and broker's plain settings types. Must not know anything that runs.
+
+pub mod cli;
+pub mod file;
+pub mod options;
+pub mod signal;
+pub mod table;
+
+pub use options::Options;

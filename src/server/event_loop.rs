@@ -7,6 +7,7 @@
 
 use super::connection::{Connection, Place, Stage};
 use super::mailbox::Mesh;
+use super::verifier::Job;
 use crate::broker::client::Client;
 use crate::broker::effect::{CloseReason, Effect};
 use crate::broker::mail::Arrival;
@@ -75,8 +76,8 @@ pub struct Shared {
     pub mesh: Mesh<Command>,
     pub next_cid: AtomicU64,
     pub connections_max: std::sync::atomic::AtomicUsize,
-    /// Work that must not happen on a loop.
-    pub verify: Box<dyn Fn(u16, Effect) + Send + Sync>,
+    /// Compares passwords with hashes, which takes too long for a loop.
+    pub verifier: super::verifier::Verifier,
 }
 
 pub struct EventLoop<I: Io> {
@@ -286,10 +287,8 @@ impl<I: Io> EventLoop<I> {
                 return;
             }
         }
-        if !more {
-            if let Some(listener) = &self.listener {
-                self.io.accept(LISTENER, listener.as_raw_fd());
-            }
+        if !more && let Some(listener) = &self.listener {
+            self.io.accept(LISTENER, listener.as_raw_fd());
         }
     }
 
@@ -418,10 +417,11 @@ impl<I: Io> EventLoop<I> {
         }
         match connection.stage {
             Stage::Open => {
-                if let Err(error) = result {
-                    if error != Errno::CONNRESET && error != Errno::CANCELED {
-                        log::debug!("{} - Error reading from client: {error}", self.label(slot));
-                    }
+                if let Err(error) = result
+                    && error != Errno::CONNRESET
+                    && error != Errno::CANCELED
+                {
+                    log::debug!("{} - Error reading from client: {error}", self.label(slot));
                 }
                 self.broker.handle_gone(slot, self.now);
             }
@@ -543,7 +543,23 @@ impl<I: Io> EventLoop<I> {
                         self.receive(slot);
                     }
                 }
-                Effect::Verify { .. } => (self.shared.verify)(self.index, effect),
+                Effect::Verify {
+                    slot,
+                    cid,
+                    hash,
+                    given,
+                    permissions,
+                } => {
+                    let job = Job {
+                        loop_index: self.index,
+                        slot,
+                        cid,
+                        hash,
+                        given,
+                        permissions,
+                    };
+                    self.shared.verifier.submit(job, &self.shared);
+                }
             }
         }
         self.effects = effects;
@@ -676,7 +692,7 @@ impl<I: Io> EventLoop<I> {
     fn run_command(&mut self, command: Command) {
         match command {
             Command::Stop => self.stopped = true,
-            Command::Reconfigure(settings) => self.broker.reconfigure(settings),
+            Command::Reconfigure(settings) => self.broker.reconfigure(settings, self.now),
             Command::Announce => self.broker.announce(),
             Command::CloseListener => {
                 if self.listener.is_some() {
@@ -716,7 +732,8 @@ impl<I: Io> EventLoop<I> {
                 permissions,
                 good,
             } => {
-                self.broker.handle_verdict(slot, cid, permissions, good);
+                self.broker
+                    .handle_verdict(slot, cid, permissions, good, self.now);
             }
         }
     }

@@ -200,7 +200,8 @@ impl<C> Mesh<C> {
     }
 
     pub fn has_mail(&self, to: u16) -> bool {
-        self.others(to).any(|from| !self.mailbox(from, to).is_empty())
+        self.others(to)
+            .any(|from| !self.mailbox(from, to).is_empty())
     }
 }
 

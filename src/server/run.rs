@@ -1,42 +1,43 @@
-//! The process: from options to running loops, and back on a signal.
+//! The process: from options to running loops, and what signals do to them.
 
-use super::event_loop::{Command, EventLoop, Shared, Snapshot};
+use super::event_loop::{Command, EventLoop, Shared};
 use super::mailbox::Mesh;
+use super::monitor_http::{self, Monitor};
+use super::reload;
+use super::settings::settings;
+use super::verifier::Verifier;
 use crate::broker::Broker;
-use crate::broker::effect::Effect;
 use crate::broker::settings::Settings;
+use crate::config::Options;
+use crate::config::cli::Source;
 use crate::uring::{self, Io, Ring, RingConfig};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::time::Instant;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 /// Output memory of each loop that is registered with its ring, and thereby pinned.
 const REGION_BYTES: usize = 4 << 20;
+/// Connections the kernel accepts before we take them over.
 const BACKLOG: i32 = 4096;
-
-/// What running a server takes beyond what its broker needs to know.
-#[derive(Clone, Debug)]
-pub struct ServerOptions {
-    pub host: String,
-    /// -1 for any free port.
-    pub port: i32,
-    pub threads: u16,
-    pub connections_max: usize,
-    pub settings: Settings,
-}
+/// Lame duck mode closes connections this often.
+const LAME_DUCK_STEP: Duration = Duration::from_millis(50);
 
 #[derive(Debug)]
 pub enum StartError {
     Unusable(uring::Unusable),
+    Options(String),
     Listen {
+        what: &'static str,
         address: String,
         error: std::io::Error,
     },
+    PidFile(std::io::Error),
     Loop(std::io::Error),
 }
 
@@ -44,16 +45,19 @@ impl std::fmt::Display for StartError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unusable(unusable) => unusable.fmt(f),
-            Self::Listen { address, error } => {
+            Self::Options(text) => f.write_str(text),
+            Self::Listen {
+                what,
+                address,
+                error,
+            } => {
                 let reason = match error.kind() {
                     std::io::ErrorKind::AddrInUse => "bind: address already in use".into(),
                     _ => error.to_string(),
                 };
-                write!(
-                    f,
-                    "Error listening on port: {address}, \"listen tcp {address}: {reason}\""
-                )
+                write!(f, "{what}: {address}, \"listen tcp {address}: {reason}\"")
             }
+            Self::PidFile(error) => write!(f, "Could not write pidfile: {error}"),
             Self::Loop(error) => write!(f, "event loop: {error}"),
         }
     }
@@ -71,18 +75,133 @@ impl From<nix::Error> for StartError {
     }
 }
 
+/// A running server, seen from the thread that looks after it.
+pub(super) struct Running {
+    pub options: Options,
+    pub shared: Arc<Shared>,
+    pub monitor: Arc<Monitor>,
+    pub server_id: String,
+    pub port: u16,
+}
+
+/// Runs the server until a signal ends it.
+pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
+    let features = uring::probe().map_err(StartError::Unusable)?;
+    // Signals are taken by this thread alone; the threads it starts inherit the mask.
+    let signals = SigSet::from_iter([
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGUSR1,
+        Signal::SIGUSR2,
+    ]);
+    signals.thread_block()?;
+    raise_descriptor_limit();
+
+    log::info!(
+        "Starting nats-server version {} (midge {})",
+        crate::COMPATIBLE_VERSION,
+        crate::VERSION
+    );
+    let commit = if crate::GIT_COMMIT.is_empty() {
+        "not set"
+    } else {
+        crate::GIT_COMMIT
+    };
+    log::info!("Git commit [{commit}]");
+    if let Some(warning) = &features.warning {
+        log::warn!("{warning}");
+    }
+
+    let server_id = Random::from_entropy().id();
+    let monitor_listener = match options.http_port {
+        0 => None,
+        port => {
+            let host = if options.http_host.is_empty() {
+                &options.host
+            } else {
+                &options.http_host
+            };
+            let (listener, bound) = listen("Error starting http monitor", host, port)?;
+            log::info!("Starting http monitor on {bound}");
+            Some(listener)
+        }
+    };
+    let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
+    log::info!("Listening for client connections on {bound}");
+    log::debug!("Server id is {server_id}");
+
+    let settings = settings(&options, &server_id, bound.port()).map_err(StartError::Options)?;
+    let loops = loops(&options);
+    let shared = Arc::new(Shared {
+        mesh: Mesh::new(loops)?,
+        next_cid: AtomicU64::new(1),
+        connections_max: AtomicUsize::new(connections_max(&options)),
+        verifier: Verifier::default(),
+    });
+    let (threads, gates) = start_loops(&shared, &Arc::new(settings), listener)?;
+    write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
+    let monitor = Arc::new(Monitor::new(
+        shared.clone(),
+        &options,
+        &server_id,
+        bound.port(),
+    ));
+    if let Some(listener) = monitor_listener {
+        monitor_http::start(listener, monitor.clone())?;
+    }
+    log::info!("Server is ready");
+    // Whoever gets INFO can rely on what the log and the pid file say.
+    crate::logging::flush();
+    for gate in gates {
+        let _ = gate.send(());
+    }
+
+    let mut running = Running {
+        options,
+        shared,
+        monitor,
+        server_id,
+        port: bound.port(),
+    };
+    loop {
+        match signals.wait()? {
+            Signal::SIGINT | Signal::SIGTERM => break,
+            Signal::SIGUSR1 => crate::logging::reopen(),
+            Signal::SIGHUP => reload::reload(source, &mut running),
+            Signal::SIGUSR2 => {
+                lame_duck(&running, &signals)?;
+                break;
+            }
+            _ => {}
+        }
+    }
+    log::info!("Server Exiting..");
+    for door in running.shared.mesh.doors() {
+        door.command(Command::Stop);
+    }
+    for thread in threads {
+        match thread.join() {
+            Ok(result) => result?,
+            Err(_) => log::error!("an event loop ended by a panic"),
+        }
+    }
+    Ok(())
+}
+
 /// A listening socket whose connections inherit TCP_NODELAY.
-fn listen(host: &str, port: i32) -> Result<(OwnedFd, SocketAddr), StartError> {
+fn listen(what: &'static str, host: &str, port: i32) -> Result<(OwnedFd, SocketAddr), StartError> {
     use nix::sys::socket::{
         self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt,
     };
-    let wanted = u16::try_from(port.max(0)).unwrap_or(0);
+    let wanted = u16::try_from(port).unwrap_or(0);
     let shown = format!("{host}:{wanted}");
     let failed = |error: std::io::Error| StartError::Listen {
+        what,
         address: shown.clone(),
         error,
     };
-    let address = (host.trim_matches(['[', ']']), wanted)
+    let address = (host, wanted)
         .to_socket_addrs()
         .map_err(failed)?
         .next()
@@ -107,109 +226,63 @@ fn listen(host: &str, port: i32) -> Result<(OwnedFd, SocketAddr), StartError> {
             .as_sockaddr_in()
             .map(|v4| v4.port())
             .or(bound.as_sockaddr_in6().map(|v6| v6.port()));
-        let bound = SocketAddr::new(address.ip(), port.unwrap_or(wanted));
-        Ok((
-            fd.as_fd()
-                .try_clone_to_owned()
-                .map_err(|_| nix::Error::EMFILE)?,
-            bound,
-        ))
+        Ok((fd, SocketAddr::new(address.ip(), port.unwrap_or(wanted))))
     };
     open().map_err(|error| failed(error.into()))
 }
 
-/// The number of loops when nothing is said: one per core this process may use.
-pub fn default_threads() -> u16 {
-    std::thread::available_parallelism().map_or(1, |n| n.get().min(256) as u16)
+/// As many loops as asked for, or one per core this process may use.
+fn loops(options: &Options) -> u16 {
+    match options.threads {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(256) as u16),
+        threads => threads.min(256) as u16,
+    }
 }
 
-/// Runs the server until a signal ends it.
-pub fn run(mut options: ServerOptions) -> Result<(), StartError> {
-    let features = uring::probe().map_err(StartError::Unusable)?;
-    // Signals are taken by this thread alone; the loops inherit the mask.
-    let signals = SigSet::from_iter([
-        Signal::SIGINT,
-        Signal::SIGTERM,
-        Signal::SIGHUP,
-        Signal::SIGUSR1,
-        Signal::SIGUSR2,
-    ]);
-    signals.thread_block()?;
-    raise_descriptor_limit();
+pub(super) fn connections_max(options: &Options) -> usize {
+    usize::try_from(options.max_connections).unwrap_or(usize::MAX)
+}
 
-    log::info!(
-        "Starting nats-server version {} (midge {})",
-        crate::COMPATIBLE_VERSION,
-        crate::VERSION
-    );
-    log::debug!("Go build version none");
-    let commit = if crate::GIT_COMMIT.is_empty() {
-        "not set"
-    } else {
-        crate::GIT_COMMIT
-    };
-    log::info!("Git commit [{commit}]");
+type LoopThread = JoinHandle<std::io::Result<()>>;
 
-    let (listener, bound) = listen(&options.host, options.port)?;
-    log::info!("Listening for client connections on {bound}");
-    if options.settings.info.port == 0 {
-        options.settings.info.port = bound.port();
-    }
-    log::debug!("Server id is {}", options.settings.info.server_id);
-
-    let loops = options.threads.max(1);
-    let settings = Arc::new(options.settings.clone());
-    let shared = Arc::new(Shared {
-        mesh: Mesh::new(loops)?,
-        next_cid: AtomicU64::new(1),
-        connections_max: AtomicUsize::new(options.connections_max),
-        verify: Box::new(|_, effect| drop::<Effect>(effect)),
-    });
+/// Starts every loop in a thread of its own. None runs before its gate is opened, when the doorbells
+/// of all are known.
+fn start_loops(
+    shared: &Arc<Shared>,
+    settings: &Arc<Settings>,
+    listener: OwnedFd,
+) -> Result<(Vec<LoopThread>, Vec<mpsc::Sender<()>>), StartError> {
     let mut listener = Some(listener);
     let (ready, started) = mpsc::channel();
     let mut threads = Vec::new();
-    for index in 0..loops {
-        let (shared, settings, ready, listener) = (
-            shared.clone(),
-            settings.clone(),
-            ready.clone(),
-            listener.take(),
-        );
+    for index in 0..shared.mesh.loops() {
+        let (shared, settings, ready) = (shared.clone(), settings.clone(), ready.clone());
+        let listener = listener.take();
         let body = move || {
-            let made = (|| {
-                let region = RegionMut::map(REGION_BYTES)?;
-                let (ring, warning) =
-                    Ring::new(RingConfig::default(), features, region.keep_alive())?;
-                Ok::<_, std::io::Error>((region, ring, warning))
-            })();
-            let (region, ring) = match made {
-                Ok((region, ring, warning)) => {
-                    if let Some(warning) = warning {
-                        log::warn!("{warning}");
-                    }
-                    shared.mesh.door(index).set_ring_fd(ring.fd());
-                    (region, ring)
-                }
+            let region = RegionMut::map(REGION_BYTES)?;
+            let ring = match Ring::new(&RingConfig::new(&region.keep_alive())) {
+                Ok(ring) => ring,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return Ok(());
                 }
             };
+            let door = shared.mesh.door(index);
+            door.set_ring_fd(ring.fd());
             let broker = Broker::new(
                 settings,
                 index,
-                loops,
+                shared.mesh.loops(),
                 region,
                 Random::from_entropy(),
                 Instant::now(),
             );
-            // Nobody runs before everybody's doorbell is known.
-            let (go, wait) = mpsc::channel();
+            let (go, gate) = mpsc::channel::<()>();
             let _ = ready.send(Ok(go));
-            if wait.recv() == Ok(()) {
-                EventLoop::new(index, ring, broker, shared, listener).run()
-            } else {
-                Ok(())
+            drop(ready);
+            match gate.recv() {
+                Ok(()) => EventLoop::new(index, ring, broker, shared, listener).run(),
+                Err(_) => Ok(()), // another loop could not start
             }
         };
         threads.push(
@@ -219,51 +292,110 @@ pub fn run(mut options: ServerOptions) -> Result<(), StartError> {
         );
     }
     drop(ready);
-    let gates = started.iter().take(usize::from(loops)).collect::<Result<Vec<_>, _>>();
-    let gates = match gates {
-        Ok(gates) => gates,
-        Err(error) => return Err(StartError::Loop(error)),
-    };
-    for gate in gates {
-        let _ = gate.send(());
+    let gates: Vec<_> = started
+        .iter()
+        .take(threads.len())
+        .collect::<Result<_, _>>()
+        .map_err(StartError::Unusable)?;
+    if gates.len() < threads.len() {
+        // One could not even map its memory; its thread has the reason.
+        drop(gates);
+        for thread in threads {
+            if let Ok(Err(error)) = thread.join() {
+                return Err(StartError::Loop(error));
+            }
+        }
+        return Err(StartError::Loop(std::io::ErrorKind::OutOfMemory.into()));
     }
-    log::info!("Server is ready");
+    Ok((threads, gates))
+}
 
-    loop {
-        match signals.wait()? {
-            Signal::SIGINT | Signal::SIGTERM => break,
-            _ => {}
+/// Decimal and without a newline, as the original; it stays behind at the end.
+pub(super) fn write_pid_file(path: &str) -> std::io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt;
+    if path.is_empty() {
+        return Ok(());
+    }
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o660)
+        .open(path)?;
+    std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes())
+}
+
+/// Takes no new clients, tells those it has, and lets them go one by one so that they do not all
+/// arrive elsewhere at once. Ends early when told to stop.
+fn lame_duck(running: &Running, signals: &SigSet) -> Result<(), StartError> {
+    log::info!("Entering lame duck mode, stop accepting new clients");
+    let doors = running.shared.mesh.doors();
+    doors[0].command(Command::CloseListener);
+    let options = &running.options;
+    if let Ok(mut settings) = settings(options, &running.server_id, running.port) {
+        settings.info.ldm = true;
+        let settings = Arc::new(settings);
+        for door in doors {
+            door.command(Command::Reconfigure(settings.clone()));
+            door.command(Command::Announce);
         }
     }
-    log::info!("Server Exiting..");
-    for door in shared.mesh.doors() {
-        door.command(Command::Stop);
+    let stopped = |wait: Duration| -> nix::Result<bool> {
+        // A signal that ends the server ends the waiting as well.
+        let until = Instant::now() + wait;
+        loop {
+            let left = until
+                .saturating_duration_since(Instant::now())
+                .min(LAME_DUCK_STEP);
+            if left.is_zero() {
+                return Ok(false);
+            }
+            std::thread::sleep(left);
+            let pending = super::signals::pending()?;
+            if pending.contains(Signal::SIGINT) || pending.contains(Signal::SIGTERM) {
+                signals.wait()?;
+                return Ok(true);
+            }
+        }
+    };
+    if stopped(options.lame_duck_grace_period)? {
+        return Ok(());
     }
-    for thread in threads {
-        match thread.join() {
-            Ok(result) => result?,
-            Err(_) => log::error!("an event loop ended by a panic"),
+    let count = || {
+        doors
+            .iter()
+            .map(|door| door.connections.load(Ordering::Relaxed))
+            .sum::<usize>()
+    };
+    let time = options
+        .lame_duck_duration
+        .saturating_sub(options.lame_duck_grace_period);
+    let steps = (time.as_millis() / LAME_DUCK_STEP.as_millis()).max(1) as usize;
+    log::info!("Closing existing clients");
+    let per_step = count().div_ceil(steps).max(1);
+    while count() > 0 {
+        let fullest = doors
+            .iter()
+            .max_by_key(|door| door.connections.load(Ordering::Relaxed));
+        if let Some(door) = fullest {
+            door.command(Command::Dismiss {
+                count: per_step,
+                text: None,
+            });
+        }
+        if stopped(LAME_DUCK_STEP)? {
+            break;
         }
     }
     Ok(())
 }
 
-/// One snapshot of each loop.
-pub fn snapshots(shared: &Shared) -> Vec<Snapshot> {
-    let (reply, answers) = mpsc::channel();
-    for door in shared.mesh.doors() {
-        door.command(Command::Snapshot(reply.clone()));
-    }
-    drop(reply);
-    answers.iter().collect()
-}
-
 /// Every connection is a descriptor: use what the system allows.
 fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        if soft < hard {
-            let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        }
+    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && soft < hard
+    {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

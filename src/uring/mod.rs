@@ -1,6 +1,7 @@
 //! The kernel interface of the event loop: operations in, completions out.
 //!
-//! [`Io`] is the whole of it. [`Ring`] is the real one, on io_uring. May import util. Knows no NATS: it moves bytes and completions, and a
+//! [`Io`] is the whole of it. [`Ring`] is the real one, on io_uring; `fake::FakeIo` is a kernel
+//! scripted by tests. May import util. Knows no NATS: it moves bytes and completions, and a
 //! [`Token`] means nothing to it but which operation it stands for.
 //!
 //! The rule that makes every method of [`Io`] safe to call: **whatever memory the kernel may touch is
@@ -10,14 +11,21 @@
 //! it holds a clone while the write is in flight. A caller that goes away early can therefore lose
 //! messages, but never memory safety.
 //!
-//! Sockets must be in **blocking** mode (no `O_NONBLOCK`). Then a write to a socket whose buffer is full
-//! waits inside the kernel, without a thread, and completes once it took at least one byte. On a
-//! non-blocking socket the same write completes at once with EAGAIN, and somebody would have to poll.
-//! No operation blocks the calling thread either way; recv, accept and connect wait in both modes.
-//! The test `only_blocking_sockets_wait_for_room` holds the kernel to this.
+//! No operation blocks the calling thread, and none needs a thread of the kernel's: recv, accept, connect
+//! and a write to a socket whose buffer is full wait in the kernel and complete once they can make
+//! progress. For a write, kernel 6.18 does so whether or not the socket has `O_NONBLOCK` (the test
+//! `a_write_waits_for_room_in_both_modes`). Earlier ones have answered EAGAIN at once on a non-blocking
+//! socket, so leave sockets in **blocking** mode, which waits on all of them.
+//!
+//! The process must ignore SIGPIPE, as Rust programs do unless told otherwise: a write to a connection
+//! the peer has reset raises it.
 
 mod buffers;
 mod errno;
+#[cfg(any(test, fuzzing))]
+pub mod fake;
+#[cfg(test)]
+mod measure;
 mod probe;
 mod ring;
 mod sys;

@@ -1,112 +1,185 @@
-//! Can this process use io_uring, and which of its newer features are there?
-//!
-//! Run once at the start: what cannot work must end in one sentence that names cause and cure, not
-//! in an error number at the first connection.
+//! Whether this kernel lets us have a ring, which of the newer features it has, and, if not, one
+//! sentence that names the cause and the cure. Knows only the files under /proc it reads.
 
-use super::Errno;
-use io_uring::{IoUring, Probe, opcode};
 use std::fmt;
+use std::fs;
+use std::io;
 
-/// The oldest kernel whose io_uring we use (SINGLE_ISSUER with DEFER_TASKRUN).
-const KERNEL_MIN: (u32, u32) = (6, 1);
+use io_uring::{IoUring, Probe, opcode};
 
-/// What newer kernels add.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use super::errno::Errno;
+
+/// Oldest kernel with SINGLE_ISSUER and DEFER_TASKRUN together.
+const KERNEL_FLOOR: (u32, u32) = (6, 1);
+
+const PROBE_ENTRIES: u32 = 8;
+
+/// What the kernel offers beyond the floor.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Features {
+    /// Submission without the indirection array (6.6).
+    pub no_sqarray: bool,
     /// Vectored writes from registered memory (6.15).
     pub writev_fixed: bool,
-    /// Submission without the index array (6.6).
-    pub no_sqarray: bool,
+    /// Sleeping in the ring is not accounted as waiting for a disk (6.15).
+    pub no_iowait: bool,
+    /// The thread names its ring by index. Known of a [`Ring`](super::Ring) only.
+    pub registered_ring: bool,
+    /// The region is pinned and registered. Known of a [`Ring`](super::Ring) only.
+    pub registered_region: bool,
+    /// Something that works, but slower than it could, with the cure. One sentence.
+    pub warning: Option<String>,
 }
 
-/// Why io_uring cannot be used here.
+/// Why there is no ring. Displays as one sentence with cause and cure, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unusable {
-    errno: Errno,
-    kernel: String,
-    /// /proc/sys/kernel/io_uring_disabled
-    disabled: u32,
+pub enum Unusable {
+    /// Older than the floor; holds the running release.
+    KernelTooOld(String),
+    /// `kernel.io_uring_disabled` is 1 (all but a group and the privileged) or 2 (everybody).
+    DisabledBySysctl(u32),
+    /// A filter, in practice the default seccomp profile of a container.
+    Filtered(Errno),
+    /// Kernel built without io_uring, or a filter that says so.
+    Missing,
+    OutOfMemory,
+    TooManyFiles,
+    Other {
+        step: &'static str,
+        errno: Errno,
+    },
+}
+
+/// Makes a small ring the way [`Ring`](super::Ring) does and asks it what it can do.
+pub fn probe() -> Result<Features, Unusable> {
+    build(PROBE_ENTRIES, PROBE_ENTRIES * 4).map(|(_, features)| features)
+}
+
+/// A ring with our set of flags, and what the kernel under it offers.
+pub(super) fn build(sq_entries: u32, cq_entries: u32) -> Result<(IoUring, Features), Unusable> {
+    let mut builder = IoUring::builder();
+    builder
+        // One thread submits and reaps: the kernel takes no locks and runs completions only when
+        // that thread asks for them, in one batch, instead of interrupting it.
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        // Tells in shared memory that completions are due, so a turn that must not wait can tell
+        // without a system call that there is nothing to do.
+        .setup_taskrun_flag()
+        // One bad entry must not hold up the rest of a batch.
+        .setup_submit_all()
+        // Accept completes many times per submission, so completions outnumber submissions.
+        .setup_cqsize(cq_entries)
+        .setup_clamp();
+    let mut without_sqarray = builder.clone();
+    without_sqarray.setup_no_sqarray();
+    let (ring, no_sqarray) = match without_sqarray.build(sq_entries) {
+        Ok(ring) => (ring, true),
+        Err(error) if Errno::of(&error) == Errno::INVAL => match builder.build(sq_entries) {
+            Ok(ring) => (ring, false),
+            Err(error) => return Err(Unusable::now("io_uring_setup", &error)),
+        },
+        Err(error) => return Err(Unusable::now("io_uring_setup", &error)),
+    };
+    let mut operations = Probe::new();
+    ring.submitter()
+        .register_probe(&mut operations)
+        .map_err(|error| Unusable::now("io_uring_register (probe)", &error))?;
+    let features = Features {
+        no_sqarray,
+        writev_fixed: operations.is_supported(opcode::WritevFixed::CODE),
+        no_iowait: ring.params().is_feature_no_iowait(),
+        ..Features::default()
+    };
+    Ok((ring, features))
+}
+
+impl Unusable {
+    /// Explains an error with what the system says of itself at this moment.
+    pub(super) fn now(step: &'static str, error: &io::Error) -> Unusable {
+        let read = |path| fs::read_to_string(path).unwrap_or_default();
+        Unusable::explain(
+            step,
+            Errno::of(error),
+            read("/proc/sys/kernel/io_uring_disabled")
+                .trim()
+                .parse()
+                .ok(),
+            read("/proc/sys/kernel/osrelease").trim(),
+        )
+    }
+
+    /// `disabled` is the sysctl, where the kernel has it (6.6); `release` as `uname -r` prints it.
+    fn explain(step: &'static str, errno: Errno, disabled: Option<u32>, release: &str) -> Unusable {
+        // The version explains every other error of an old kernel, so it goes first. It is asked
+        // only after a failure: a kernel with the features back-ported is welcome.
+        if version(release).is_some_and(|version| version < KERNEL_FLOOR) {
+            return Unusable::KernelTooOld(release.to_owned());
+        }
+        match (errno, disabled) {
+            (Errno::PERM, Some(level @ 1..)) => Unusable::DisabledBySysctl(level),
+            (Errno::PERM, _) => Unusable::Filtered(errno),
+            (Errno(libc::EACCES), _) => Unusable::Filtered(errno),
+            (Errno::NOSYS, _) => Unusable::Missing,
+            (Errno::NOMEM, _) => Unusable::OutOfMemory,
+            (Errno::MFILE | Errno(libc::ENFILE), _) => Unusable::TooManyFiles,
+            _ => Unusable::Other { step, errno },
+        }
+    }
 }
 
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kernel = &self.kernel;
-        if version_of(kernel).is_some_and(|version| version < KERNEL_MIN)
-            || self.errno == Errno::NOSYS
-        {
-            let (major, minor) = KERNEL_MIN;
-            write!(
+        let (major, minor) = KERNEL_FLOOR;
+        match self {
+            Unusable::KernelTooOld(release) => write!(
                 f,
-                "io_uring cannot be used: midge needs Linux {major}.{minor} or later with io_uring built in, and this kernel is {kernel}"
-            )
-        } else if self.disabled > 0 {
-            write!(
+                "this kernel is Linux {release} and io_uring as needed here starts with Linux \
+                 {major}.{minor}: run on a newer kernel"
+            ),
+            Unusable::DisabledBySysctl(1) => f.write_str(
+                "io_uring is reserved to privileged processes by kernel.io_uring_disabled=1: set it \
+                 to 0 with sysctl, or put the group of this process into kernel.io_uring_group",
+            ),
+            Unusable::DisabledBySysctl(level) => write!(
                 f,
-                "io_uring cannot be used: it is switched off by the sysctl kernel.io_uring_disabled = {}; set it to 0 to allow it",
-                self.disabled
-            )
-        } else if self.errno == Errno::PERM {
-            write!(
+                "io_uring is switched off by kernel.io_uring_disabled={level}: set it to 0 with \
+                 sysctl"
+            ),
+            Unusable::Filtered(errno) => write!(
                 f,
-                "io_uring cannot be used: the system call was refused, as the default seccomp profiles of containers do; \
-                 allow io_uring_setup, io_uring_enter and io_uring_register (docs/OPERATIONS.md has a profile)"
-            )
-        } else if self.errno == Errno::NOMEM {
-            write!(
+                "io_uring is forbidden to this process ({errno}), most likely by the default seccomp \
+                 profile of its container: allow the system calls io_uring_setup, io_uring_enter and \
+                 io_uring_register, as docs/OPERATIONS.md shows"
+            ),
+            Unusable::Missing => f.write_str(
+                "this kernel answers that it has no io_uring: it was built without CONFIG_IO_URING, or \
+                 a container's seccomp profile hides the system calls io_uring_setup, io_uring_enter \
+                 and io_uring_register, which docs/OPERATIONS.md shows how to allow",
+            ),
+            Unusable::OutOfMemory => f.write_str(
+                "there is no memory for an io_uring: raise the memory limit of this process or of its \
+                 container, and RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit)",
+            ),
+            Unusable::TooManyFiles => f.write_str(
+                "there is no file descriptor left for an io_uring: raise RLIMIT_NOFILE (LimitNOFILE= \
+                 in a systemd unit)",
+            ),
+            Unusable::Other { step, errno } => write!(
                 f,
-                "io_uring cannot be used: no memory for its rings; raise the limit on locked memory (ulimit -l, LimitMEMLOCK=)"
-            )
-        } else {
-            write!(
-                f,
-                "io_uring cannot be used on this kernel ({kernel}): {}",
-                self.errno
-            )
+                "io_uring cannot be used because {step} failed with \"{errno}\": docs/OPERATIONS.md \
+                 lists what it needs"
+            ),
         }
     }
 }
 
 impl std::error::Error for Unusable {}
 
-fn version_of(release: &str) -> Option<(u32, u32)> {
-    let mut parts = release.split(|c: char| !c.is_ascii_digit());
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-impl Unusable {
-    fn here(errno: Errno) -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        Self {
-            errno,
-            kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
-            disabled: read("/proc/sys/kernel/io_uring_disabled")
-                .trim()
-                .parse()
-                .unwrap_or(0),
-        }
-    }
-}
-
-/// Tries the setup the loops use, on a ring that is thrown away.
-pub fn probe() -> Result<Features, Unusable> {
-    let unusable = |error: std::io::Error| Unusable::here(Errno::of(&error));
-    let ring = IoUring::<io_uring::squeue::Entry>::builder()
-        .setup_single_issuer()
-        .setup_defer_taskrun()
-        .build(8)
-        .map_err(unusable)?;
-    let mut known = Probe::new();
-    ring.submitter()
-        .register_probe(&mut known)
-        .map_err(unusable)?;
-    let no_sqarray = IoUring::<io_uring::squeue::Entry>::builder()
-        .setup_no_sqarray()
-        .build(8)
-        .is_ok();
-    Ok(Features {
-        writev_fixed: known.is_supported(opcode::WritevFixed::CODE),
-        no_sqarray,
-    })
+/// The first two numbers of a release such as `6.1.0-18-amd64`.
+fn version(release: &str) -> Option<(u32, u32)> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -114,29 +187,86 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_cause_has_its_own_cure() {
-        for (errno, kernel, disabled, words) in [
-            (Errno::INVAL, "5.15.0-91-generic", 0, "needs Linux 6.1"),
-            (Errno::NOSYS, "6.1.0", 0, "needs Linux 6.1"),
-            (Errno::PERM, "6.8.0", 2, "kernel.io_uring_disabled = 2"),
-            (Errno::PERM, "6.8.0", 0, "seccomp"),
-            (Errno::NOMEM, "6.8.0", 0, "locked memory"),
-            (Errno::MFILE, "6.8.0", 0, "6.8.0"),
-        ] {
-            let text = Unusable {
-                errno,
-                kernel: kernel.into(),
-                disabled,
+    fn causes_and_cures() {
+        let old = "this kernel is Linux 5.15.0-105-generic and io_uring as needed here starts with";
+        let table: &[(i32, Option<u32>, &str, &[&str])] = &[
+            (
+                libc::EINVAL,
+                None,
+                "5.15.0-105-generic",
+                &[old, "Linux 6.1: run"],
+            ),
+            (libc::ENOSYS, None, "5.15.0-105-generic", &[old]),
+            (libc::EINVAL, None, "6.0.19", &["Linux 6.0.19"]),
+            (
+                libc::EPERM,
+                Some(1),
+                "6.6.8",
+                &["kernel.io_uring_disabled=1", "io_uring_group"],
+            ),
+            (
+                libc::EPERM,
+                Some(2),
+                "6.12",
+                &["kernel.io_uring_disabled=2", "sysctl"],
+            ),
+            (
+                libc::EPERM,
+                Some(0),
+                "6.18.44",
+                &[
+                    "io_uring_setup, io_uring_enter and io_uring_register",
+                    "docs/OPERATIONS.md",
+                    "seccomp",
+                ],
+            ),
+            (
+                libc::EPERM,
+                None,
+                "6.1.0-18-amd64",
+                &["seccomp", "Operation not permitted"],
+            ),
+            (libc::EACCES, Some(0), "6.18", &["seccomp"]),
+            (
+                libc::ENOSYS,
+                Some(0),
+                "6.18",
+                &["CONFIG_IO_URING", "io_uring_register", "docs/OPERATIONS.md"],
+            ),
+            (libc::ENOMEM, Some(0), "6.18", &["RLIMIT_MEMLOCK"]),
+            (libc::EMFILE, Some(0), "6.18", &["RLIMIT_NOFILE"]),
+            (
+                libc::EINVAL,
+                Some(0),
+                "6.18",
+                &["io_uring_setup failed", "Invalid argument"],
+            ),
+            (libc::EPERM, Some(0), "unknown", &["seccomp"]),
+        ];
+        for &(errno, disabled, release, expected) in table {
+            let sentence =
+                Unusable::explain("io_uring_setup", Errno(errno), disabled, release).to_string();
+            for part in expected {
+                assert!(sentence.contains(part), "{part:?} is not in {sentence:?}");
             }
-            .to_string();
-            assert!(text.contains(words) && !text.contains('\n'), "{text}");
+            assert!(
+                !sentence.contains('\n') && !sentence.contains(". "),
+                "{sentence:?}"
+            );
         }
     }
 
     #[test]
-    fn kernel_releases_are_read() {
-        assert_eq!(version_of("6.18.44-fc-v669"), Some((6, 18)));
-        assert_eq!(version_of("5.4"), Some((5, 4)));
-        assert_eq!(version_of("x"), None);
+    fn releases() {
+        assert_eq!(version("6.18.44-fc-v669"), Some((6, 18)));
+        assert_eq!(version("6.1"), Some((6, 1)));
+        assert_eq!(version("7-rc1"), None);
+        assert_eq!(version(""), None);
+    }
+
+    #[test]
+    fn this_kernel_has_a_ring() {
+        let features = probe().unwrap_or_else(|unusable| panic!("{unusable}"));
+        assert_eq!(features.warning, None);
     }
 }

@@ -1,377 +1,494 @@
-//! The real kernel: one io_uring per event loop.
+//! The real [`Io`]: an io_uring of one thread, its receive buffers, its registered region.
 //!
-//! Memory the kernel may touch, and who keeps it:
-//! - receive buffers: `buffers`, for the life of the ring;
-//! - the region: `region`, a keep-alive of the mapping, for the life of the ring;
-//! - shared segments, vectors and addresses of one operation: an entry of `operations`, until the
-//!   completion of that operation.
+//! Who owns the memory the kernel may touch, and until when:
 //!
-//! `Drop` closes the ring before any of these is freed.
+//! | memory                         | touched by      | owner               | free again             |
+//! |--------------------------------|-----------------|---------------------|------------------------|
+//! | receive buffers and their ring | recv            | `buffers`           | when the ring is gone  |
+//! | region segments                | write           | `region` (an `Arc`) | when the ring is gone  |
+//! | iovecs, `Bytes`, socket address | write, connect | a slot in `operations` | at the completion   |
+//!
+//! All three outlive the ring: see `Drop`.
 #![allow(unsafe_code)]
 
-use super::buffers::ProvidedBuffers;
-use super::probe::Features;
-use super::sys::{self, RingName};
-use super::{Completion, Errno, Io, Kind, RecvBuf, Segment, Token, Wait};
-use crate::util::region::Region;
-use bytes::Bytes;
-use io_uring::squeue::{Entry, Flags};
-use io_uring::types::{CancelBuilder, Fd};
-use io_uring::{IoUring, cqueue, opcode};
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::io;
-use std::mem::ManuallyDrop;
+use std::marker::PhantomData;
+use std::mem::{ManuallyDrop, size_of};
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-const BUFFER_GROUP: u16 = 0;
-/// How long `Drop` waits for operations to come back after they were cancelled.
-const LAST_WAIT: Duration = Duration::from_millis(500);
+use bytes::Bytes;
+use io_uring::types::{CancelBuilder, Fd, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
 
+use super::buffers::ProvidedBuffers;
+use super::errno::Errno;
+use super::probe::{self, Features, Unusable};
+use super::sys::{self, RingName};
+use super::token::{Kind, Token};
+use super::{Completion, Io, RecvBuf, SEGMENTS_MAX, Segment, Wait};
+use crate::util::region::Region;
+
+/// The only group of provided buffers, and the only registered buffer.
+const BUFFER_GROUP: u16 = 0;
+const REGION_INDEX: u16 = 0;
+
+/// Most slots of a caller: bounds the table from slots to operations, and no process has more
+/// descriptors than this.
+const SLOTS_MAX: u32 = 1 << 26;
+
+/// `operation_of_slot` where there is none.
+const NONE: u32 = u32::MAX;
+
+/// How long a ring that is dropped waits for the kernel to let go of its memory.
+const TEARDOWN_MAX: Duration = Duration::from_secs(2);
+
+/// What a ring is made of.
 #[derive(Clone, Copy, Debug)]
-pub struct RingConfig {
-    /// Queue of operations not yet handed over; a full one is handed over at once.
-    pub submissions: u32,
-    pub completions: u32,
-    /// A power of two.
+pub struct RingConfig<'a> {
+    /// Operations queued before the kernel must be entered. A power of two.
+    pub sq_entries: u32,
+    /// Completions the kernel keeps in shared memory; more are kept, at a cost. Well above
+    /// `sq_entries`.
+    pub cq_entries: u32,
+    /// Receive buffers, a power of two.
     pub recv_bufs: u16,
     pub recv_buf_bytes: u32,
+    /// Where [`Segment::Region`] points. Pinned in memory by the ring.
+    pub region: &'a Region,
 }
 
-impl Default for RingConfig {
-    fn default() -> Self {
-        Self {
-            submissions: 1024,
-            completions: 16 << 10,
+impl<'a> RingConfig<'a> {
+    pub fn new(region: &'a Region) -> RingConfig<'a> {
+        RingConfig {
+            sq_entries: 1024,
+            cq_entries: 8192,
             recv_bufs: 64,
-            recv_buf_bytes: 64 << 10,
+            recv_buf_bytes: 65536,
+            region,
         }
     }
 }
 
-/// What an operation in flight needs until it completes.
-enum Kept {
-    Vector {
-        _iovecs: Box<[libc::iovec]>,
-        _shared: Vec<Bytes>,
-    },
-    Address {
-        _address: Box<libc::sockaddr_storage>,
-    },
+/// An io_uring. Belongs to the thread that made it, which is why it is not `Send`.
+pub struct Ring {
+    /// Dropped by hand, before `memory`.
+    ring: ManuallyDrop<IoUring>,
+    /// What the kernel may touch. Dropped by hand, after `ring`.
+    memory: ManuallyDrop<Memory>,
+    name: RingName,
+    enter_flags: u32,
+    features: Features,
+    /// Operations handed in that will complete and have not: all but closes and doorbells, which
+    /// complete on failure only and touch no memory of ours.
+    in_flight: usize,
+    /// Completions reaped while making room in the submission queue.
+    early: VecDeque<Completion>,
+    _not_send: PhantomData<*const ()>,
 }
 
-pub struct Ring {
-    ring: ManuallyDrop<IoUring>,
-    name: RingName,
-    features: Features,
-    /// The region is registered as buffer 0.
-    registered: bool,
-    wait_flags: u32,
-    /// By packed token; few operations need an entry.
-    operations: HashMap<u64, Kept>,
-    in_flight: usize,
-    buffers: ManuallyDrop<ProvidedBuffers>,
+struct Memory {
+    buffers: ProvidedBuffers,
     region: Region,
-    iovecs: Vec<libc::iovec>,
+    operations: Operations,
 }
 
 impl Ring {
-    /// Makes a ring for the calling thread, which must be the only one to use it. When the memory of
-    /// the region cannot be locked, writes go unregistered and the warning says so.
-    pub fn new(
-        config: RingConfig,
-        features: Features,
-        region: Region,
-    ) -> io::Result<(Self, Option<String>)> {
-        let mut builder = IoUring::builder();
-        builder
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_submit_all()
-            .setup_clamp()
-            .setup_cqsize(config.completions);
-        if features.no_sqarray {
-            builder.setup_no_sqarray();
-        }
-        let ring = builder.build(config.submissions)?;
-        let buffers = ProvidedBuffers::new(config.recv_bufs, config.recv_buf_bytes)?;
-        // SAFETY: the ring of entries lies in `buffers`, which `Drop` frees after the io_uring.
+    /// To be called in the thread that will use the ring.
+    pub fn new(config: &RingConfig<'_>) -> Result<Ring, Unusable> {
+        let (ring, mut features) = probe::build(config.sq_entries, config.cq_entries)?;
+        let buffers = ProvidedBuffers::new(config.recv_bufs, config.recv_buf_bytes)
+            .map_err(|error| Unusable::now("mmap of receive buffers", &error))?;
+        // SAFETY: the address is that of `count` entries in a mapping owned by `buffers`, which
+        // `Ring::drop` frees only after the ring is closed.
         unsafe {
             ring.submitter().register_buf_ring_with_flags(
                 buffers.ring_address(),
                 buffers.count(),
                 BUFFER_GROUP,
                 0,
-            )?;
+            )
         }
-        let whole = libc::iovec {
-            iov_base: region.base().cast(),
-            iov_len: region.len(),
-        };
-        // SAFETY: `region` keeps the mapping alive until `Drop` has closed the io_uring.
-        let registered = unsafe { ring.submitter().register_buffers(&[whole]) };
-        let warning = registered.as_ref().err().map(|error| {
-            format!(
-                "the output memory of {} KiB could not be locked ({error}), writes are a little slower; raise the limit \
-                 on locked memory (ulimit -l, LimitMEMLOCK=)",
-                region.len() >> 10
-            )
-        });
-        let name = match sys::register_ring(ring.as_raw_fd()) {
+        .map_err(|error| Unusable::now("io_uring_register (buffer ring)", &error))?;
+        register_region(&ring, config.region, &mut features);
+        let fd = ring.as_raw_fd();
+        // Worth nanoseconds only, so a failure (a kernel without it, a full table) is no matter.
+        let name = match sys::register_ring(fd) {
             Ok(index) => RingName::Index(index),
-            Err(_) => RingName::Fd(ring.as_raw_fd()),
+            Err(_) => RingName::Fd(fd),
         };
-        // SAFETY: nothing is queued yet, so the kernel takes no entry.
-        let no_iowait = unsafe {
-            sys::enter(
-                name,
-                0,
-                0,
-                sys::ENTER_GETEVENTS | sys::ENTER_NO_IOWAIT,
-                None,
-            )
-        };
-        let wait_flags = match no_iowait {
-            Ok(_) => sys::ENTER_GETEVENTS | sys::ENTER_NO_IOWAIT,
-            Err(_) => sys::ENTER_GETEVENTS,
-        };
-        let ring = Self {
+        features.registered_ring = matches!(name, RingName::Index(_));
+        Ok(Ring {
             ring: ManuallyDrop::new(ring),
+            memory: ManuallyDrop::new(Memory {
+                buffers,
+                region: config.region.clone(),
+                operations: Operations::default(),
+            }),
             name,
+            enter_flags: if features.no_iowait {
+                sys::ENTER_NO_IOWAIT
+            } else {
+                0
+            },
             features,
-            registered: registered.is_ok(),
-            wait_flags,
-            operations: HashMap::new(),
             in_flight: 0,
-            buffers: ManuallyDrop::new(buffers),
-            region,
-            iovecs: Vec::new(),
-        };
-        Ok((ring, warning))
+            early: VecDeque::new(),
+            _not_send: PhantomData,
+        })
     }
 
-    fn push(&mut self, token: Token, entry: Entry) {
+    pub fn features(&self) -> &Features {
+        &self.features
+    }
+
+    /// Makes writes go as they would on a lesser kernel or under a lower limit.
+    #[cfg(test)]
+    pub(super) fn pretend(&mut self, registered_region: bool, writev_fixed: bool) {
+        self.features.registered_region &= registered_region;
+        self.features.writev_fixed &= writev_fixed;
+    }
+
+    /// Queues an entry, entering the kernel first when the queue is full.
+    ///
+    /// # Safety
+    ///
+    /// Memory the entry names must be part of `self.memory` and stay there until the entry's
+    /// completion was reaped.
+    unsafe fn push(&mut self, token: Token, entry: squeue::Entry) {
         let entry = entry.user_data(token.pack());
-        loop {
-            // SAFETY: what the entry names is owned or kept alive by `self`, see the module's head;
-            // each caller in this file puts it there before it pushes.
-            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+        // SAFETY: the caller's promise.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.make_room();
+        }
+        if counts(token.kind) {
+            self.in_flight += 1;
+        }
+    }
+
+    /// Hands the full queue to the kernel. It may be out of memory for a moment, or refuse more
+    /// while completions wait: then reaping some is what helps.
+    fn make_room(&mut self) {
+        let queued = self.ring.submission().len() as u32;
+        if let Err(error) = self.enter(queued, 0, 0, None) {
+            // The entries are ours and so is the ring: any other error is our own bug.
+            panic!("io_uring_enter refused a full submission queue: {error}");
+        }
+        if self.ring.submission().is_full() {
+            if let Err(error) = self.enter(0, 0, sys::ENTER_GETEVENTS, None) {
+                panic!("io_uring_enter cannot report completions: {error}");
+            }
+            let mut early = Vec::new();
+            self.reap(&mut early);
+            self.early.extend(early);
+            std::thread::yield_now();
+        }
+    }
+
+    /// Enters the kernel; what passes by itself is not an error.
+    fn enter(
+        &mut self,
+        to_submit: u32,
+        min_complete: u32,
+        flags: u32,
+        timeout: Option<Duration>,
+    ) -> io::Result<()> {
+        let flags = flags | self.enter_flags;
+        // SAFETY: entries get into the queue through `push` only, whose contract this is.
+        let taken = unsafe { sys::enter(self.name, to_submit, min_complete, flags, timeout) };
+        match taken {
+            Ok(_) => Ok(()),
+            Err(error) => match Errno::of(&error).0 {
+                // The time is up, or a signal came.
+                libc::ETIME | libc::EINTR => Ok(()),
+                // Out of memory for requests, or completions are to be reaped first. What was not
+                // taken stays queued for the next entry.
+                libc::EAGAIN | libc::EBUSY => Ok(()),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Moves all completions from shared memory into `out`.
+    fn reap(&mut self, out: &mut Vec<Completion>) {
+        let mut queue = self.ring.completion();
+        out.reserve(queue.len());
+        for entry in &mut queue {
+            let token = Token::unpack(entry.user_data())
+                .expect("only tokens are put into user_data, by this and by sibling rings");
+            let more = cqueue::more(entry.flags());
+            if counts(token.kind) && !more {
+                self.in_flight -= 1;
+            }
+            let result = match entry.result() {
+                moved @ 0.. => Ok(moved as u32),
+                errno => Err(Errno(-errno)),
+            };
+            if matches!(token.kind, Kind::Write | Kind::Connect) {
+                self.memory.operations.finish(token);
+            }
+            let buf = cqueue::buffer_select(entry.flags()).and_then(|id| {
+                let buf = self.memory.buffers.lend(id, result.unwrap_or(0));
+                if buf.len > 0 {
+                    Some(buf)
+                } else {
+                    // An end of stream or an error needs no buffer; the caller never sees it.
+                    self.memory.buffers.recycle(buf);
+                    None
+                }
+            });
+            out.push(Completion {
+                token,
+                result,
+                buf,
+                more,
+            });
+        }
+    }
+
+    /// Ends everything in flight and waits for it. Whether the kernel has let go of all memory.
+    fn wind_down(&mut self) -> bool {
+        let deadline = Instant::now() + TEARDOWN_MAX;
+        let mut completions = Vec::from(std::mem::take(&mut self.early));
+        let mut quiet = false;
+        while !quiet && Instant::now() < deadline {
+            // What is still queued goes first: only what the kernel knows can be cancelled.
+            let queued = self.ring.submission().len() as u32;
+            if self.enter(queued, 0, sys::ENTER_GETEVENTS, None).is_err() {
                 break;
             }
-            self.hand_over(0, 0, None)
-                .expect("a full queue can always be handed over");
+            // Fails with ENOENT when there is nothing to cancel, which is as good.
+            let _ = self.ring.submitter().register_sync_cancel(
+                Some(Timespec::new().nsec(100_000_000)),
+                CancelBuilder::any(),
+            );
+            self.reap(&mut completions);
+            quiet = self.in_flight == 0 && self.ring.submission().is_empty();
+            if !quiet {
+                let slice = Some(Duration::from_millis(10));
+                if self.enter(0, 1, sys::ENTER_GETEVENTS, slice).is_err() {
+                    break;
+                }
+                self.reap(&mut completions);
+                quiet = self.in_flight == 0 && self.ring.submission().is_empty();
+            }
         }
-        self.in_flight += 1;
+        for completion in completions {
+            if let (Kind::Accept, Ok(fd)) = (completion.token.kind, completion.result) {
+                // SAFETY: the descriptor was made for us by an accept whose completion nobody has
+                // seen, so nobody else uses or closes it.
+                unsafe { libc::close(fd as RawFd) };
+            }
+        }
+        quiet
     }
+}
 
-    /// Enters the kernel with everything queued.
-    fn hand_over(&mut self, want: u32, flags: u32, timeout: Option<Duration>) -> io::Result<()> {
-        loop {
-            let queued = {
-                let mut queue = self.ring.submission();
-                queue.sync();
-                queue.len() as u32
+/// Whether operations of this kind complete here exactly once per request, success or not.
+fn counts(kind: Kind) -> bool {
+    !matches!(kind, Kind::Close | Kind::Doorbell | Kind::DoorbellSent)
+}
+
+/// Pins the region and makes it registered buffer 0. Writes work without it, a little slower, so a
+/// failure becomes a warning.
+fn register_region(ring: &IoUring, region: &Region, features: &mut Features) {
+    let whole = libc::iovec {
+        iov_base: region.base().cast(),
+        iov_len: region.len(),
+    };
+    // SAFETY: the kernel pins the pages of a mapping that exists now. The ring keeps a `Region`, so
+    // the range is not unmapped and reused for something else while the ring lives.
+    match unsafe { ring.submitter().register_buffers(&[whole]) } {
+        Ok(()) => features.registered_region = true,
+        Err(error) => {
+            let cure = if Errno::of(&error) == Errno::NOMEM {
+                ": raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit) above it"
+            } else {
+                ""
             };
-            // SAFETY: as in `push`.
-            match unsafe { sys::enter(self.name, queued, want, flags, timeout) } {
-                Ok(_) => return Ok(()),
-                Err(error) => match error.raw_os_error() {
-                    // Nothing came in time, or a signal did.
-                    Some(libc::ETIME | libc::EINTR) => return Ok(()),
-                    // The completion queue overflowed: the kernel wants it emptied first.
-                    Some(libc::EBUSY | libc::EAGAIN) if want > 0 || flags != 0 => return Ok(()),
-                    Some(libc::EBUSY | libc::EAGAIN) => std::thread::yield_now(),
-                    _ => return Err(error),
-                },
-            }
-        }
-    }
-
-    fn reap(&mut self, out: &mut Vec<Completion>) {
-        loop {
-            let mut seen = false;
-            let mut queue = self.ring.completion();
-            queue.sync();
-            for entry in &mut queue {
-                seen = true;
-                let more = cqueue::more(entry.flags());
-                if !more {
-                    self.in_flight = self.in_flight.saturating_sub(1);
-                }
-                let Some(token) = Token::unpack(entry.user_data()) else {
-                    continue;
-                };
-                if !more && matches!(token.kind, Kind::Write | Kind::Connect) {
-                    self.operations.remove(&entry.user_data());
-                }
-                let result = match u32::try_from(entry.result()) {
-                    Ok(result) => Ok(result),
-                    Err(_) => Err(Errno(-entry.result())),
-                };
-                let buf = match (token.kind, cqueue::buffer_select(entry.flags())) {
-                    (Kind::Recv, Some(id)) => {
-                        let buf = self.buffers.lend(id, result.unwrap_or(0));
-                        if buf.len() == 0 {
-                            // The end of the stream took a buffer along.
-                            self.buffers.recycle(buf);
-                            None
-                        } else {
-                            Some(buf)
-                        }
-                    }
-                    _ => None,
-                };
-                out.push(Completion {
-                    token,
-                    result,
-                    buf,
-                    more,
-                });
-            }
-            if !seen {
-                return;
-            }
+            features.warning = Some(format!(
+                "writes take the slower, unregistered way because the {} bytes of output buffers \
+                 could not be registered ({error}){cure}",
+                region.len()
+            ));
         }
     }
 }
 
 impl Io for Ring {
     fn accept(&mut self, token: Token, listener: RawFd) {
-        self.push(
-            token,
-            opcode::AcceptMulti::new(Fd(listener))
-                .flags(libc::SOCK_CLOEXEC)
-                .build(),
-        );
+        assert_eq!(token.kind, Kind::Accept);
+        let entry = opcode::AcceptMulti::new(Fd(listener))
+            .flags(libc::SOCK_CLOEXEC)
+            .build();
+        // SAFETY: names no memory.
+        unsafe { self.push(token, entry) };
     }
 
     fn recv(&mut self, token: Token, fd: RawFd) {
+        assert_eq!(token.kind, Kind::Recv);
+        // Length 0 means the whole of the buffer that is picked.
         let entry = opcode::Recv::new(Fd(fd), std::ptr::null_mut(), 0)
             .buf_group(BUFFER_GROUP)
-            .build();
-        self.push(token, entry.flags(Flags::BUFFER_SELECT));
+            .build()
+            .flags(squeue::Flags::BUFFER_SELECT);
+        // SAFETY: the kernel writes into a provided buffer, owned by `memory.buffers`, which has no
+        // reference to it until the completion lends it out.
+        unsafe { self.push(token, entry) };
     }
 
     fn write(&mut self, token: Token, fd: RawFd, segments: &[Segment]) {
+        assert_eq!(token.kind, Kind::Write);
         assert!(!segments.is_empty(), "a write of nothing");
-        if let [Segment::Region { offset, len }] = segments {
-            let at = self.region.range(*offset, *len);
-            let entry = match self.registered {
-                true => opcode::WriteFixed::new(Fd(fd), at, *len, 0).build(),
-                false => opcode::Write::new(Fd(fd), at, *len).build(),
+        assert!(
+            segments.len() <= SEGMENTS_MAX,
+            "more segments than a vector may have"
+        );
+        let registered = self.features.registered_region;
+        let fd = Fd(fd);
+        let memory = &mut *self.memory;
+        // A slot even where there is nothing to keep: that no second write can be in flight under
+        // the same token is what lets a completion free the right memory.
+        let operation = memory.operations.start(token);
+        if let [Segment::Region { offset, len }] = *segments {
+            let start = memory.region.range(offset, len);
+            let entry = if registered {
+                opcode::WriteFixed::new(fd, start, len, REGION_INDEX).build()
+            } else {
+                opcode::Write::new(fd, start, len).build()
             };
-            return self.push(token, entry);
+            // SAFETY: the range lies inside `memory.region`, which is kept until the ring is gone.
+            unsafe { self.push(token, entry) };
+            return;
         }
-        let mut all_region = true;
-        let mut shared = Vec::new();
-        self.iovecs.clear();
+        let mut all_in_region = true;
         for segment in segments {
-            let (base, len) = match segment {
+            let (start, len) = match segment {
                 Segment::Region { offset, len } => {
-                    (self.region.range(*offset, *len), *len as usize)
+                    (memory.region.range(*offset, *len), *len as usize)
                 }
                 Segment::Shared(bytes) => {
-                    all_region = false;
-                    shared.push(bytes.clone());
+                    all_in_region = false;
+                    operation.shared.push(bytes.clone());
                     (bytes.as_ptr(), bytes.len())
                 }
             };
-            self.iovecs.push(libc::iovec {
-                iov_base: base.cast_mut().cast(),
+            operation.vector.push(libc::iovec {
+                iov_base: start.cast_mut().cast(),
                 iov_len: len,
             });
         }
-        let iovecs: Box<[libc::iovec]> = self.iovecs.as_slice().into();
-        let (at, count) = (iovecs.as_ptr(), iovecs.len() as u32);
-        let entry = if all_region && self.registered && self.features.writev_fixed {
-            opcode::WritevFixed::new(Fd(fd), at, count, 0).build()
+        let (vector, count) = (operation.vector.as_ptr(), operation.vector.len() as u32);
+        let entry = if all_in_region && registered && self.features.writev_fixed {
+            opcode::WritevFixed::new(fd, vector, count, REGION_INDEX).build()
         } else {
-            opcode::Writev::new(Fd(fd), at, count).build()
+            opcode::Writev::new(fd, vector, count).build()
         };
-        let kept = Kept::Vector {
-            _iovecs: iovecs,
-            _shared: shared,
-        };
-        let previous = self.operations.insert(token.pack(), kept);
-        assert!(previous.is_none(), "two writes of one token in flight");
-        self.push(token, entry);
+        // SAFETY: the vector is on the heap of the operation's slot, which nobody touches before
+        // `finish` at the completion. It names ranges of `memory.region`, kept until the ring is
+        // gone, and bytes of which the slot holds clones: immutable, and in place while a clone is.
+        unsafe { self.push(token, entry) };
     }
 
     fn connect(&mut self, token: Token, fd: RawFd, address: SocketAddr) {
-        let (address, length) = sys::socket_address(address);
-        let address = Box::new(address);
-        let entry =
-            opcode::Connect::new(Fd(fd), std::ptr::from_ref(&*address).cast(), length).build();
-        self.operations
-            .insert(token.pack(), Kept::Address { _address: address });
-        self.push(token, entry);
+        assert_eq!(token.kind, Kind::Connect);
+        let operation = self.memory.operations.start(token);
+        let len = operation.address.set(address);
+        let start: *const SocketAddress = &raw const *operation.address;
+        let entry = opcode::Connect::new(Fd(fd), start.cast(), len).build();
+        // SAFETY: the address is boxed in the operation's slot, which nobody touches before
+        // `finish` at the completion.
+        unsafe { self.push(token, entry) };
     }
 
     fn shutdown(&mut self, token: Token, fd: RawFd, how: Shutdown) {
+        assert_eq!(token.kind, Kind::Shutdown);
         let how = match how {
             Shutdown::Read => libc::SHUT_RD,
             Shutdown::Write => libc::SHUT_WR,
             Shutdown::Both => libc::SHUT_RDWR,
         };
-        self.push(token, opcode::Shutdown::new(Fd(fd), how).build());
+        let entry = opcode::Shutdown::new(Fd(fd), how).build();
+        // SAFETY: names no memory.
+        unsafe { self.push(token, entry) };
     }
 
     fn cancel(&mut self, target: Token) {
         let entry = opcode::AsyncCancel::new(target.pack()).build();
-        self.push(target.with_kind(Kind::Cancel), entry);
+        // SAFETY: names no memory.
+        unsafe { self.push(target.with_kind(Kind::Cancel), entry) };
     }
 
     fn close(&mut self, fd: RawFd) {
-        let token = Token::new(Kind::Close, fd as u32, 0);
-        self.push(
-            token,
-            opcode::Close::new(Fd(fd))
-                .build()
-                .flags(Flags::SKIP_SUCCESS),
-        );
-        self.in_flight -= 1;
+        assert!(fd >= 0, "not a descriptor");
+        let entry = opcode::Close::new(Fd(fd))
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS);
+        // SAFETY: names no memory.
+        unsafe { self.push(Token::new(Kind::Close, fd as u32, 0), entry) };
     }
 
     fn ring_doorbell(&mut self, other_ring_fd: RawFd, token: Token) {
-        let entry = opcode::MsgRingData::new(Fd(other_ring_fd), 0, token.pack(), None).build();
-        self.push(
-            token.with_kind(Kind::DoorbellSent),
-            entry.flags(Flags::SKIP_SUCCESS),
-        );
-        self.in_flight -= 1;
+        assert_eq!(token.kind, Kind::Doorbell);
+        let entry = opcode::MsgRingData::new(Fd(other_ring_fd), 0, token.pack(), None)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS);
+        // SAFETY: names no memory.
+        unsafe { self.push(token.with_kind(Kind::DoorbellSent), entry) };
     }
 
     fn watch(&mut self, token: Token, fd: RawFd) {
-        self.push(
-            token,
-            opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
-                .multi(true)
-                .build(),
-        );
+        assert_eq!(token.kind, Kind::Watch);
+        let entry = opcode::PollAdd::new(Fd(fd), libc::POLLIN as u32)
+            .multi(true)
+            .build();
+        // SAFETY: names no memory.
+        unsafe { self.push(token, entry) };
     }
 
     fn turn(&mut self, wait: Wait, out: &mut Vec<Completion>) -> io::Result<()> {
-        let (want, timeout) = match wait {
+        // What is there already must not sleep until something else happens.
+        let wait = if self.early.is_empty() {
+            wait
+        } else {
+            Wait::No
+        };
+        out.extend(self.early.drain(..));
+        let (queued, due) = {
+            let queue = self.ring.submission();
+            (queue.len() as u32, queue.taskrun() || queue.cq_overflow())
+        };
+        let (min_complete, timeout) = match wait {
             Wait::No => (0, None),
             Wait::Until(timeout) => (1, Some(timeout)),
             Wait::Forever => (1, None),
         };
-        self.hand_over(want, self.wait_flags, timeout)?;
+        // Completions are made only when this thread enters: a turn that neither waits nor has
+        // anything to hand in enters only when the kernel says that there is work.
+        if queued > 0 || due || min_complete > 0 {
+            self.enter(queued, min_complete, sys::ENTER_GETEVENTS, timeout)?;
+        }
         self.reap(out);
+        // Completions beyond the queue are kept by the kernel and moved up by an entry.
+        while self.ring.submission().cq_overflow() {
+            self.enter(0, 0, sys::ENTER_GETEVENTS, None)?;
+            self.reap(out);
+        }
         Ok(())
     }
 
     fn bytes(&self, buf: &RecvBuf) -> &[u8] {
-        self.buffers.bytes(buf)
+        self.memory.buffers.bytes(buf)
     }
 
     fn recycle(&mut self, buf: RecvBuf) {
-        self.buffers.recycle(buf);
+        self.memory.buffers.recycle(buf);
     }
 
     fn free_bufs(&self) -> usize {
-        self.buffers.free()
+        self.memory.buffers.free()
     }
 
     fn fd(&self) -> RawFd {
@@ -380,242 +497,680 @@ impl Io for Ring {
 }
 
 impl Drop for Ring {
-    /// Closing a ring does not wait for its operations: freed at once, their memory would be written
-    /// to by the kernel (received bytes over somebody else's data) or sent with other contents. So
-    /// everything is cancelled and reaped first; if something does not come back in time, its memory
-    /// is leaked rather than freed.
+    /// Ends what is in flight, closes the ring, and only then frees the memory.
+    ///
+    /// Closing alone is not enough: the kernel takes a ring apart in the background, so a recv that
+    /// is armed when its buffers are unmapped can still write, into whatever the allocator has put
+    /// there since. Nor is the order of struct fields: it would be right by accident until
+    /// somebody sorts them. Should the kernel keep something past the time allowed (an operation
+    /// on a device or a file can), its memory is leaked: a process that drops a ring is about to
+    /// end anyway, and a leak corrupts nothing.
     fn drop(&mut self) {
-        let everything = CancelBuilder::any().all();
-        let _ = self.ring.submitter().register_sync_cancel(None, everything);
-        let deadline = Instant::now() + LAST_WAIT;
-        let mut ignored = Vec::new();
-        while self.in_flight > 0 && Instant::now() < deadline {
-            if self
-                .turn(Wait::Until(Duration::from_millis(10)), &mut ignored)
-                .is_err()
-            {
-                break;
-            }
-            ignored.clear();
-        }
-        let quiet = self.in_flight == 0;
+        let quiet = self.wind_down();
         if let RingName::Index(index) = self.name {
+            // The entry in the thread's table holds the ring open even when its descriptor is gone.
             let _ = sys::unregister_ring(self.ring.as_raw_fd(), index);
         }
-        // SAFETY: neither is used again; the io_uring goes first.
+        // SAFETY: this is the only place that drops either field, and nothing uses them after.
         unsafe {
             ManuallyDrop::drop(&mut self.ring);
             if quiet {
-                ManuallyDrop::drop(&mut self.buffers);
+                ManuallyDrop::drop(&mut self.memory);
             }
         }
         if !quiet {
-            std::mem::forget(std::mem::take(&mut self.operations));
-            std::mem::forget(self.region.clone());
+            log::warn!("a ring was closed with operations in flight; their memory is not reused");
+        }
+    }
+}
+
+/// Slots for operations with memory of their own, found by the caller's slot.
+#[derive(Default)]
+struct Operations {
+    /// Indexed by `Token::slot`; grows to the highest slot that ever needed one.
+    operation_of_slot: Vec<u32>,
+    operations: Vec<Operation>,
+    free: Vec<u32>,
+}
+
+struct Operation {
+    token: Option<Token>,
+    vector: Vec<libc::iovec>,
+    shared: Vec<Bytes>,
+    /// Boxed, as `operations` moves when it grows.
+    address: Box<SocketAddress>,
+}
+
+impl Operations {
+    fn start(&mut self, token: Token) -> &mut Operation {
+        assert!(token.slot < SLOTS_MAX, "slot out of all proportion");
+        let slot = token.slot as usize;
+        if slot >= self.operation_of_slot.len() {
+            self.operation_of_slot.resize(slot + 1, NONE);
+        }
+        assert_eq!(
+            self.operation_of_slot[slot], NONE,
+            "a second write or connect in flight on slot {slot}"
+        );
+        let index = self.free.pop().unwrap_or_else(|| {
+            self.operations.push(Operation {
+                token: None,
+                vector: Vec::new(),
+                shared: Vec::new(),
+                address: Box::default(),
+            });
+            (self.operations.len() - 1) as u32
+        });
+        self.operation_of_slot[slot] = index;
+        let operation = &mut self.operations[index as usize];
+        assert!(operation.token.is_none(), "a free operation is in flight");
+        operation.token = Some(token);
+        operation
+    }
+
+    /// Frees the operation of a completed write or connect.
+    fn finish(&mut self, token: Token) {
+        let index = std::mem::replace(&mut self.operation_of_slot[token.slot as usize], NONE);
+        let operation = &mut self.operations[index as usize];
+        assert_eq!(operation.token, Some(token), "completion of another write");
+        operation.token = None;
+        operation.vector.clear();
+        operation.shared.clear();
+        self.free.push(index);
+    }
+}
+
+/// A socket address as the kernel reads it.
+#[repr(C)]
+union SocketAddress {
+    v4: libc::sockaddr_in,
+    v6: libc::sockaddr_in6,
+}
+
+impl Default for SocketAddress {
+    fn default() -> SocketAddress {
+        // SAFETY: both are plain numbers, for which zero is a value.
+        unsafe { std::mem::zeroed() }
+    }
+}
+
+impl SocketAddress {
+    /// Returns the length in use.
+    fn set(&mut self, address: SocketAddr) -> libc::socklen_t {
+        *self = SocketAddress::default();
+        match address {
+            SocketAddr::V4(address) => {
+                self.v4 = libc::sockaddr_in {
+                    sin_family: libc::AF_INET as libc::sa_family_t,
+                    sin_port: address.port().to_be(),
+                    sin_addr: libc::in_addr {
+                        s_addr: u32::from_ne_bytes(address.ip().octets()),
+                    },
+                    sin_zero: [0; 8],
+                };
+                size_of::<libc::sockaddr_in>() as libc::socklen_t
+            }
+            SocketAddr::V6(address) => {
+                self.v6 = libc::sockaddr_in6 {
+                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
+                    sin6_port: address.port().to_be(),
+                    sin6_flowinfo: address.flowinfo(),
+                    sin6_addr: libc::in6_addr {
+                        s6_addr: address.ip().octets(),
+                    },
+                    sin6_scope_id: address.scope_id(),
+                };
+                size_of::<libc::sockaddr_in6>() as libc::socklen_t
+            }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::uring::probe;
-    use crate::util::region::RegionMut;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+    use std::os::unix::net::UnixStream;
+    use std::sync::mpsc;
+    use std::thread;
 
-    fn ring(config: RingConfig) -> (Ring, RegionMut) {
-        let region = RegionMut::map(1 << 20).unwrap();
-        let (ring, warning) = Ring::new(config, probe().unwrap(), region.keep_alive()).unwrap();
-        assert_eq!(warning, None);
+    use super::*;
+    use crate::util::region::RegionMut;
+
+    const REGION_BYTES: usize = 4 << 20;
+
+    fn ring_with(change: impl FnOnce(&mut RingConfig<'_>)) -> (Ring, RegionMut) {
+        let mut region = RegionMut::map(REGION_BYTES).unwrap();
+        for (index, byte) in region.as_mut().iter_mut().enumerate() {
+            *byte = pattern(index);
+        }
+        let keep_alive = region.keep_alive();
+        let mut config = RingConfig::new(&keep_alive);
+        change(&mut config);
+        let ring = Ring::new(&config).unwrap_or_else(|unusable| panic!("{unusable}"));
         (ring, region)
     }
 
-    fn pair() -> (TcpStream, TcpStream) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let a = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        (a, listener.accept().unwrap().0)
+    fn pattern(index: usize) -> u8 {
+        (index % 251) as u8 ^ (index / 4096) as u8
     }
 
-    const RECV: Token = Token::new(Kind::Recv, 1, 0);
-    const WRITE: Token = Token::new(Kind::Write, 1, 0);
+    fn token(kind: Kind, slot: u32) -> Token {
+        Token::new(kind, slot, 7)
+    }
 
-    fn next(ring: &mut Ring) -> Completion {
-        let mut out = Vec::new();
-        while out.is_empty() {
-            ring.turn(Wait::Until(Duration::from_secs(10)), &mut out)
+    /// Turns until something completes and takes it out of `pending`.
+    fn next(ring: &mut Ring, pending: &mut Vec<Completion>) -> Completion {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while pending.is_empty() {
+            assert!(Instant::now() < deadline, "nothing completes");
+            ring.turn(Wait::Until(Duration::from_secs(1)), pending)
                 .unwrap();
         }
-        assert_eq!(out.len(), 1);
-        out.pop().unwrap()
+        pending.remove(0)
+    }
+
+    fn tcp_pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let one = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (one, listener.accept().unwrap().0)
     }
 
     #[test]
-    fn bytes_come_in_and_buffers_go_round() {
-        let (mut ring, _region) = ring(RingConfig {
-            recv_bufs: 2,
-            recv_buf_bytes: 64,
-            ..RingConfig::default()
-        });
-        let (mut near, far) = pair();
-        for round in 0..1000u32 {
-            ring.recv(RECV, far.as_raw_fd());
-            near.write_all(&round.to_le_bytes()).unwrap();
-            let completion = next(&mut ring);
-            assert_eq!((completion.token, completion.result), (RECV, Ok(4)));
-            let buf = completion.buf.unwrap();
-            assert_eq!(ring.bytes(&buf), round.to_le_bytes());
-            ring.recycle(buf);
-            assert_eq!(ring.free_bufs(), 2);
+    fn accept_stays_armed() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        ring.accept(token(Kind::Accept, 3), listener.as_raw_fd());
+        let mut pending = Vec::new();
+        for _ in 0..20 {
+            let mut client = TcpStream::connect(address).unwrap();
+            let accepted = next(&mut ring, &mut pending);
+            assert_eq!(accepted.token, token(Kind::Accept, 3));
+            assert!(accepted.more);
+            let fd = accepted.result.unwrap() as RawFd;
+            ring.close(fd);
+            ring.turn(Wait::No, &mut pending).unwrap();
+            assert_eq!(client.read(&mut [0; 8]).unwrap(), 0);
         }
-        ring.recv(RECV, far.as_raw_fd());
-        drop(near);
-        assert_eq!(next(&mut ring).result, Ok(0));
-        assert_eq!(ring.free_bufs(), 2);
+        ring.cancel(token(Kind::Accept, 3));
+        let mut ended = [next(&mut ring, &mut pending), next(&mut ring, &mut pending)];
+        ended.sort_by_key(|completion| completion.token.kind as u8);
+        assert_eq!(ended[0].token.kind, Kind::Accept);
+        assert_eq!(ended[0].result, Err(Errno::CANCELED));
+        assert!(!ended[0].more);
+        assert_eq!(ended[1].token, token(Kind::Cancel, 3));
+        assert!(ended[1].result.is_ok());
+        assert_eq!(ring.in_flight, 0);
     }
 
     #[test]
-    fn without_buffers_a_recv_says_so() {
-        let (mut ring, _region) = ring(RingConfig {
-            recv_bufs: 1,
-            recv_buf_bytes: 4,
-            ..RingConfig::default()
+    fn recv_and_recycle_for_many_rounds() {
+        let (mut ring, _region) = ring_with(|config| {
+            config.recv_bufs = 4;
+            config.recv_buf_bytes = 512;
         });
-        let (mut near, far) = pair();
-        near.write_all(b"12345678").unwrap();
-        ring.recv(RECV, far.as_raw_fd());
-        let first = next(&mut ring).buf.unwrap();
-        ring.recv(RECV, far.as_raw_fd());
-        assert_eq!(next(&mut ring).result, Err(Errno::NOBUFS));
-        ring.recycle(first);
-        ring.recv(RECV, far.as_raw_fd());
-        let second = next(&mut ring).buf.unwrap();
-        assert_eq!(ring.bytes(&second), b"5678");
-        ring.recycle(second);
-    }
-
-    #[test]
-    fn segments_of_every_kind_leave_in_order_and_wait_for_room() {
-        let (mut ring, mut region) = ring(RingConfig::default());
-        let (near, far) = pair();
-        nix::sys::socket::setsockopt(&near, nix::sys::socket::sockopt::SndBuf, &(8 << 10)).unwrap();
-        region.as_mut()[..5].copy_from_slice(b"hello");
-        region.as_mut()[100..106].copy_from_slice(b" world");
-        let large = Bytes::from(vec![7u8; 3 << 20]);
-        let all = [
-            vec![Segment::Region { offset: 0, len: 5 }],
-            vec![
-                Segment::Region { offset: 0, len: 5 },
-                Segment::Region {
-                    offset: 100,
-                    len: 6,
-                },
-            ],
-            vec![
-                Segment::Region {
-                    offset: 100,
-                    len: 6,
-                },
-                Segment::Shared(large.clone()),
-            ],
-        ];
-        let expected = [&b"hellohello world world"[..], &large].concat();
-        let length = expected.len();
-        let reader = std::thread::spawn(move || {
-            std::thread::sleep(Duration::from_millis(50));
-            let mut far = far;
-            let mut got = vec![0; length];
-            far.read_exact(&mut got).unwrap();
-            got
-        });
-        for segments in all {
-            let mut left: usize = segments.iter().map(Segment::len).sum();
-            let total = left;
-            while left > 0 {
-                let mut skip = total - left;
-                let rest: Vec<Segment> = segments
-                    .iter()
-                    .filter_map(|segment| {
-                        let cut = skip.min(segment.len());
-                        skip -= cut;
-                        match segment {
-                            _ if cut == segment.len() => None,
-                            Segment::Region { offset, len } => Some(Segment::Region {
-                                offset: offset + cut as u32,
-                                len: len - cut as u32,
-                            }),
-                            Segment::Shared(bytes) => Some(Segment::Shared(bytes.slice(cut..))),
-                        }
-                    })
-                    .collect();
-                ring.write(WRITE, near.as_raw_fd(), &rest);
-                let written = next(&mut ring).result.unwrap();
-                assert!(written > 0);
-                left -= written as usize;
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        let mut pending = Vec::new();
+        let (mut sent, mut received) = (0usize, 0usize);
+        for round in 0..5000 {
+            let message: Vec<u8> = (0..1 + round % 700).map(|i| pattern(sent + i)).collect();
+            peer.write_all(&message).unwrap();
+            sent += message.len();
+            while received < sent {
+                ring.recv(token(Kind::Recv, 0), socket.as_raw_fd());
+                let completion = next(&mut ring, &mut pending);
+                let buf = completion.buf.unwrap();
+                assert_eq!(completion.result, Ok(buf.len() as u32));
+                for &byte in ring.bytes(&buf) {
+                    assert_eq!(byte, pattern(received));
+                    received += 1;
+                }
+                assert_eq!(ring.free_bufs(), 3);
+                ring.recycle(buf);
             }
         }
-        assert!(reader.join().unwrap() == expected);
-        assert!(ring.operations.is_empty());
+        drop(peer);
+        ring.recv(token(Kind::Recv, 0), socket.as_raw_fd());
+        let end = next(&mut ring, &mut pending);
+        assert_eq!(end.result, Ok(0));
+        assert!(end.buf.is_none());
+        assert_eq!(ring.free_bufs(), 4);
+        assert_eq!(ring.in_flight, 0);
     }
 
     #[test]
-    fn connections_arrive_one_by_one_from_one_accept() {
-        let (mut ring, _region) = ring(RingConfig::default());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        ring.accept(Token::new(Kind::Accept, 0, 0), listener.as_raw_fd());
-        for _ in 0..20 {
-            let _near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let completion = next(&mut ring);
-            assert!(completion.more);
-            ring.close(completion.result.unwrap() as RawFd);
+    fn a_recv_without_buffers_says_so_and_can_be_armed_again() {
+        let (mut ring, _region) = ring_with(|config| config.recv_bufs = 2);
+        let pairs: Vec<_> = (0..3).map(|_| UnixStream::pair().unwrap()).collect();
+        for (slot, (peer, socket)) in pairs.iter().enumerate() {
+            (&*peer).write_all(b"hello").unwrap();
+            ring.recv(token(Kind::Recv, slot as u32), socket.as_raw_fd());
+        }
+        let mut pending = Vec::new();
+        let mut all: Vec<_> = (0..3).map(|_| next(&mut ring, &mut pending)).collect();
+        let starved = all
+            .iter()
+            .position(|completion| completion.result == Err(Errno::NOBUFS))
+            .expect("three recvs and two buffers");
+        let starved = all.remove(starved);
+        assert_eq!(ring.free_bufs(), 0);
+        for completion in all {
+            ring.recycle(completion.buf.unwrap());
+        }
+        ring.recv(
+            starved.token,
+            pairs[starved.token.slot as usize].1.as_raw_fd(),
+        );
+        let buf = next(&mut ring, &mut pending).buf.unwrap();
+        assert_eq!(ring.bytes(&buf), b"hello");
+        ring.recycle(buf);
+    }
+
+    #[test]
+    fn idle_recvs_hold_no_buffers() {
+        let (mut ring, _region) = ring_with(|config| config.recv_bufs = 2);
+        let pairs: Vec<_> = (0..50).map(|_| UnixStream::pair().unwrap()).collect();
+        for (slot, (_, socket)) in pairs.iter().enumerate() {
+            ring.recv(token(Kind::Recv, slot as u32), socket.as_raw_fd());
+        }
+        let mut pending = Vec::new();
+        ring.turn(Wait::No, &mut pending).unwrap();
+        assert!(pending.is_empty());
+        for (slot, (peer, _)) in pairs.iter().enumerate() {
+            (&*peer).write_all(&[slot as u8]).unwrap();
+            let completion = next(&mut ring, &mut pending);
+            assert_eq!(completion.token.slot as usize, slot);
+            ring.recycle(completion.buf.unwrap());
+        }
+    }
+
+    /// Writes mixed shapes to a reader that is slow, and compares what arrives.
+    fn write_mixed(mut ring: Ring) {
+        let (mut peer, socket) = tcp_pair();
+        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::SndBuf, &32768).unwrap();
+        let (sender, expected) = mpsc::channel::<Vec<u8>>();
+        let reader = thread::spawn(move || {
+            for message in expected {
+                thread::sleep(Duration::from_micros(100));
+                let mut got = vec![0; message.len()];
+                peer.read_exact(&mut got).unwrap();
+                assert!(got == message, "bytes changed or out of order");
+            }
+            assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        });
+        let mut pending = Vec::new();
+        let mut short = 0;
+        for round in 0..100usize {
+            let offset = (round * 7919 % (REGION_BYTES / 2)) as u32;
+            let len = (1 + round * 4099 % 300_000) as u32;
+            let region = Segment::Region { offset, len };
+            let shared = Segment::Shared(Bytes::from(vec![round as u8; 1 + round * 31 % 50_000]));
+            let mut segments = match round % 4 {
+                0 => vec![region],
+                1 => vec![
+                    region.clone(),
+                    Segment::Region { offset: 5, len: 10 },
+                    region,
+                ],
+                2 => vec![shared.clone(), region, shared],
+                _ => vec![shared],
+            };
+            let mut message = Vec::new();
+            for segment in &segments {
+                match segment {
+                    Segment::Region { offset, len } => {
+                        message.extend((*offset..offset + len).map(|i| pattern(i as usize)));
+                    }
+                    Segment::Shared(bytes) => message.extend_from_slice(bytes),
+                }
+            }
+            sender.send(message).unwrap();
+            while !segments.is_empty() {
+                ring.write(token(Kind::Write, 9), socket.as_raw_fd(), &segments);
+                let all: usize = segments.iter().map(Segment::len).sum();
+                // The caller may forget its segments at once.
+                let kept = std::mem::take(&mut segments);
+                let done = next(&mut ring, &mut pending).result.unwrap() as usize;
+                assert!(done > 0);
+                short += usize::from(done < all);
+                segments = rest(kept, done);
+            }
+        }
+        assert!(
+            short > 50,
+            "only {short} short writes: the test tests nothing"
+        );
+        drop((sender, socket));
+        reader.join().unwrap();
+    }
+
+    fn rest(segments: Vec<Segment>, mut done: usize) -> Vec<Segment> {
+        let mut rest = Vec::new();
+        for segment in segments {
+            let skip = done.min(segment.len());
+            done -= skip;
+            if skip < segment.len() {
+                rest.push(match segment {
+                    Segment::Region { offset, len } => Segment::Region {
+                        offset: offset + skip as u32,
+                        len: len - skip as u32,
+                    },
+                    Segment::Shared(bytes) => Segment::Shared(bytes.slice(skip..)),
+                });
+            }
+        }
+        rest
+    }
+
+    #[test]
+    fn mixed_writes_arrive_whole() {
+        let (ring, _region) = ring_with(|_| ());
+        // Under a low RLIMIT_MEMLOCK the region cannot be registered; the ring works and says so.
+        let features = ring.features();
+        assert_ne!(features.registered_region, features.warning.is_some());
+        write_mixed(ring);
+    }
+
+    #[test]
+    fn mixed_writes_arrive_whole_without_vectored_fixed_writes() {
+        let (mut ring, _region) = ring_with(|_| ());
+        ring.pretend(true, false);
+        write_mixed(ring);
+    }
+
+    #[test]
+    fn mixed_writes_arrive_whole_without_a_registered_region() {
+        let (mut ring, _region) = ring_with(|_| ());
+        ring.pretend(false, false);
+        write_mixed(ring);
+    }
+
+    /// Fills a socket until a write does not complete at once; what became of that write.
+    fn write_to_full(ring: &mut Ring, socket: &TcpStream, segments: &[Segment]) -> Option<Errno> {
+        let mut pending = Vec::new();
+        for _ in 0..1000 {
+            ring.write(token(Kind::Write, 0), socket.as_raw_fd(), segments);
+            ring.turn(Wait::Until(Duration::from_millis(20)), &mut pending)
+                .unwrap();
+            match pending.pop() {
+                None => return None,
+                Some(completion) => match completion.result {
+                    Ok(_) => {}
+                    Err(errno) => return Some(errno),
+                },
+            }
+        }
+        panic!("the socket never fills");
+    }
+
+    #[test]
+    fn a_write_waits_for_room_in_both_modes() {
+        let region = Segment::Region {
+            offset: 0,
+            len: 1 << 20,
+        };
+        let shared = Segment::Shared(Bytes::from_static(&[1; 4096]));
+        for (segments, nonblocking) in [
+            (vec![region.clone()], false),
+            (vec![region.clone()], true),
+            (vec![region.clone(), region.clone()], false),
+            (vec![region.clone(), region.clone()], true),
+            (vec![shared.clone(), region.clone()], false),
+            (vec![shared, region], true),
+        ] {
+            let (mut ring, _region) = ring_with(|_| ());
+            let (mut peer, socket) = tcp_pair();
+            socket.set_nonblocking(nonblocking).unwrap();
+            assert_eq!(write_to_full(&mut ring, &socket, &segments), None);
+            // It completes as soon as there is room.
+            let mut pending = Vec::new();
+            let mut buffer = vec![0; 1 << 20];
+            while pending.is_empty() {
+                assert!(peer.read(&mut buffer).unwrap() > 0);
+                ring.turn(Wait::No, &mut pending).unwrap();
+            }
+            assert!(pending[0].result.unwrap() > 0);
         }
     }
 
     #[test]
-    fn a_doorbell_wakes_another_thread() {
-        let (sender, receiver) = std::sync::mpsc::channel();
-        let bell = Token::new(Kind::Doorbell, 3, 0);
-        let sleeper = std::thread::spawn(move || {
-            let (mut ring, _region) = ring(RingConfig::default());
-            sender.send(ring.fd()).unwrap();
-            next(&mut ring).token
-        });
-        let (mut ring, _region) = ring(RingConfig::default());
-        ring.ring_doorbell(receiver.recv().unwrap(), bell);
-        ring.turn(Wait::No, &mut Vec::new()).unwrap();
-        assert_eq!(sleeper.join().unwrap(), bell);
+    fn recv_waits_in_both_modes_and_can_be_cancelled() {
+        let (mut ring, _region) = ring_with(|_| ());
+        for nonblocking in [false, true] {
+            let (_peer, socket) = tcp_pair();
+            socket.set_nonblocking(nonblocking).unwrap();
+            ring.recv(token(Kind::Recv, 1), socket.as_raw_fd());
+            let mut pending = Vec::new();
+            ring.turn(Wait::Until(Duration::from_millis(20)), &mut pending)
+                .unwrap();
+            assert!(pending.is_empty());
+            ring.cancel(token(Kind::Recv, 1));
+            let both = [next(&mut ring, &mut pending), next(&mut ring, &mut pending)];
+            for completion in both {
+                match completion.token.kind {
+                    Kind::Recv => assert_eq!(completion.result, Err(Errno::CANCELED)),
+                    _ => assert!(completion.result.is_ok()),
+                }
+            }
+            ring.cancel(token(Kind::Recv, 1));
+            let none = next(&mut ring, &mut pending);
+            assert_eq!(none.result, Err(Errno::NOENT));
+            assert_eq!(ring.free_bufs(), 64);
+        }
     }
 
     #[test]
-    fn cancelled_operations_come_back() {
-        let (mut ring, _region) = ring(RingConfig::default());
-        let (_near, far) = pair();
-        ring.recv(RECV, far.as_raw_fd());
-        ring.turn(Wait::No, &mut Vec::new()).unwrap();
-        ring.cancel(RECV);
-        let mut out = Vec::new();
-        while out.len() < 2 {
-            ring.turn(Wait::Until(Duration::from_secs(10)), &mut out)
+    fn connect_shutdown_and_refusal() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let mut pending = Vec::new();
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            let Ok(listener) = TcpListener::bind(address) else {
+                continue; // a machine without IPv6
+            };
+            let address = listener.local_addr().unwrap();
+            let new = || {
+                let domain = if address.is_ipv4() {
+                    libc::AF_INET
+                } else {
+                    libc::AF_INET6
+                };
+                // SAFETY: socket has no memory arguments and the descriptor is owned from here on.
+                unsafe { OwnedFd::from_raw_fd(libc::socket(domain, libc::SOCK_STREAM, 0)) }
+            };
+            let socket = new();
+            ring.connect(token(Kind::Connect, 5), socket.as_raw_fd(), address);
+            let connected = next(&mut ring, &mut pending);
+            assert_eq!(connected.token, token(Kind::Connect, 5));
+            assert_eq!(connected.result, Ok(0));
+            let (mut peer, _) = listener.accept().unwrap();
+            ring.shutdown(
+                token(Kind::Shutdown, 5),
+                socket.as_raw_fd(),
+                Shutdown::Write,
+            );
+            assert_eq!(next(&mut ring, &mut pending).result, Ok(0));
+            assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+            drop(listener);
+            let socket = new();
+            ring.connect(token(Kind::Connect, 5), socket.as_raw_fd(), address);
+            let refused = next(&mut ring, &mut pending);
+            assert_eq!(refused.result, Err(Errno::CONNREFUSED));
+        }
+    }
+
+    #[test]
+    fn rings_in_two_threads_wake_each_other() {
+        let (fd_sender, fds) = mpsc::channel();
+        let (main_fd_sender, main_fds) = mpsc::channel();
+        let other = thread::spawn(move || {
+            let (mut ring, _region) = ring_with(|_| ());
+            fd_sender.send(ring.fd()).unwrap();
+            let main_fd = main_fds.recv().unwrap();
+            let mut pending = Vec::new();
+            for round in 0..2000 {
+                while pending.is_empty() {
+                    ring.turn(Wait::Forever, &mut pending).unwrap();
+                }
+                let rung = pending.remove(0);
+                assert_eq!(rung.token, Token::new(Kind::Doorbell, 1, round));
+                ring.ring_doorbell(main_fd, Token::new(Kind::Doorbell, 2, round));
+            }
+            ring.turn(Wait::No, &mut pending).unwrap();
+            assert!(pending.is_empty(), "{pending:?}");
+        });
+        let (mut ring, _region) = ring_with(|_| ());
+        main_fd_sender.send(ring.fd()).unwrap();
+        let other_fd = fds.recv().unwrap();
+        let mut pending = Vec::new();
+        for round in 0..2000 {
+            ring.ring_doorbell(other_fd, Token::new(Kind::Doorbell, 1, round));
+            let rung = next(&mut ring, &mut pending);
+            assert_eq!(rung.token, Token::new(Kind::Doorbell, 2, round));
+        }
+        other.join().unwrap();
+        // A doorbell at something that is no ring fails, and only then completes here.
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        ring.ring_doorbell(socket.as_raw_fd(), token(Kind::Doorbell, 1));
+        let failed = next(&mut ring, &mut pending);
+        assert_eq!(failed.token, token(Kind::DoorbellSent, 1));
+        assert!(failed.result.is_err());
+    }
+
+    #[test]
+    fn a_watched_eventfd_wakes_the_loop_each_time() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let event = std::sync::Arc::new(nix::sys::eventfd::EventFd::new().unwrap());
+        ring.watch(token(Kind::Watch, 0), event.as_raw_fd());
+        let mut pending = Vec::new();
+        for _ in 0..100 {
+            let writer = event.clone();
+            let writer = thread::spawn(move || writer.write(1).unwrap());
+            let woken = next(&mut ring, &mut pending);
+            assert_eq!(woken.token.kind, Kind::Watch);
+            assert!(woken.more);
+            assert_eq!(event.read().unwrap(), 1);
+            writer.join().unwrap();
+        }
+    }
+
+    #[test]
+    fn turns_sleep_as_told() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let mut pending = Vec::new();
+        let start = Instant::now();
+        ring.turn(Wait::No, &mut pending).unwrap();
+        assert!(start.elapsed() < Duration::from_millis(20));
+        ring.turn(Wait::Until(Duration::from_millis(30)), &mut pending)
+            .unwrap();
+        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn full_queues_lose_nothing() {
+        let (mut ring, _region) = ring_with(|config| {
+            config.sq_entries = 4;
+            config.cq_entries = 8;
+        });
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let mut pending = Vec::new();
+        // Each completes as well: 1000 completions against 8 places.
+        for slot in 0..1000 {
+            ring.cancel(Token::new(Kind::Recv, slot, 0));
+        }
+        for slot in 0..100 {
+            ring.recv(Token::new(Kind::Recv, slot, 0), socket.as_raw_fd());
+        }
+        while pending.len() < 1000 {
+            ring.turn(Wait::Until(Duration::from_secs(1)), &mut pending)
                 .unwrap();
         }
-        let of = |kind| out.iter().find(|c| c.token.kind == kind).unwrap().result;
-        assert_eq!(of(Kind::Recv), Err(Errno::CANCELED));
-        assert!(of(Kind::Cancel).is_ok());
+        let slots: Vec<u32> = pending
+            .iter()
+            .map(|completion| completion.token.slot)
+            .collect();
+        assert_eq!(slots, (0..1000).collect::<Vec<_>>());
+        assert_eq!(ring.in_flight, 100);
     }
 
     #[test]
-    fn a_ring_goes_with_everything_in_flight() {
-        let (mut ring, region) = ring(RingConfig::default());
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let (near, far) = pair();
-        ring.accept(Token::new(Kind::Accept, 0, 0), listener.as_raw_fd());
-        ring.recv(RECV, near.as_raw_fd());
-        let large = Bytes::from(vec![1u8; 32 << 20]);
-        ring.write(WRITE, near.as_raw_fd(), &[Segment::Shared(large.clone())]);
-        ring.turn(Wait::No, &mut Vec::new()).unwrap();
-        ring.turn(Wait::No, &mut Vec::new()).unwrap();
-        drop(ring);
-        assert!(large.is_unique(), "the ring gave its share back");
-        drop((region, far));
+    fn close_reports_failure_only() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let (socket, mut peer) = UnixStream::pair().unwrap();
+        ring.close(socket.into_raw_fd());
+        let mut pending = Vec::new();
+        ring.turn(Wait::No, &mut pending).unwrap();
+        assert!(pending.is_empty());
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        ring.close(1 << 29);
+        let failed = next(&mut ring, &mut pending);
+        assert_eq!(failed.token.kind, Kind::Close);
+        assert_eq!(failed.token.slot, 1 << 29);
+        assert_eq!(failed.result, Err(Errno::BADF));
+    }
+
+    #[test]
+    fn a_dropped_ring_lets_go_of_everything_first() {
+        for round in 0..20 {
+            let (mut ring, region) = ring_with(|config| config.recv_bufs = 4);
+            let memory = region.keep_alive();
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let (peer, socket) = tcp_pair();
+            let (mut quiet_peer, quiet) = UnixStream::pair().unwrap();
+            ring.accept(token(Kind::Accept, 0), listener.as_raw_fd());
+            ring.recv(token(Kind::Recv, 1), quiet.as_raw_fd());
+            let payload = Bytes::from(vec![3; 1 << 20]);
+            let segments = [
+                Segment::Region {
+                    offset: 0,
+                    len: 4 << 20,
+                },
+                Segment::Shared(payload.clone()),
+            ];
+            assert_eq!(write_to_full(&mut ring, &socket, &segments), None);
+            drop(segments);
+            // And one that the kernel has not seen yet, and a connection nobody has reaped.
+            ring.recv(token(Kind::Recv, 2), socket.as_raw_fd());
+            let mut waiting = (round % 2 == 0)
+                .then(|| TcpStream::connect(listener.local_addr().unwrap()).unwrap());
+            let start = Instant::now();
+            drop(ring);
+            assert!(
+                start.elapsed() < TEARDOWN_MAX,
+                "operations were left behind"
+            );
+            assert!(payload.is_unique(), "the slot of the write was not freed");
+            drop(region);
+            drop(memory);
+            // The accepted connection was closed, the sockets are ours alone again.
+            if let Some(waiting) = &mut waiting {
+                assert!(matches!(waiting.read(&mut [0]), Ok(0) | Err(_)));
+            }
+            quiet_peer.write_all(b"nobody receives this").unwrap();
+            drop((peer, socket));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "a second write")]
+    fn a_second_write_on_a_slot_is_refused() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let (_peer, socket) = tcp_pair();
+        let segment = [Segment::Region { offset: 0, len: 1 }];
+        ring.write(token(Kind::Write, 0), socket.as_raw_fd(), &segment);
+        ring.write(token(Kind::Write, 0), socket.as_raw_fd(), &segment);
+    }
+
+    #[test]
+    #[should_panic(expected = "outside its region")]
+    fn a_segment_outside_the_region_is_refused() {
+        let (mut ring, _region) = ring_with(|_| ());
+        let segment = [Segment::Region {
+            offset: REGION_BYTES as u32,
+            len: 1,
+        }];
+        ring.write(token(Kind::Write, 0), 0, &segment);
     }
 }

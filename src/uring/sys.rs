@@ -142,49 +142,11 @@ fn register(fd: RawFd, opcode: u32, update: &mut ResourceUpdate) -> io::Result<(
     }
 }
 
-/// An address as the kernel reads it, with the length that counts.
-pub(super) fn socket_address(address: std::net::SocketAddr) -> (libc::sockaddr_storage, u32) {
-    use std::net::SocketAddr;
-    // SAFETY: all zeroes are a valid sockaddr_storage.
-    let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-    let at = ptr::from_mut(&mut storage);
-    let length = match address {
-        SocketAddr::V4(v4) => {
-            let plain = libc::sockaddr_in {
-                sin_family: libc::AF_INET as u16,
-                sin_port: v4.port().to_be(),
-                sin_addr: libc::in_addr {
-                    s_addr: u32::from(*v4.ip()).to_be(),
-                },
-                sin_zero: [0; 8],
-            };
-            // SAFETY: a sockaddr_storage is large enough and aligned for every kind of address.
-            unsafe { at.cast::<libc::sockaddr_in>().write(plain) };
-            size_of::<libc::sockaddr_in>()
-        }
-        SocketAddr::V6(v6) => {
-            let plain = libc::sockaddr_in6 {
-                sin6_family: libc::AF_INET6 as u16,
-                sin6_port: v6.port().to_be(),
-                sin6_flowinfo: v6.flowinfo(),
-                sin6_addr: libc::in6_addr {
-                    s6_addr: v6.ip().octets(),
-                },
-                sin6_scope_id: v6.scope_id(),
-            };
-            // SAFETY: as above.
-            unsafe { at.cast::<libc::sockaddr_in6>().write(plain) };
-            size_of::<libc::sockaddr_in6>()
-        }
-    };
-    (storage, length as u32)
-}
-
-/// Takes over a descriptor that the kernel named in a completion.
+/// Takes over a descriptor that the kernel named in the completion of an accept.
 pub fn own(fd: RawFd) -> std::os::fd::OwnedFd {
     use std::os::fd::FromRawFd;
     assert!(fd >= 0, "a completion that names no descriptor");
-    // SAFETY: the kernel made this descriptor for the accept that completed, and told nobody else;
+    // SAFETY: the kernel made this descriptor for the accept that completed and told nobody else;
     // each completion is handed out once.
     unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
 }

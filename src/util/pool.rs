@@ -11,7 +11,9 @@ use super::region::RegionMut;
 /// publisher at full speed, so that such a turn leaves in one write of one segment.
 pub const CHUNK_BYTES: [u32; 3] = [2 << 10, 16 << 10, 128 << 10];
 const BLOCK_BYTES: u32 = CHUNK_BYTES[2];
-const _: () = assert!(BLOCK_BYTES % CHUNK_BYTES[0] == 0 && BLOCK_BYTES % CHUNK_BYTES[1] == 0);
+const _: () = assert!(
+    BLOCK_BYTES.is_multiple_of(CHUNK_BYTES[0]) && BLOCK_BYTES.is_multiple_of(CHUNK_BYTES[1])
+);
 
 /// Index into `CHUNK_BYTES`.
 pub type Class = u8;

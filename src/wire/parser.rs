@@ -227,6 +227,8 @@ pub struct Parser {
     held: Vec<u8>,
     /// Boxed: only a connection in the middle of a message has one.
     assembly: Option<Box<Assembly>>,
+    /// Where in the last input a CONNECT ended that the sink stopped at.
+    stopped_at: u32,
 }
 
 impl Parser {
@@ -236,6 +238,7 @@ impl Parser {
             state: State::Start,
             held: Vec::new(),
             assembly: None,
+            stopped_at: 0,
         }
     }
 
@@ -244,7 +247,13 @@ impl Parser {
         self.held.capacity()
     }
 
-    /// Feeds the next bytes of the connection. After an error the parser must not be fed again.
+    /// After a CONNECT at which the sink stopped: where the input goes on behind it.
+    pub fn stopped_at(&self) -> usize {
+        self.stopped_at as usize
+    }
+
+    /// Feeds the next bytes of the connection. After an error the parser must not be fed again,
+    /// unless the sink itself stopped it in CONNECT.
     pub fn parse<S: Sink>(&mut self, input: &[u8], sink: &mut S) -> Result<(), Fault> {
         self.run::<S, true>(input, sink)
     }
@@ -391,7 +400,10 @@ impl Parser {
     ) -> Result<usize, Fault> {
         let line = line.strip_suffix(b"\r").unwrap_or(line);
         match verb {
-            Verb::Connect => sink.connect(line)?,
+            Verb::Connect => {
+                self.stopped_at = end as u32;
+                sink.connect(line)?;
+            }
             Verb::Info => sink.info(line)?,
             Verb::Error => sink.error(line)?,
             Verb::Subscribe => match *Arguments::of_subscription(line).as_slice() {

@@ -1,0 +1,389 @@
+//! The command line: gnatsd's flags, built from the table.
+//!
+//! Flags take one dash or two, and their value behind a blank or `=`; switches take a value behind
+//! `=` alone. Unlike the original, a flag we do not know ends with exit code 1.
+
+use super::Options;
+use super::file::{self, Data, Position, Value, integer};
+use super::signal::{self, SignalRequest};
+use super::table::{self, Group, Kind, ROWS, Row, dashed};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{Arg, ArgAction};
+use std::path::PathBuf;
+
+/// What the command line asks for.
+#[derive(Debug)]
+pub enum Command {
+    Run {
+        source: Source,
+        options: Box<Options>,
+        warnings: Vec<String>,
+    },
+    /// Something to print, and that is all.
+    Print(String),
+    /// `-sl`: a signal for a running server.
+    Signal(SignalRequest),
+}
+
+/// Where the options came from, so that they can be read again.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    config_file: Option<PathBuf>,
+    /// Flags in the order of the command line, with their values.
+    flags: Vec<(usize, Value)>,
+}
+
+impl Source {
+    /// Reads the file anew, and puts the flags over it.
+    pub fn read(&self) -> Result<(Options, Vec<String>), String> {
+        let mut options = Options::default();
+        let mut warnings = Vec::new();
+        if let Some(path) = &self.config_file {
+            let entries = file::read(path)?;
+            table::apply(&mut options, &entries, &mut warnings)?;
+            options.config_file = Some(path.clone());
+        }
+        for (row, value) in &self.flags {
+            let row = &ROWS[*row];
+            (row.set)(&mut options, value)
+                .map_err(|error| format!("{}: {error}", dashed(row.flags[0])))?;
+        }
+        options.check()?;
+        Ok((options, warnings))
+    }
+}
+
+/// Names the server is called by.
+pub fn program_name(argument: Option<&std::ffi::OsStr>) -> String {
+    let name = argument
+        .map(std::path::Path::new)
+        .and_then(|path| path.file_name());
+    match name.and_then(|name| name.to_str()) {
+        Some(name @ ("gnatsd" | "nats-server")) => name.to_owned(),
+        _ => "midge".to_owned(),
+    }
+}
+
+pub fn version_line(program: &str) -> String {
+    match program {
+        "midge" => {
+            let commit = if crate::GIT_COMMIT.is_empty() {
+                String::new()
+            } else {
+                format!(" ({})", crate::GIT_COMMIT)
+            };
+            format!(
+                "midge {}{commit}, compatible with nats-server version {}",
+                crate::VERSION,
+                crate::COMPATIBLE_VERSION
+            )
+        }
+        _ => format!("nats-server version {}", crate::COMPATIBLE_VERSION),
+    }
+}
+
+pub fn usage(program: &str) -> String {
+    let mut text = format!("\nUsage: {program} [options]\n");
+    for (group, title) in Group::ALL {
+        text += &format!("\n{title}:\n");
+        for row in ROWS
+            .iter()
+            .filter(|row| row.group == group && !row.flags.is_empty())
+        {
+            text += &help_line(&flag_names(row.flags), row.kind, row.doc, row.default);
+        }
+        if group == Group::Server {
+            text += &help_line("-c, --config", Kind::Text, "Configuration file.", "");
+            text += &help_line("-t", Kind::Bool, "Check the configuration and exit.", "");
+            text += &help_line(
+                "-sl, --signal",
+                Kind::Text,
+                "Send a signal to a running server and exit: stop, quit, reopen, reload, ldm; SIGNAL=PID names the process.",
+                "",
+            );
+        }
+    }
+    text += "\nCommon Options:\n";
+    text += &help_line("-h, --help", Kind::Bool, "Show this message.", "");
+    text += &help_line("-v, --version", Kind::Bool, "Show the version.", "");
+    text += &help_line("--help_tls", Kind::Bool, "Show help on TLS.", "");
+    text
+}
+
+fn flag_names(flags: &[&str]) -> String {
+    flags
+        .iter()
+        .map(|flag| dashed(flag))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn help_line(names: &str, kind: Kind, doc: &str, default: &str) -> String {
+    let value = match kind {
+        Kind::Bool | Kind::Block => "",
+        Kind::Int => " <number>",
+        Kind::Text => " <text>",
+        Kind::Duration => " <time>",
+    };
+    let default = if default.is_empty() || default == "false" {
+        String::new()
+    } else {
+        format!(" (default: {default})")
+    };
+    format!("    {:<38} {doc}{default}\n", format!("{names}{value}"))
+}
+
+const TLS_HELP: &str = "
+TLS is not available in this version of midge. The keys of the tls block that will be read are:
+
+    cert_file, key_file     certificate and private key of the server (PEM)
+    ca_file                 authorities for client certificates (PEM)
+    verify                  require and verify client certificates
+    timeout                 seconds a handshake may take
+";
+
+pub fn parse(
+    program: &str,
+    arguments: impl IntoIterator<Item = String>,
+) -> Result<Command, String> {
+    let mut command = clap::Command::new("midge")
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .no_binary_name(true)
+        .arg(Arg::new("word").num_args(0..).action(ArgAction::Append))
+        .arg(
+            Arg::new("config")
+                .long("config")
+                .alias("c")
+                .action(ArgAction::Set)
+                .overrides_with("config"),
+        )
+        .arg(
+            Arg::new("signal")
+                .long("signal")
+                .alias("sl")
+                .action(ArgAction::Set)
+                .overrides_with("signal"),
+        );
+    for (name, aliases) in [
+        ("help", "h"),
+        ("version", "v"),
+        ("help_tls", "help-tls"),
+        ("check", "t"),
+    ] {
+        command = command.arg(
+            Arg::new(name)
+                .long(name)
+                .alias(aliases)
+                .action(ArgAction::Count),
+        );
+    }
+    for (index, row) in ROWS
+        .iter()
+        .enumerate()
+        .filter(|(_, row)| !row.flags.is_empty())
+    {
+        let mut arg = Arg::new(index.to_string())
+            .long(row.flags[0])
+            .aliases(row.flags[1..].to_vec())
+            .action(ArgAction::Append);
+        if row.kind == Kind::Bool {
+            arg = arg
+                .num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("true");
+        } else {
+            // Values may begin with a dash: -p -1.
+            arg = arg.allow_hyphen_values(true);
+        }
+        command = command.arg(arg);
+    }
+    // Go's flags know no difference between one dash and two.
+    let normal = arguments
+        .into_iter()
+        .map(|argument| match argument.strip_prefix('-') {
+            Some(rest)
+                if !rest.starts_with('-')
+                    && rest.starts_with(|c: char| c.is_ascii_alphabetic()) =>
+            {
+                format!("--{rest}")
+            }
+            _ => argument,
+        });
+    let matches = command
+        .try_get_matches_from(normal)
+        .map_err(|error| flag_error(&error))?;
+
+    match matches
+        .get_many::<String>("word")
+        .and_then(|mut words| words.next())
+        .map(String::as_str)
+    {
+        None => {}
+        Some("version") => return Ok(Command::Print(version_line(program) + "\n")),
+        Some("help") => return Ok(Command::Print(usage(program))),
+        Some(word) => return Err(format!("unrecognized command: {word:?}")),
+    }
+    for (flag, text) in [
+        ("help", usage(program)),
+        ("version", version_line(program) + "\n"),
+        ("help_tls", TLS_HELP.to_owned()),
+    ] {
+        if matches.get_count(flag) > 0 {
+            return Ok(Command::Print(text));
+        }
+    }
+    if let Some(request) = matches.get_one::<String>("signal") {
+        return signal::parse(request).map(Command::Signal);
+    }
+    let mut flags: Vec<(usize, usize, Value)> = Vec::new();
+    for (index, row) in ROWS
+        .iter()
+        .enumerate()
+        .filter(|(_, row)| !row.flags.is_empty())
+    {
+        let id = index.to_string();
+        let values = matches.get_many::<String>(&id).into_iter().flatten();
+        let places = matches.indices_of(&id).into_iter().flatten();
+        for (place, text) in places.zip(values) {
+            flags.push((place, index, value_of(row, text)?));
+        }
+    }
+    flags.sort_by_key(|(place, ..)| *place);
+    let source = Source {
+        config_file: matches.get_one::<String>("config").map(PathBuf::from),
+        flags: flags
+            .into_iter()
+            .map(|(_, row, value)| (row, value))
+            .collect(),
+    };
+    let (options, warnings) = source.read()?;
+    let check = matches.get_count("check") > 0;
+    if (check || options.strict) && !warnings.is_empty() {
+        return Err(warnings.join("\n"));
+    }
+    if check {
+        let shown = options
+            .config_file
+            .as_deref()
+            .unwrap_or_else(|| std::path::Path::new("(no file)"));
+        return Ok(Command::Print(format!(
+            "configuration {} is valid\n",
+            shown.display()
+        )));
+    }
+    Ok(Command::Run {
+        source,
+        options: Box::new(options),
+        warnings,
+    })
+}
+
+fn value_of(row: &Row, text: &str) -> Result<Value, String> {
+    let at = Position {
+        file: dashed(row.flags[0]).into(),
+        line: 1,
+        column: 1,
+    };
+    let bad = || {
+        format!(
+            "invalid value {text:?} for flag {}: parse error",
+            dashed(row.flags[0])
+        )
+    };
+    let data = match row.kind {
+        Kind::Bool => match text.to_ascii_lowercase().as_str() {
+            "true" | "t" | "1" => Data::Bool(true),
+            "false" | "f" | "0" => Data::Bool(false),
+            _ => return Err(bad()),
+        },
+        Kind::Int => Data::Int(integer(text).ok_or_else(bad)?),
+        Kind::Text | Kind::Duration | Kind::Block => Data::Text(text.to_owned()),
+    };
+    Ok(Value { data, at })
+}
+
+/// clap's errors in the words of Go's flags, which users of gnatsd know.
+fn flag_error(error: &clap::Error) -> String {
+    let argument = match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::String(argument)) => {
+            let name = argument
+                .split([' ', '=', '<', '['])
+                .next()
+                .unwrap_or("")
+                .trim_start_matches('-');
+            dashed(name)
+        }
+        _ => String::new(),
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => format!("flag provided but not defined: {argument}"),
+        ErrorKind::InvalidValue | ErrorKind::NoEquals => {
+            format!("flag needs an argument: {argument}")
+        }
+        _ => error.to_string().trim().to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(arguments: &[&str]) -> Options {
+        match parse("midge", arguments.iter().map(|a| a.to_string())).unwrap() {
+            Command::Run { options, .. } => *options,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn fails(arguments: &[&str]) -> String {
+        parse("midge", arguments.iter().map(|a| a.to_string())).unwrap_err()
+    }
+
+    #[test]
+    fn flags_in_all_forms() {
+        for form in [
+            &["-p", "77"][..],
+            &["-p=77"],
+            &["--p", "77"],
+            &["--port=77"],
+            &["-port", "77"],
+        ] {
+            assert_eq!(run(form).port, 77, "{form:?}");
+        }
+        assert_eq!(run(&["-p", "-1"]).port, -1);
+        assert!(run(&["-DV"]).trace && run(&["-DV"]).debug && !run(&["-DV=false"]).debug);
+        assert!(!run(&["-T=false"]).logtime && run(&["-T"]).logtime);
+        let both = run(&["-D", "--net", "::1", "-D=false"]);
+        assert_eq!((both.debug, both.host.as_str()), (false, "::1"));
+    }
+
+    #[test]
+    fn mistakes() {
+        assert_eq!(fails(&["-nope"]), "flag provided but not defined: --nope");
+        assert_eq!(fails(&["-p"]), "flag needs an argument: -p");
+        assert_eq!(
+            fails(&["-p", "abc"]),
+            "invalid value \"abc\" for flag -p: parse error"
+        );
+        assert_eq!(
+            fails(&["frobnicate"]),
+            "unrecognized command: \"frobnicate\""
+        );
+        assert_eq!(
+            fails(&["--user", "a", "--auth", "t"]),
+            "Cannot have a user/pass and token"
+        );
+    }
+
+    #[test]
+    fn help_names_every_flag() {
+        let text = usage("gnatsd");
+        assert!(text.starts_with("\nUsage: gnatsd [options]\n"));
+        for row in ROWS {
+            for flag in row.flags {
+                assert!(text.contains(&dashed(flag)), "{flag}");
+            }
+        }
+    }
+}

@@ -1,0 +1,633 @@
+//! The language of configuration files, as gnatsd reads it.
+//!
+//! A file is a map: keys and values with `=`, `:` or blanks between them, ended by newlines, `,` or
+//! `;`. Values are booleans, numbers with units, strings with or without quotes, `$VARIABLES`,
+//! arrays and maps; JSON is a special case. Unlike the original, what is left open is an error, and
+//! nesting is bounded.
+
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+const DEPTH_MAX: usize = 32;
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Position {
+    pub file: Rc<str>,
+    pub line: u32,
+    pub column: u32,
+}
+
+impl std::fmt::Display for Position {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Data {
+    Bool(bool),
+    Int(i64),
+    Float(f64),
+    Text(String),
+    Array(Vec<Value>),
+    Map(Vec<Entry>),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Value {
+    pub data: Data,
+    pub at: Position,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Entry {
+    pub key: String,
+    pub at: Position,
+    pub value: Value,
+}
+
+impl Value {
+    /// For messages: what stands there.
+    pub fn kind(&self) -> &'static str {
+        match self.data {
+            Data::Bool(_) => "a boolean",
+            Data::Int(_) => "an integer",
+            Data::Float(_) => "a number",
+            Data::Text(_) => "a string",
+            Data::Array(_) => "an array",
+            Data::Map(_) => "a map",
+        }
+    }
+}
+
+/// Reads a file and everything it includes.
+pub fn read(path: &Path) -> Result<Vec<Entry>, String> {
+    let mut scopes = vec![Vec::new()];
+    read_into(path, &mut scopes, 0)?;
+    Ok(scopes.pop().unwrap_or_default())
+}
+
+/// Reads a text as if it were the file of that name.
+pub fn read_text(text: &str, name: &str) -> Result<Vec<Entry>, String> {
+    let mut scopes = vec![Vec::new()];
+    Reader::new(text, name, PathBuf::new(), 0).document(&mut scopes)?;
+    Ok(scopes.pop().unwrap_or_default())
+}
+
+fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<(), String> {
+    let shown = path.display();
+    let bytes = std::fs::read(path).map_err(|error| {
+        let reason = match error.kind() {
+            std::io::ErrorKind::NotFound => "no such file or directory".into(),
+            _ => error.to_string(),
+        };
+        format!("error opening config file: open {shown}: {reason}")
+    })?;
+    let text = String::from_utf8(bytes)
+        .map_err(|_| format!("{shown}: Parse error: the file is not UTF-8"))?;
+    let folder = path.parent().unwrap_or(Path::new("")).to_owned();
+    Reader::new(
+        text.trim_start_matches('\u{feff}'),
+        &shown.to_string(),
+        folder,
+        depth,
+    )
+    .document(scopes)
+}
+
+struct Reader<'a> {
+    rest: std::str::Chars<'a>,
+    file: Rc<str>,
+    folder: PathBuf,
+    line: u32,
+    column: u32,
+    depth: usize,
+}
+
+/// The maps around the place being read, outermost first: where variables are looked up.
+type Scopes = Vec<Vec<Entry>>;
+
+impl<'a> Reader<'a> {
+    fn new(text: &'a str, name: &str, folder: PathBuf, depth: usize) -> Self {
+        Self {
+            rest: text.chars(),
+            file: name.into(),
+            folder,
+            line: 1,
+            column: 1,
+            depth,
+        }
+    }
+
+    fn at(&self) -> Position {
+        Position {
+            file: self.file.clone(),
+            line: self.line,
+            column: self.column,
+        }
+    }
+
+    fn error<T>(&self, at: &Position, text: impl std::fmt::Display) -> Result<T, String> {
+        Err(format!("{at}: Parse error on line {}: '{text}'", at.line))
+    }
+
+    fn peek(&self) -> Option<char> {
+        self.rest.clone().next()
+    }
+
+    fn starts_with(&self, text: &str) -> bool {
+        self.rest.as_str().starts_with(text)
+    }
+
+    fn next(&mut self) -> Option<char> {
+        let c = self.rest.next()?;
+        if c == '\n' {
+            self.line += 1;
+            self.column = 1;
+        } else {
+            self.column += 1;
+        }
+        Some(c)
+    }
+
+    fn skip_comment(&mut self) -> bool {
+        if !self.starts_with("#") && !self.starts_with("//") {
+            return false;
+        }
+        while self.peek().is_some_and(|c| c != '\n') {
+            self.next();
+        }
+        true
+    }
+
+    /// Skips blanks and comments, and with `lines` newlines as well.
+    fn skip(&mut self, lines: bool) {
+        loop {
+            match self.peek() {
+                Some(' ' | '\t' | '\r') => drop(self.next()),
+                Some('\n') if lines => drop(self.next()),
+                _ if self.skip_comment() => {}
+                _ => return,
+            }
+        }
+    }
+
+    /// A whole file; its entries go to the innermost scope.
+    fn document(&mut self, scopes: &mut Scopes) -> Result<(), String> {
+        if self.depth > DEPTH_MAX {
+            return self.error(
+                &self.at(),
+                format!("more than {DEPTH_MAX} files or blocks inside each other"),
+            );
+        }
+        let mut opened = None;
+        loop {
+            self.skip(true);
+            let at = self.at();
+            match self.peek() {
+                None => break,
+                Some(',' | ';') => drop(self.next()),
+                // The whole document may stand in braces, as JSON does.
+                Some('{') if opened.is_none() => {
+                    opened = Some(at);
+                    self.next();
+                }
+                Some('}') if opened.is_some() => {
+                    opened = None;
+                    self.next();
+                }
+                Some(_) => self.entry(scopes)?,
+            }
+        }
+        match opened {
+            Some(at) => self.error(&at, "a '{' without its '}'"),
+            None => Ok(()),
+        }
+    }
+
+    fn entry(&mut self, scopes: &mut Scopes) -> Result<(), String> {
+        let at = self.at();
+        let quoted = matches!(self.peek(), Some('"' | '\''));
+        let key = self.key()?;
+        if !quoted && key == "include" && matches!(self.peek(), Some(' ' | '\t')) {
+            return self.include(&at, scopes);
+        }
+        self.skip(false);
+        if matches!(self.peek(), Some('=' | ':')) {
+            self.next();
+            self.skip(false);
+            if self.peek() == Some('\n') && scopes.len() == 1 {
+                return self.error(
+                    &at,
+                    format!("Expected value but found new line after {key}"),
+                );
+            }
+        }
+        self.skip(true);
+        let value = self.value(scopes)?;
+        self.end_of_value()?;
+        let scope = scopes.last_mut().expect("there is always one");
+        scope.push(Entry { key, at, value });
+        Ok(())
+    }
+
+    fn key(&mut self) -> Result<String, String> {
+        let at = self.at();
+        match self.peek() {
+            Some('"') => return self.double_quoted(),
+            Some('\'') => return self.single_quoted(),
+            Some('=' | ':') => return self.error(&at, "a value without a key"),
+            _ => {}
+        }
+        let mut key = String::new();
+        while let Some(c) = self.peek() {
+            if c.is_whitespace() || matches!(c, '=' | ':' | '{') {
+                break;
+            }
+            key.push(c);
+            self.next();
+        }
+        match key.is_empty() {
+            true => self.error(&at, "expected a key"),
+            false => Ok(key),
+        }
+    }
+
+    fn include(&mut self, at: &Position, scopes: &mut Scopes) -> Result<(), String> {
+        self.skip(false);
+        let path = match self.value(scopes)?.data {
+            Data::Text(path) => path,
+            _ => return self.error(at, "expected the path of a file to include"),
+        };
+        self.end_of_value()?;
+        // Always relative to this file, even when it begins with a slash: as the original.
+        let full = self.folder.join(path.trim_start_matches('/'));
+        read_into(&full, scopes, self.depth + 1)
+            .map_err(|error| format!("{at}: Error parsing include file '{path}', {error}."))
+    }
+
+    fn end_of_value(&mut self) -> Result<(), String> {
+        self.skip(false);
+        match self.peek() {
+            None | Some('\n' | ',' | ';' | '}' | ']') => Ok(()),
+            Some(c) => {
+                let at = self.at();
+                self.error(
+                    &at,
+                    format!("Expected the end of the value, but got '{c}' instead."),
+                )
+            }
+        }
+    }
+
+    fn value(&mut self, scopes: &mut Scopes) -> Result<Value, String> {
+        let at = self.at();
+        if self.depth + scopes.len() > DEPTH_MAX {
+            return self.error(
+                &at,
+                format!("more than {DEPTH_MAX} blocks inside each other"),
+            );
+        }
+        let data = match self.peek() {
+            None => return self.error(&at, "expected a value, but the file ends"),
+            Some('{') => self.map(scopes)?,
+            Some('[') => self.array(scopes)?,
+            Some('"') => Data::Text(self.double_quoted()?),
+            Some('\'') => Data::Text(self.single_quoted()?),
+            Some('(') => Data::Text(self.block_text()?),
+            Some(',' | ';' | ']' | '}' | '=' | ':') => return self.error(&at, "expected a value"),
+            Some('$') if !self.starts_with("$2a$") => return self.variable(scopes),
+            Some(_) => self.bare()?,
+        };
+        Ok(Value { data, at })
+    }
+
+    fn map(&mut self, scopes: &mut Scopes) -> Result<Data, String> {
+        let at = self.at();
+        self.next();
+        scopes.push(Vec::new());
+        loop {
+            self.skip(true);
+            match self.peek() {
+                None => return self.error(&at, "a '{' without its '}'"),
+                Some('}') => break,
+                Some(',' | ';') => drop(self.next()),
+                Some(_) => self.entry(scopes)?,
+            }
+        }
+        self.next();
+        Ok(Data::Map(scopes.pop().expect("pushed above")))
+    }
+
+    fn array(&mut self, scopes: &mut Scopes) -> Result<Data, String> {
+        let at = self.at();
+        self.next();
+        // Takes part in the bound on nesting.
+        scopes.push(Vec::new());
+        let mut values = Vec::new();
+        loop {
+            self.skip(true);
+            match self.peek() {
+                None => return self.error(&at, "a '[' without its ']'"),
+                Some(']') => break,
+                Some(',') => drop(self.next()),
+                Some(_) => {
+                    values.push(self.value(scopes)?);
+                    self.end_of_value()?;
+                }
+            }
+        }
+        self.next();
+        scopes.pop();
+        Ok(Data::Array(values))
+    }
+
+    fn single_quoted(&mut self) -> Result<String, String> {
+        let at = self.at();
+        self.next();
+        let mut text = String::new();
+        loop {
+            match self.next() {
+                None => return self.error(&at, "a string without its closing quote"),
+                Some('\'') => return Ok(text),
+                Some(c) => text.push(c),
+            }
+        }
+    }
+
+    fn double_quoted(&mut self) -> Result<String, String> {
+        let at = self.at();
+        self.next();
+        let mut bytes = Vec::new();
+        loop {
+            match self.next() {
+                None => return self.error(&at, "a string without its closing quote"),
+                Some('"') => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
+                Some('\\') => self.escape(&mut bytes)?,
+                Some(c) => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+    }
+
+    fn escape(&mut self, bytes: &mut Vec<u8>) -> Result<(), String> {
+        let at = self.at();
+        match self.next() {
+            Some('n') => bytes.push(b'\n'),
+            Some('t') => bytes.push(b'\t'),
+            Some('r') => bytes.push(b'\r'),
+            Some(c @ ('"' | '\\')) => bytes.push(c as u8),
+            Some('x') => {
+                let digits: String = self.next().into_iter().chain(self.next()).collect();
+                match u8::from_str_radix(&digits, 16) {
+                    Ok(byte) if digits.len() == 2 => bytes.push(byte),
+                    _ => {
+                        return self.error(
+                            &at,
+                            format!("Expected two hexadecimal digits, but got '{digits}'"),
+                        );
+                    }
+                }
+            }
+            other => {
+                let shown = other.map_or("the end of the file".into(), |c| c.to_string());
+                return self.error(
+                    &at,
+                    format!("Invalid escape character '{shown}'. Only the following escape characters are allowed: \\xXX, \\t, \\n, \\r, \\\", \\\\."),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// `(` up to a line that holds `)` alone.
+    fn block_text(&mut self) -> Result<String, String> {
+        let at = self.at();
+        self.next();
+        let mut text = String::new();
+        let mut line = String::new();
+        loop {
+            match self.peek() {
+                // The newline is left where it is: it ends the value.
+                None | Some('\n') if line.trim() == ")" => return Ok(text),
+                None => return self.error(&at, "a '(' without a ')' on a line of its own"),
+                Some(c) => {
+                    self.next();
+                    line.push(c);
+                    if c == '\n' {
+                        text.push_str(&std::mem::take(&mut line));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Text without quotes: a boolean, a number, or a string.
+    fn bare(&mut self) -> Result<Data, String> {
+        let at = self.at();
+        let mut bytes = Vec::new();
+        while let Some(c) = self.peek() {
+            if c.is_whitespace() || matches!(c, ',' | ';' | ']' | '}' | '\'') {
+                break;
+            }
+            self.next();
+            match c {
+                '\\' => self.escape(&mut bytes)?,
+                c => bytes.extend_from_slice(c.encode_utf8(&mut [0; 4]).as_bytes()),
+            }
+        }
+        if self.peek() == Some('\'') {
+            self.next();
+        }
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        match text.to_ascii_lowercase().as_str() {
+            "true" | "yes" | "on" => return Ok(Data::Bool(true)),
+            "false" | "no" | "off" => return Ok(Data::Bool(false)),
+            _ => {}
+        }
+        let digits = text.strip_prefix('-').unwrap_or(&text);
+        if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+            return Ok(Data::Text(text));
+        }
+        if let Some(number) = integer(&text) {
+            return Ok(Data::Int(number));
+        }
+        let dots = digits.matches('.').count();
+        let only = |extra: &str| {
+            digits
+                .chars()
+                .all(|c| c.is_ascii_digit() || extra.contains(c))
+        };
+        if dots == 1
+            && only(".")
+            && !digits.ends_with('.')
+            && let Ok(number) = text.parse()
+        {
+            return Ok(Data::Float(number));
+        }
+        // Addresses, and the one form of dates there is.
+        if (dots > 1 && only(".:")) || (digits.ends_with('Z') && only("-:TZ")) {
+            return Ok(Data::Text(text));
+        }
+        self.error(&at, format!("Expected a number or an address, but got '{text}' instead; put strings that begin with a digit in quotes"))
+    }
+
+    fn variable(&mut self, scopes: &mut Scopes) -> Result<Value, String> {
+        let at = self.at();
+        self.next();
+        let Data::Text(name) = self.bare().unwrap_or(Data::Text(String::new())) else {
+            return self.error(&at, "expected the name of a variable");
+        };
+        for scope in scopes.iter().rev() {
+            if let Some(entry) = scope.iter().rev().find(|entry| entry.key == name) {
+                return Ok(entry.value.clone());
+            }
+        }
+        let Ok(text) = std::env::var(&name) else {
+            return self.error(
+                &at,
+                format!(
+                    "Variable reference for '{name}' on line {} can not be found.",
+                    at.line
+                ),
+            );
+        };
+        let mut reader = Reader::new(&text, &format!("${name}"), PathBuf::new(), self.depth + 1);
+        let mut value = reader.value(&mut vec![Vec::new()])?;
+        value.at = at;
+        Ok(value)
+    }
+}
+
+/// Digits with an optional unit: k, m and g count by 1000, kb, mb and gb by 1024.
+pub fn integer(text: &str) -> Option<i64> {
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .unwrap_or(text.len());
+    let (digits, unit) = text.split_at(split);
+    let factor: i64 = match unit.to_ascii_lowercase().as_str() {
+        "" => 1,
+        "k" => 1000,
+        "kb" => 1 << 10,
+        "m" => 1_000_000,
+        "mb" => 1 << 20,
+        "g" => 1_000_000_000,
+        "gb" => 1 << 30,
+        _ => return None,
+    };
+    digits.parse::<i64>().ok()?.checked_mul(factor)
+}
+
+/// Any text: an error or a tree, never a panic.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = read_text(&text, "fuzz");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn show(text: &str) -> String {
+        fn data(value: &Data) -> String {
+            match value {
+                Data::Bool(b) => b.to_string(),
+                Data::Int(n) => n.to_string(),
+                Data::Float(n) => format!("{n:?}"),
+                Data::Text(t) => format!("{t:?}"),
+                Data::Array(values) => {
+                    format!(
+                        "[{}]",
+                        values
+                            .iter()
+                            .map(|v| data(&v.data))
+                            .collect::<Vec<_>>()
+                            .join(" ")
+                    )
+                }
+                Data::Map(entries) => format!("{{{}}}", all(entries)),
+            }
+        }
+        fn all(entries: &[Entry]) -> String {
+            entries
+                .iter()
+                .map(|e| format!("{}={}", e.key, data(&e.value.data)))
+                .collect::<Vec<_>>()
+                .join(" ")
+        }
+        match read_text(text, "t") {
+            Ok(entries) => all(&entries),
+            Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn the_language() {
+        for (text, expect) in [
+            ("a = 1\nb: two\nc 3.5", r#"a=1 b="two" c=3.5"#),
+            ("a=1kb;b=2M,c=-3 # end\n// more", "a=1024 b=2000000 c=-3"),
+            ("a: yes\nb: OFF\nc: \"true\"", r#"a=true b=false c="true""#),
+            (
+                "x { y = 1, z [1, 'a b', {q: r}] }",
+                r#"x={y=1 z=[1 "a b" {q="r"}]}"#,
+            ),
+            ("{\"a\": 1, \"b\": [true,]}", "a=1 b=[true]"),
+            (
+                "l: 127.0.0.1:4222\nd 2016-05-04T18:53:41Z",
+                r#"l="127.0.0.1:4222" d="2016-05-04T18:53:41Z""#,
+            ),
+            ("p: /a#b\nq: $2a$11$abc", r#"p="/a#b" q="$2a$11$abc""#),
+            ("a: 5\nb: $a\nc { a: 6, d: $a }", "a=5 b=5 c={a=6 d=6}"),
+            ("s: \"a\\x41\\n\\\"\"", r#"s="aA\n\"""#),
+            ("listen\n 4222", "listen=4222"),
+            ("b (\nline\n)\nc 1", r#"b="\nline\n" c=1"#),
+            ("a b\r\nc d\r\n", r#"a="b" c="d""#),
+        ] {
+            assert_eq!(show(text), expect, "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_name_file_line_and_column() {
+        for (text, expect) in [
+            (
+                "a 1 2",
+                "t:1:5: Parse error on line 1: 'Expected the end of the value, but got '2' instead.'",
+            ),
+            (
+                "\n= 5",
+                "t:2:1: Parse error on line 2: 'a value without a key'",
+            ),
+            (
+                "a: [1, 2",
+                "t:1:4: Parse error on line 1: 'a '[' without its ']''",
+            ),
+            (
+                "a {\n b 1",
+                "t:1:3: Parse error on line 1: 'a '{' without its '}''",
+            ),
+            (
+                "a: 'x",
+                "t:1:4: Parse error on line 1: 'a string without its closing quote'",
+            ),
+            (
+                "a: 1abc",
+                "t:1:4: Parse error on line 1: 'Expected a number or an address, but got '1abc' instead; put strings that begin with a digit in quotes'",
+            ),
+            (
+                "a = $NO_SUCH_THING",
+                "t:1:5: Parse error on line 1: 'Variable reference for 'NO_SUCH_THING' on line 1 can not be found.'",
+            ),
+        ] {
+            assert_eq!(show(text), expect, "{text}");
+        }
+        assert!(show(&"a {".repeat(100)).contains("inside each other"));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_read_or_refused(text in "[ab{}\\[\\]=:;,\"'$#/0-9.\\\\\\n()-]{0,60}") {
+            fuzz(text.as_bytes());
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The documents of the monitoring port, field by field as gnatsd 1.1.0.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Varz {
+    pub server_id: String,
+    pub version: String,
+    pub git_commit: String,
+    pub go: String,
+    pub host: String,
+    pub auth_required: bool,
+    pub tls_required: bool,
+    pub tls_verify: bool,
+    pub addr: String,
+    pub max_connections: i64,
+    /// Nanoseconds.
+    pub ping_interval: u64,
+    pub ping_max: u32,
+    pub http_host: String,
+    pub http_port: i32,
+    pub https_port: i32,
+    pub auth_timeout: f64,
+    pub max_control_line: usize,
+    pub cluster: ClusterVarz,
+    pub tls_timeout: f64,
+    pub port: u16,
+    pub max_payload: i64,
+    pub start: String,
+    pub now: String,
+    pub uptime: String,
+    /// Resident bytes.
+    pub mem: u64,
+    pub cores: usize,
+    /// Percent of one core since the last look.
+    pub cpu: Rounded,
+    pub connections: usize,
+    pub total_connections: u64,
+    pub routes: usize,
+    pub remotes: usize,
+    pub in_msgs: u64,
+    pub out_msgs: u64,
+    pub in_bytes: u64,
+    pub out_bytes: u64,
+    pub slow_consumers: u64,
+    pub subscriptions: usize,
+    pub http_req_stats: BTreeMap<&'static str, u64>,
+    pub config_load_time: String,
+    // Ours.
+    pub server_name: String,
+    pub threads: usize,
+    pub max_pending: usize,
+    pub slow_consumer_list: Vec<SlowConsumerEntry>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ClusterVarz {
+    pub addr: String,
+    pub cluster_port: i32,
+    pub auth_timeout: f64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SlowConsumerEntry {
+    pub cid: u64,
+    pub address: String,
+    pub name: String,
+    pub pending_bytes: usize,
+    pub cause: String,
+}
+
+/// A number with one decimal, written without it when it is whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Rounded(pub f64);
+
+impl Serialize for Rounded {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let tenths = (self.0 * 10.0).round();
+        match tenths % 10.0 == 0.0 {
+            true => serializer.serialize_i64((tenths / 10.0) as i64),
+            false => serializer.serialize_f64(tenths / 10.0),
+        }
+    }
+}
+
+/// Indented by two, with Go's escapes.
+pub fn pretty(value: &impl Serialize) -> String {
+    let json = serde_json::to_string_pretty(value).expect("plain data always serializes");
+    crate::wire::info::escape_as_go(&json)
+}
+
+/// gnatsd's uptimes: `5s`, `2h0m5s`, `1y3d2h1m5s`.
+pub fn uptime(since: Duration) -> String {
+    let seconds = since.as_secs();
+    let (minutes, hours, days) = (seconds / 60, seconds / 3600, seconds / 86_400);
+    let years = days / 365;
+    let parts = [
+        (years, years, 'y'),
+        (days, days % 365, 'd'),
+        (hours, hours % 24, 'h'),
+        (minutes, minutes % 60, 'm'),
+    ];
+    let shown = parts
+        .iter()
+        .filter(|(total, ..)| *total > 0)
+        .map(|(_, part, unit)| format!("{part}{unit}"));
+    shown.collect::<String>() + &format!("{}s", seconds % 60)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uptimes_and_numbers() {
+        for (seconds, expect) in [
+            (5, "5s"),
+            (65, "1m5s"),
+            (7205, "2h0m5s"),
+            (266_465, "3d2h1m5s"),
+            (365 * 86_400 + 5, "1y0d0h0m5s"),
+        ] {
+            assert_eq!(uptime(Duration::from_secs(seconds)), expect);
+        }
+        assert_eq!(
+            serde_json::to_string(&[Rounded(0.0), Rounded(12.34)]).unwrap(),
+            "[0,12.3]"
+        );
+    }
+}
