@@ -1,0 +1,134 @@
+//! Clients that misbehave harm themselves alone, and the server forgets them.
+
+mod support;
+
+use support::{Client, Op, Server, until};
+
+#[test]
+fn garbage_disturbs_nobody() {
+    let server = Server::start(&["--threads", "2"]);
+    let (mut subscriber, mut publisher) = (server.client(), server.client());
+    subscriber.send(b"SUB ok 1\r\n");
+    subscriber.ping();
+    let mut random = midge::util::random::Random::new(11);
+    for round in 0..300u32 {
+        let mut bad = Client::raw(server.port);
+        let garbage: Vec<u8> = (0..random.below(3000))
+            .map(|_| random.next_u64() as u8)
+            .collect();
+        let _ = std::io::Write::write_all(&mut bad.stream, &garbage);
+        drop(bad);
+        publisher.publish("ok", &round.to_le_bytes());
+        assert_eq!(subscriber.op().payload(), round.to_le_bytes());
+    }
+    server.stop();
+}
+
+#[test]
+fn a_reset_inside_a_payload_delivers_nothing() {
+    let server = Server::start(&["--threads", "2"]);
+    let mut subscriber = server.client();
+    subscriber.send(b"SUB x 1\r\n");
+    subscriber.ping();
+    for _ in 0..50 {
+        let mut bad = server.client();
+        bad.send(b"PUB x 100000\r\nhalf of it");
+        nix::sys::socket::setsockopt(
+            &bad.stream,
+            nix::sys::socket::sockopt::Linger,
+            &nix::libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            },
+        )
+        .unwrap();
+    }
+    let mut good = server.client();
+    good.publish("x", b"whole");
+    assert_eq!(subscriber.op().payload(), b"whole");
+    server.stop();
+}
+
+#[test]
+fn ten_thousand_connections_leave_nothing_behind() {
+    let server = Server::start(&["--threads", "2"]);
+    let round = || {
+        for _ in 0..2500 {
+            let mut client = server.client();
+            client.send(b"SUB a.* 1\r\nSUB b q 2\r\nPUB c 3\r\nabc\r\n");
+            client.ping();
+        }
+    };
+    round();
+    let before = server.memory();
+    for _ in 0..3 {
+        round();
+    }
+    // A loaded machine may take a moment to notice the last ones; the bound allows for that and for
+    // receive buffers touched for the first time.
+    until("memory to be back", || server.memory() < before + (8 << 20));
+    server.stop();
+}
+
+#[test]
+fn a_stuck_subscriber_is_cut_off_and_named() {
+    let server = Server::start(&["--threads", "2"]);
+    let mut stuck = Client::raw(server.port);
+    stuck.send(b"CONNECT {\"verbose\":false,\"name\":\"sleepy\"}\r\nSUB flood 1\r\n");
+    stuck.ping();
+    let mut healthy = server.client();
+    healthy.send(b"SUB flood 1\r\n");
+    healthy.ping();
+    const COUNT: usize = 3000;
+    let reader = std::thread::spawn(move || {
+        for number in 0..COUNT {
+            assert_eq!(healthy.op().payload()[..8], number.to_le_bytes());
+        }
+    });
+    let mut publisher = server.client();
+    for number in 0..COUNT {
+        let mut payload = number.to_le_bytes().to_vec();
+        payload.resize(50_000, 0);
+        publisher.publish("flood", &payload);
+    }
+    publisher.ping();
+    reader.join().unwrap();
+    until("the slow consumer in the log", || {
+        let log = server.log();
+        log.contains("Slow Consumer Detected") && log.contains("sleepy")
+    });
+    while stuck.read_op_or_cut() != Op::Eof {}
+    server.stop();
+}
+
+#[test]
+fn a_publisher_waits_for_a_receiver_that_reads() {
+    let server = Server::start(&["--threads", "1"]);
+    let mut subscriber = server.client();
+    subscriber.send(b"SUB fast 1\r\n");
+    subscriber.ping();
+    const COUNT: usize = 40_000;
+    let before = server.memory();
+    let mut publisher = server.client();
+    let writer = std::thread::spawn(move || {
+        let mut payload = vec![0; 10_000];
+        for number in 0..COUNT {
+            payload[..8].copy_from_slice(&number.to_le_bytes());
+            publisher.publish("fast", &payload);
+        }
+    });
+    let mut most = 0;
+    for number in 0..COUNT {
+        assert_eq!(subscriber.op().payload()[..8], number.to_le_bytes());
+        if number % 1000 == 0 {
+            most = most.max(server.memory());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+    writer.join().unwrap();
+    assert!(
+        most < before + (48 << 20),
+        "memory rose from {before} to {most}"
+    );
+    server.stop();
+}
