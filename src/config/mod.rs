@@ -1,6 +1,6 @@
 //! Options: one table for configuration file, command line, help and documentation.
 //!
-//! May import util, subject and broker's plain settings types. Must not know anything that runs.
+//! May import util and subject. Must not know anything that runs.
 
 pub mod cli;
 pub mod file;

@@ -1,0 +1,176 @@
+//! Servers under test: found, started on a free port, pinned, watched, stopped.
+
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::str::FromStr;
+use std::time::{Duration, Instant};
+
+#[derive(Clone, Debug)]
+pub struct Program {
+    pub name: String,
+    pub path: PathBuf,
+    pub arguments: Vec<String>,
+}
+
+impl FromStr for Program {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, path) = text.split_once('=').ok_or("expected NAME=PATH")?;
+        let path = PathBuf::from(path);
+        match path.exists() {
+            true => Ok(Self {
+                name: name.into(),
+                path,
+                arguments: Vec::new(),
+            }),
+            false => Err(format!("there is no {}", path.display())),
+        }
+    }
+}
+
+impl Program {
+    /// A server found on the PATH.
+    pub fn installed() -> Option<Self> {
+        let path = std::env::var_os("PATH")?;
+        let folders: Vec<PathBuf> = std::env::split_paths(&path)
+            .chain([PathBuf::from("/usr/sbin")])
+            .collect();
+        ["nats-server", "gnatsd"].iter().find_map(|name| {
+            let path = folders
+                .iter()
+                .map(|folder| folder.join(name))
+                .find(|path| path.is_file())?;
+            Some(Self {
+                name: (*name).into(),
+                path,
+                arguments: Vec::new(),
+            })
+        })
+    }
+
+    pub fn version(&self) -> String {
+        let output = Command::new(&self.path).arg("-v").output();
+        output.map_or(String::new(), |output| {
+            String::from_utf8_lossy(&output.stdout).trim().to_owned()
+        })
+    }
+
+    pub fn start(&self, cpu: usize) -> Result<Server, String> {
+        let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|l| l.local_addr())
+            .map_err(failed)?
+            .port();
+        let child = Command::new(&self.path)
+            .args(["-a", "127.0.0.1", "-p", &port.to_string()])
+            .args(&self.arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(failed)?;
+        let server = Server { child, port };
+        // Threads started later inherit this; those there already are pinned one by one below.
+        pin(server.child.id() as i32, cpu)?;
+        let end = Instant::now() + Duration::from_secs(10);
+        while !server.answers() {
+            if Instant::now() > end {
+                return Err(format!(
+                    "{} does not send INFO on port {port}",
+                    self.path.display()
+                ));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for task in server.tasks() {
+            pin(task, cpu)?;
+        }
+        Ok(server)
+    }
+}
+
+pub struct Server {
+    child: Child,
+    pub port: u16,
+}
+
+impl Server {
+    pub fn address(&self) -> SocketAddr {
+        ([127, 0, 0, 1], self.port).into()
+    }
+
+    fn answers(&self) -> bool {
+        let Ok(stream) = TcpStream::connect(self.address()) else {
+            return false;
+        };
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        let mut line = String::new();
+        BufReader::new(stream)
+            .read_line(&mut line)
+            .is_ok_and(|_| line.starts_with("INFO "))
+    }
+
+    fn tasks(&self) -> Vec<i32> {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+        entries
+            .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+            .collect()
+    }
+
+    /// CPU time of all threads so far, in nanoseconds, as the scheduler counts it.
+    pub fn cpu_ns(&self) -> u64 {
+        let of = |task: &i32| {
+            let text =
+                std::fs::read_to_string(format!("/proc/{}/task/{task}/schedstat", self.child.id()))
+                    .ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        };
+        self.tasks().iter().filter_map(of).sum()
+    }
+
+    fn status(&self, name: &str) -> u64 {
+        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .unwrap_or_default();
+        let line = text.lines().find(|line| line.starts_with(name));
+        line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
+            .unwrap_or(0)
+            * 1024
+    }
+
+    /// Resident bytes now, and at most so far.
+    pub fn memory(&self) -> u64 {
+        self.status("VmRSS:")
+    }
+
+    pub fn peak_memory(&self) -> u64 {
+        self.status("VmHWM:")
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Binds a task (0: the calling thread and those it starts) to one CPU.
+pub fn pin(task: i32, cpu: usize) -> Result<(), String> {
+    let mut set = CpuSet::new();
+    set.set(cpu)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(task), &set))
+        .map_err(|error| format!("CPU {cpu}: {error}"))
+}
+
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
