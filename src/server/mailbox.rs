@@ -14,34 +14,37 @@ use crate::broker::mail::Batch;
 use crossbeam_queue::SegQueue;
 use std::os::fd::{AsRawFd, RawFd};
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering, fence};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering, fence};
+#[cfg(midge_loom)]
+use loom::sync::atomic::AtomicBool as SleepFlag;
+#[cfg(not(midge_loom))]
+use std::sync::atomic::AtomicBool as SleepFlag;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 /// Whether a loop sleeps in the kernel, and thus needs a doorbell.
 #[derive(Debug)]
-pub struct Sleep(AtomicBool);
+pub struct Sleep(SleepFlag);
 
 impl Sleep {
     pub fn new() -> Self {
-        Self(AtomicBool::new(false))
+        Self(SleepFlag::new(false))
     }
 
     /// The loop is about to sleep; it must look at all its mail after this and before it does.
+    ///
+    /// All three operations read and write in one step, so they stand in one order, each seeing what
+    /// was done before the one before it: a sender's `must_ring` either comes after this and finds
+    /// the loop asleep, or before it, and then its mail is visible here.
     pub fn announce(&self) {
-        self.0.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.0.swap(true, Ordering::AcqRel);
     }
 
     pub fn over(&self) {
-        self.0.store(false, Ordering::SeqCst);
+        self.0.swap(false, Ordering::AcqRel);
     }
 
     /// Called after mail was put in: true when this caller must ring.
     pub fn must_ring(&self) -> bool {
-        fence(Ordering::SeqCst);
-        self.0.load(Ordering::SeqCst) && self.0.swap(false, Ordering::SeqCst)
+        self.0.swap(false, Ordering::AcqRel)
     }
 }
 
@@ -205,14 +208,15 @@ impl<C> Mesh<C> {
     }
 }
 
-#[cfg(all(test, loom))]
+#[cfg(all(test, midge_loom))]
 mod tests {
-    use super::*;
+    use super::{Ordering, Sleep};
     use loom::sync::Arc;
     use loom::sync::Mutex;
+    use loom::sync::atomic::AtomicUsize;
     use loom::thread;
 
-    /// Run with `RUSTFLAGS="--cfg loom" cargo test --release --lib mailbox`.
+    /// Run with `RUSTFLAGS="--cfg midge_loom" cargo test --release --lib mailbox`.
     #[test]
     fn nobody_sleeps_on_mail() {
         loom::model(|| {
