@@ -85,7 +85,7 @@ async fn queue_groups_share_the_work() {
         settle(&publisher).await;
         let mut seen = HashSet::new();
         for (client, subscriber) in &mut members {
-            settle(&client).await;
+            settle(client).await;
             let mut own = 0;
             while let Ok(Some(message)) =
                 tokio::time::timeout(Duration::from_millis(300), subscriber.next()).await
