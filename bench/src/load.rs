@@ -255,3 +255,80 @@ pub fn wait_for(subscribers: &[Subscriber], bytes: u64) -> Result<()> {
         std::thread::sleep(Duration::from_micros(500));
     }
 }
+
+/// Many connections served by this one thread: what is ready is answered by `on_line`, which gets
+/// the index of the connection and a line, and appends what to write back.
+pub struct Crowd {
+    connections: Vec<Connection>,
+}
+
+impl Crowd {
+    pub fn new(connections: Vec<Connection>) -> Result<Self> {
+        for connection in &connections {
+            connection.stream.set_nonblocking(true).map_err(failed)?;
+        }
+        Ok(Self { connections })
+    }
+
+    /// Writes a few bytes, which a socket without backlog always takes.
+    pub fn write(&mut self, index: usize, bytes: &[u8]) -> Result<()> {
+        self.connections[index].write(bytes)
+    }
+
+    /// Waits for input and hands every whole line on; returns when `on_line` says so.
+    pub fn serve(
+        &mut self,
+        mut on_line: impl FnMut(usize, &str, &mut Vec<u8>) -> Result<bool>,
+    ) -> Result<()> {
+        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+        use std::os::fd::AsFd;
+        let mut chunk = vec![0; 64 << 10];
+        let mut answer = Vec::new();
+        loop {
+            let ready: Vec<usize> = {
+                let mut watched: Vec<PollFd<'_>> = self
+                    .connections
+                    .iter()
+                    .map(|c| PollFd::new(c.stream.as_fd(), PollFlags::POLLIN))
+                    .collect();
+                let count = poll(&mut watched, PollTimeout::from(10_000u16))
+                    .map_err(|error| error.to_string())?;
+                if count == 0 {
+                    return Err("nothing came for ten seconds".into());
+                }
+                let is_ready =
+                    |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+                (0..watched.len())
+                    .filter(|index| is_ready(&watched[*index]))
+                    .collect()
+            };
+            for index in ready {
+                let connection = &mut self.connections[index];
+                match connection.stream.read(&mut chunk) {
+                    Ok(0) => return Err("the server closed the connection".into()),
+                    Ok(read) => connection.buffer.extend_from_slice(&chunk[..read]),
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                    Err(error) => return Err(failed(error)),
+                }
+                let mut from = 0;
+                let mut go_on = true;
+                while let Some(length) = connection.buffer[from..]
+                    .iter()
+                    .position(|byte| *byte == b'\n')
+                {
+                    let line = String::from_utf8_lossy(&connection.buffer[from..from + length]);
+                    go_on &= on_line(index, line.trim_end(), &mut answer)?;
+                    from += length + 1;
+                }
+                connection.buffer.drain(..from);
+                if !answer.is_empty() {
+                    connection.stream.write_all(&answer).map_err(failed)?;
+                    answer.clear();
+                }
+                if !go_on {
+                    return Ok(());
+                }
+            }
+        }
+    }
+}

@@ -31,7 +31,7 @@ enum Command {
     /// Names the scenarios
     List,
     /// Runs scenarios against servers, in turn
-    Run(RunArguments),
+    Run(Box<RunArguments>),
 }
 
 #[derive(clap::Args)]
@@ -92,7 +92,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(mut arguments: RunArguments) -> Result<(), String> {
+fn run(mut arguments: Box<RunArguments>) -> Result<(), String> {
     if arguments.quick {
         arguments.repeat = 1;
         arguments.seconds = arguments.seconds.min(0.3);

@@ -1,6 +1,6 @@
 //! The scenarios: what is published to whom, and which figure comes out.
 
-use crate::load::{Connection, Publisher, Result, Subscriber, wait_for};
+use crate::load::{Connection, Crowd, Publisher, Result, Subscriber, wait_for};
 use crate::server::Server;
 use std::time::{Duration, Instant};
 
@@ -385,77 +385,56 @@ fn subscription_memory(server: &Server, setting: &Setting) -> Result<Outcome> {
     })
 }
 
+/// All clients and the responder in one thread, so that the server is not charged with waking up
+/// one thread of ours per message.
 fn requests(server: &Server, setting: &Setting) -> Result<Outcome> {
     const CLIENTS: usize = 32;
-    let address = server.address();
-    let mut responder = Connection::open(address)?;
-    responder.write(b"SUB service 1\r\n")?;
-    responder.settle()?;
-    let stream = responder
-        .stream()
-        .try_clone()
-        .map_err(|error| error.to_string())?;
-    let answers = std::thread::spawn(move || -> Result<()> {
-        loop {
-            let Ok(line) = responder.line() else {
-                return Ok(());
-            };
-            let words: Vec<&str> = line.split(' ').collect();
-            if let ["MSG", _, _, reply, size] = *words.as_slice() {
-                let (reply, size) = (reply.to_owned(), size.to_owned());
-                let payload = responder.line()?;
-                responder.write(format!("PUB {reply} {size}\r\n{payload}\r\n").as_bytes())?;
-            }
-        }
-    });
-    let mut clients = Vec::new();
-    for index in 0..CLIENTS {
-        let mut client = Connection::open(address)?;
-        client.write(format!("SUB _INBOX.{index:04} 1\r\n").as_bytes())?;
-        client.settle()?;
-        clients.push(client);
+    let mut all = Vec::new();
+    for index in 0..=CLIENTS {
+        let mut connection = Connection::open(server.address())?;
+        let line = match index {
+            CLIENTS => "SUB service 1\r\n".to_owned(),
+            _ => format!("SUB _INBOX.{index:04} 1\r\n"),
+        };
+        connection.write(line.as_bytes())?;
+        connection.settle()?;
+        all.push(connection);
     }
+    let mut crowd = Crowd::new(all)?;
+    let request =
+        |index: usize| format!("PUB service _INBOX.{index:04} 16\r\n0123456789abcdef\r\n");
     let mut ask = |seconds: f64| -> Result<u64> {
         let until = Instant::now() + Duration::from_secs_f64(seconds);
-        std::thread::scope(|scope| {
-            let asking: Vec<_> = clients
-                .iter_mut()
-                .enumerate()
-                .map(|(index, client)| {
-                    scope.spawn(move || -> Result<u64> {
-                        let request =
-                            format!("PUB service _INBOX.{index:04} 16\r\n0123456789abcdef\r\n");
-                        let mut done = 0;
-                        while Instant::now() < until {
-                            client.write(request.as_bytes())?;
-                            let head = client.line()?;
-                            if !head.starts_with("MSG _INBOX.")
-                                || client.line()? != "0123456789abcdef"
-                            {
-                                return Err(format!("a wrong answer: {head}"));
-                            }
-                            done += 1;
-                        }
-                        Ok(done)
-                    })
-                })
-                .collect();
-            asking
-                .into_iter()
-                .map(|thread| {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| Err("a client panicked".into()))
-                })
-                .sum()
-        })
+        for index in 0..CLIENTS {
+            crowd.write(index, request(index).as_bytes())?;
+        }
+        let (mut done, mut waiting) = (0, CLIENTS);
+        let mut reply = None;
+        crowd.serve(|index, line, answer| {
+            match (line.split(' ').collect::<Vec<_>>().as_slice(), index) {
+                (["MSG", "service", _, inbox, _], CLIENTS) => reply = Some((*inbox).to_owned()),
+                (["0123456789abcdef"], CLIENTS) => {
+                    let inbox = reply.take().ok_or("a payload without its head")?;
+                    answer.extend_from_slice(format!("PUB {inbox} 16\r\n{line}\r\n").as_bytes());
+                }
+                (["MSG", inbox, _, "16"], _) if *inbox == format!("_INBOX.{index:04}") => {}
+                (["0123456789abcdef"], _) => {
+                    done += 1;
+                    match Instant::now() < until {
+                        true => answer.extend_from_slice(request(index).as_bytes()),
+                        false => waiting -= 1,
+                    }
+                }
+                _ => return Err(format!("a wrong answer: {line}")),
+            }
+            Ok(waiting > 0)
+        })?;
+        Ok(done)
     };
     ask(setting.seconds / 5.0)?;
     let (cpu, start) = (server.cpu_ns(), Instant::now());
     let done = ask(setting.seconds)?;
     let (elapsed, cpu) = (start.elapsed().as_secs_f64(), server.cpu_ns() - cpu);
-    let _ = stream.shutdown(std::net::Shutdown::Both);
-    let _ = answers.join();
     Ok(Outcome {
         figure: cpu as f64 / done as f64,
         rate: done as f64 / elapsed,

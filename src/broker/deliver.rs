@@ -205,7 +205,10 @@ impl Broker {
             members += group.len();
         }
         for step in 0..members {
-            let mut index = (start + step) % members;
+            let mut index = start + step;
+            if index >= members {
+                index -= members;
+            }
             let Some(subscription) = groups().find_map(|group| match group.member(index) {
                 Some(member) => Some(member),
                 None => {

@@ -28,6 +28,9 @@ pub struct Connection {
     pub stage: Stage,
     pub receiving: bool,
     pub writing: bool,
+    /// A shutdown is under way; the descriptor must outlive it like any other operation, or it would
+    /// hit whoever gets the number next.
+    pub shutting_down: bool,
 }
 
 impl Connection {
@@ -37,6 +40,7 @@ impl Connection {
             stage: Stage::Open,
             receiving: false,
             writing: false,
+            shutting_down: false,
         }
     }
 
@@ -46,7 +50,7 @@ impl Connection {
 
     /// The kernel holds nothing of it any more.
     pub fn is_quiet(&self) -> bool {
-        !self.receiving && !self.writing
+        !self.receiving && !self.writing && !self.shutting_down
     }
 }
 

@@ -263,7 +263,8 @@ impl<I: Io> EventLoop<I> {
             Kind::Doorbell => {} // the mail has been taken in already
             Kind::DoorbellSent => log::error!("doorbell of another loop: {result:?}"),
             Kind::Close => log::error!("close of descriptor {}: {result:?}", token.slot),
-            Kind::Cancel | Kind::Shutdown | Kind::Connect => {}
+            Kind::Shutdown => self.shut_down(token),
+            Kind::Cancel | Kind::Connect => {}
         }
         0
     }
@@ -594,10 +595,21 @@ impl<I: Io> EventLoop<I> {
             return;
         };
         connection.stage = Stage::Draining { until };
+        connection.shutting_down = true;
         let fd = connection.raw();
         let token = self.token(slot, Kind::Shutdown);
         self.io.shutdown(token, fd, Shutdown::Write);
         self.receive(slot);
+    }
+
+    fn shut_down(&mut self, token: Token) {
+        let Some(connection) = self.connection(token) else {
+            return;
+        };
+        connection.shutting_down = false;
+        if connection.stage == Stage::Closing {
+            self.close_if_quiet(token.slot);
+        }
     }
 
     /// Ends a connection now: operations in flight are called back, and when the last one is, the
