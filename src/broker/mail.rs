@@ -16,7 +16,7 @@ use super::client::PublisherRef;
 use crate::wire::parser::{Message, Padded};
 use bytes::Bytes;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::RawFd;
 
 const KIND_INTEREST: u8 = 1;
 const KIND_MESSAGE: u8 = 2;
@@ -25,7 +25,7 @@ const NO_HEADERS: u32 = u32::MAX;
 /// A connection accepted by one loop for another.
 #[derive(Debug)]
 pub struct Arrival {
-    pub fd: OwnedFd,
+    pub fd: RawFd,
     pub cid: u64,
     pub peer: SocketAddr,
 }

@@ -146,6 +146,11 @@ impl Broker {
             - self.peers.iter().map(Peer::interest_count).sum::<usize>()
     }
 
+    /// Chunks of output memory in use.
+    pub fn chunks_taken(&self) -> u32 {
+        self.receivers.pool.taken()
+    }
+
     /// False while a publisher is held back, or after the connection was closed.
     pub fn wants_bytes(&self, slot: Slot) -> bool {
         self.receivers

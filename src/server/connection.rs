@@ -11,7 +11,7 @@
 //! Draining exists because closing a socket with unread input makes the kernel send a reset, which
 //! may overtake the error line that was to tell the peer why.
 
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::RawFd;
 use std::time::Instant;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -24,7 +24,7 @@ pub enum Stage {
 
 #[derive(Debug)]
 pub struct Connection {
-    pub fd: OwnedFd,
+    pub fd: RawFd,
     pub stage: Stage,
     pub receiving: bool,
     pub writing: bool,
@@ -34,7 +34,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn new(fd: OwnedFd) -> Self {
+    pub fn new(fd: RawFd) -> Self {
         Self {
             fd,
             stage: Stage::Open,
@@ -42,10 +42,6 @@ impl Connection {
             writing: false,
             shutting_down: false,
         }
-    }
-
-    pub fn raw(&self) -> RawFd {
-        self.fd.as_raw_fd()
     }
 
     /// The kernel holds nothing of it any more.

@@ -17,8 +17,8 @@ use crate::broker::{Broker, Slot, SlowConsumer, Totals};
 use crate::uring::{Completion, Errno, Io, Kind, Segment, Token, Wait};
 use crate::wire::errors;
 use std::collections::VecDeque;
-use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::net::Shutdown;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::Sender;
@@ -86,7 +86,7 @@ pub struct EventLoop<I: Io> {
     broker: Broker,
     shared: Arc<Shared>,
     /// Loop 0 accepts for all.
-    listener: Option<OwnedFd>,
+    listener: Option<RawFd>,
     accept_again_at: Option<Instant>,
     places: Vec<Place>,
     /// Completions not yet acted on.
@@ -111,7 +111,7 @@ impl<I: Io> EventLoop<I> {
         io: I,
         broker: Broker,
         shared: Arc<Shared>,
-        listener: Option<OwnedFd>,
+        listener: Option<RawFd>,
     ) -> Self {
         Self {
             index,
@@ -147,8 +147,8 @@ impl<I: Io> EventLoop<I> {
     pub fn start(&mut self) {
         self.io
             .watch(COMMANDS, self.shared.mesh.door(self.index).event_fd());
-        if let Some(listener) = &self.listener {
-            self.io.accept(LISTENER, listener.as_raw_fd());
+        if let Some(listener) = self.listener {
+            self.io.accept(LISTENER, listener);
         }
     }
 
@@ -274,9 +274,7 @@ impl<I: Io> EventLoop<I> {
     fn accepted(&mut self, result: Result<u32, Errno>, more: bool) {
         match result {
             Ok(fd) => {
-                // The kernel just made this descriptor for us; nobody else owns it.
-                let fd = crate::uring::own(fd as RawFd);
-                self.distribute(fd);
+                self.distribute(fd as RawFd);
             }
             Err(Errno::CANCELED) => return,
             Err(error) => {
@@ -288,17 +286,15 @@ impl<I: Io> EventLoop<I> {
                 return;
             }
         }
-        if !more && let Some(listener) = &self.listener {
-            self.io.accept(LISTENER, listener.as_raw_fd());
+        if !more && let Some(listener) = self.listener {
+            self.io.accept(LISTENER, listener);
         }
     }
 
     /// Gives a new connection to the loop with the fewest.
-    fn distribute(&mut self, fd: OwnedFd) {
-        let peer = match peer_address(fd.as_raw_fd()) {
-            Ok(peer) => peer,
-            // It has gone already.
-            Err(_) => return,
+    fn distribute(&mut self, fd: RawFd) {
+        let Ok(peer) = self.io.peer_address(fd) else {
+            return self.io.close(fd); // it has gone already
         };
         let cid = self.shared.next_cid.fetch_add(1, Ordering::Relaxed);
         let arrival = Arrival { fd, cid, peer };
@@ -375,7 +371,7 @@ impl<I: Io> EventLoop<I> {
         };
         if !connection.receiving {
             connection.receiving = true;
-            let fd = connection.raw();
+            let fd = connection.fd;
             self.io.recv(token, fd);
         }
     }
@@ -490,7 +486,7 @@ impl<I: Io> EventLoop<I> {
                 Piece::Shared(bytes) => Segment::Shared(bytes),
             }));
         connection.writing = true;
-        self.io.write(token, connection.raw(), &self.segments);
+        self.io.write(token, connection.fd, &self.segments);
         self.segments.clear();
     }
 
@@ -596,7 +592,7 @@ impl<I: Io> EventLoop<I> {
         };
         connection.stage = Stage::Draining { until };
         connection.shutting_down = true;
-        let fd = connection.raw();
+        let fd = connection.fd;
         let token = self.token(slot, Kind::Shutdown);
         self.io.shutdown(token, fd, Shutdown::Write);
         self.receive(slot);
@@ -638,7 +634,9 @@ impl<I: Io> EventLoop<I> {
         if !place.connection.as_ref().is_some_and(Connection::is_quiet) {
             return;
         }
-        place.connection = None; // closes the descriptor
+        if let Some(connection) = place.connection.take() {
+            self.io.close(connection.fd);
+        }
         place.generation = (place.generation + 1) & Token::GENERATION_MAX;
         self.leaving.retain(|other| *other != slot);
         self.broker.release(slot);
@@ -683,8 +681,8 @@ impl<I: Io> EventLoop<I> {
         }
         if self.accept_again_at.is_some_and(|at| at <= self.now) {
             self.accept_again_at = None;
-            if let Some(listener) = &self.listener {
-                self.io.accept(LISTENER, listener.as_raw_fd());
+            if let Some(listener) = self.listener {
+                self.io.accept(LISTENER, listener);
             }
         }
     }
@@ -707,15 +705,10 @@ impl<I: Io> EventLoop<I> {
             Command::Reconfigure(settings) => self.broker.reconfigure(settings, self.now),
             Command::Announce => self.broker.announce(),
             Command::CloseListener => {
-                if self.listener.is_some() {
+                if let Some(listener) = self.listener.take() {
+                    // Shut down, so that nobody waits in a queue that is not read any more.
                     self.io.cancel(LISTENER);
-                    // Shut down, so that nobody is accepted into a queue that is not read.
-                    if let Some(listener) = self.listener.take() {
-                        let _ = nix::sys::socket::shutdown(
-                            listener.as_raw_fd(),
-                            nix::sys::socket::Shutdown::Both,
-                        );
-                    }
+                    let _ = nix::sys::socket::shutdown(listener, nix::sys::socket::Shutdown::Both);
                 }
             }
             Command::Dismiss { count, text } => {
@@ -751,14 +744,170 @@ impl<I: Io> EventLoop<I> {
     }
 }
 
-fn peer_address(fd: RawFd) -> std::io::Result<SocketAddr> {
-    use nix::sys::socket::{SockaddrStorage, getpeername};
-    let address: SockaddrStorage = getpeername(fd)?;
-    if let Some(v4) = address.as_sockaddr_in() {
-        return Ok(SocketAddr::new(v4.ip().into(), v4.port()));
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::uring::fake::{Adversity, FakeIo};
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+
+    /// A loop over the scripted kernel, with a listener.
+    fn event_loop(seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, RawFd) {
+        let region = RegionMut::map(1 << 20).unwrap();
+        let mut io = FakeIo::new(seed, region.keep_alive());
+        io.set_adversity(adversity);
+        let listener = io.open();
+        let settings = Settings {
+            write_deadline: Duration::from_secs(3600),
+            ..Settings::default()
+        };
+        let broker = Broker::new(
+            Arc::new(settings),
+            0,
+            1,
+            region,
+            Random::new(seed),
+            Instant::now(),
+        );
+        let shared = Arc::new(Shared {
+            mesh: Mesh::new(1).unwrap(),
+            next_cid: AtomicU64::new(1),
+            connections_max: std::sync::atomic::AtomicUsize::new(100),
+            verifier: Default::default(),
+        });
+        let mut event_loop = EventLoop::new(0, io, broker, shared, Some(listener));
+        // The descriptor other threads wake the loop by is real; nobody does here.
+        event_loop.io.accept(LISTENER, listener);
+        (event_loop, listener)
     }
-    match address.as_sockaddr_in6() {
-        Some(v6) => Ok(SocketAddr::new(v6.ip().to_canonical(), v6.port())),
-        None => Err(std::io::ErrorKind::AddrNotAvailable.into()),
+
+    fn turns(event_loop: &mut EventLoop<FakeIo>, count: usize) {
+        for _ in 0..count {
+            event_loop.turn().unwrap();
+        }
+    }
+
+    fn connect(event_loop: &mut EventLoop<FakeIo>, listener: RawFd) -> RawFd {
+        let fd = event_loop.io.push_accept(listener);
+        let mut tries = 0;
+        while !event_loop.io.is_armed(fd, Kind::Recv) {
+            turns(event_loop, 1);
+            tries += 1;
+            assert!(tries < 1000, "the connection is not read from");
+        }
+        event_loop
+            .io
+            .deliver(fd, b"CONNECT {\"verbose\":false}\r\n");
+        fd
+    }
+
+    /// What a peer got behind its INFO.
+    fn got(event_loop: &EventLoop<FakeIo>, fd: RawFd) -> Vec<u8> {
+        let written = event_loop.io.written(fd);
+        let end = written
+            .windows(2)
+            .position(|pair| pair == b"\r\n")
+            .map_or(written.len(), |at| at + 2);
+        written[end..].to_vec()
+    }
+
+    #[test]
+    fn every_byte_arrives_whatever_the_kernel_does() {
+        for seed in 0..150 {
+            let (mut event_loop, listener) = event_loop(seed, Adversity::SOME);
+            let mut random = Random::new(seed);
+            let subscribers: Vec<RawFd> =
+                (0..3).map(|_| connect(&mut event_loop, listener)).collect();
+            for fd in &subscribers {
+                event_loop.io.deliver(*fd, b"SUB a.* 7\r\n");
+            }
+            turns(&mut event_loop, 200);
+            let publisher = connect(&mut event_loop, listener);
+            let mut expected = Vec::new();
+            for number in 0..30u32 {
+                let size = [random.below(40), random.below(3000), random.below(40_000)]
+                    [random.below(3) as usize];
+                let mut message = format!("a.{number} {size}\r\n").into_bytes();
+                let head = message.len();
+                message.resize(head + size as usize, number as u8);
+                message.extend_from_slice(b"\r\n");
+                event_loop
+                    .io
+                    .deliver(publisher, &[b"PUB ", &message[..]].concat());
+                let space = message.iter().position(|byte| *byte == b' ').unwrap();
+                expected.extend_from_slice(b"MSG ");
+                expected.extend_from_slice(&message[..space]);
+                expected.extend_from_slice(b" 7");
+                expected.extend_from_slice(&message[space..]);
+                turns(&mut event_loop, random.below(5) as usize);
+            }
+            turns(&mut event_loop, 3000);
+            for fd in &subscribers {
+                assert!(got(&event_loop, *fd) == expected, "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn connections_come_and_go_and_leave_nothing() {
+        for seed in 0..150 {
+            let (mut event_loop, listener) = event_loop(seed, Adversity::SOME);
+            let mut random = Random::new(seed);
+            let mut open: Vec<RawFd> = Vec::new();
+            for _ in 0..40 {
+                open.push(connect(&mut event_loop, listener));
+                let fd = open[random.below(open.len() as u32) as usize];
+                match random.below(6) {
+                    0 => event_loop.io.deliver(fd, b"SUB x 1\r\nSUB > 2\r\n"),
+                    1 => event_loop
+                        .io
+                        .deliver(fd, b"PUB x 5\r\nhello\r\nPUB y 40000"),
+                    2 => event_loop.io.deliver(fd, b"NONSENSE\r\n"),
+                    3 => event_loop.io.fail_recv(fd, Errno::CONNRESET),
+                    4 => event_loop.io.fail_write(fd, Errno::PIPE),
+                    _ => event_loop.io.close_peer(fd),
+                }
+                // What was told or failed to is on its way out, and must not be touched again.
+                open.retain(|other| *other != fd);
+                turns(&mut event_loop, random.below(4) as usize);
+                event_loop.io.close_peer(fd);
+            }
+            for fd in open {
+                event_loop.io.close_peer(fd);
+            }
+            let mut tries = 0;
+            while event_loop.broker.clients().count() > 0 {
+                turns(&mut event_loop, 1);
+                tries += 1;
+                assert!(tries < 20_000, "seed {seed}: {:?}", event_loop.places);
+            }
+            turns(&mut event_loop, 50);
+            assert_eq!(event_loop.broker.subscription_count(), 0, "seed {seed}");
+            assert_eq!(event_loop.broker.chunks_taken(), 0, "seed {seed}");
+            assert!(
+                event_loop
+                    .places
+                    .iter()
+                    .all(|place| place.connection.is_none())
+            );
+        }
+    }
+
+    #[test]
+    fn an_error_reaches_the_peer_before_the_end() {
+        for seed in 0..50 {
+            let (mut event_loop, listener) = event_loop(seed, Adversity::SOME);
+            let fd = connect(&mut event_loop, listener);
+            event_loop
+                .io
+                .deliver(fd, b"FOO\r\nmore of it that nobody reads\r\n");
+            turns(&mut event_loop, 500);
+            let expected = b"-ERR 'Unknown Protocol Operation'\r\n-ERR 'Parser Error'\r\n";
+            assert_eq!(got(&event_loop, fd), expected, "seed {seed}");
+            assert_eq!(event_loop.io.is_shut_down(fd), Some(Shutdown::Write));
+            event_loop.io.close_peer(fd);
+            turns(&mut event_loop, 500);
+            assert!(!event_loop.io.is_open(fd), "seed {seed}");
+        }
     }
 }

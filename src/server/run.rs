@@ -15,7 +15,7 @@ use crate::util::random::Random;
 use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal};
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -257,7 +257,8 @@ fn start_loops(
     let mut threads = Vec::new();
     for index in 0..shared.mesh.loops() {
         let (shared, settings, ready) = (shared.clone(), settings.clone(), ready.clone());
-        let listener = listener.take();
+        // The loop keeps it for as long as the process lives.
+        let listener = listener.take().map(IntoRawFd::into_raw_fd);
         let body = move || {
             let region = RegionMut::map(REGION_BYTES)?;
             let ring = match Ring::new(&RingConfig::new(&region.keep_alive())) {

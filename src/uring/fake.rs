@@ -570,6 +570,11 @@ impl Io for FakeIo {
         self.buffers.free()
     }
 
+    /// The descriptor stands in for the port.
+    fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], (fd - FIRST_FD) as u16)))
+    }
+
     fn fd(&self) -> RawFd {
         RING_FD
     }

@@ -34,7 +34,6 @@ mod token;
 pub use errno::Errno;
 pub use probe::{Features, Unusable, probe};
 pub use ring::{Ring, RingConfig};
-pub use sys::own;
 pub use token::{Kind, Token};
 
 use std::io;
@@ -163,6 +162,9 @@ pub trait Io {
 
     /// Receive buffers that are not on loan.
     fn free_bufs(&self) -> usize;
+
+    /// Who is at the other end of a connection.
+    fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr>;
 
     /// The ring's own descriptor: the address of its doorbell.
     fn fd(&self) -> RawFd;

@@ -491,6 +491,18 @@ impl Io for Ring {
         self.memory.buffers.free()
     }
 
+    fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr> {
+        use nix::sys::socket::{SockaddrStorage, getpeername};
+        let address: SockaddrStorage = getpeername(fd)?;
+        if let Some(v4) = address.as_sockaddr_in() {
+            return Ok(SocketAddr::new(v4.ip().into(), v4.port()));
+        }
+        match address.as_sockaddr_in6() {
+            Some(v6) => Ok(SocketAddr::new(v6.ip().to_canonical(), v6.port())),
+            None => Err(io::ErrorKind::AddrNotAvailable.into()),
+        }
+    }
+
     fn fd(&self) -> RawFd {
         self.ring.as_raw_fd()
     }

@@ -141,12 +141,3 @@ fn register(fd: RawFd, opcode: u32, update: &mut ResourceUpdate) -> io::Result<(
         _ => Err(io::ErrorKind::InvalidData.into()),
     }
 }
-
-/// Takes over a descriptor that the kernel named in the completion of an accept.
-pub fn own(fd: RawFd) -> std::os::fd::OwnedFd {
-    use std::os::fd::FromRawFd;
-    assert!(fd >= 0, "a completion that names no descriptor");
-    // SAFETY: the kernel made this descriptor for the accept that completed and told nobody else;
-    // each completion is handed out once.
-    unsafe { std::os::fd::OwnedFd::from_raw_fd(fd) }
-}
