@@ -58,7 +58,11 @@ impl Report {
         let model = cpu
             .lines()
             .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // This process is bound to one of them.
+        let cores = cpu
+            .lines()
+            .filter(|line| line.starts_with("processor"))
+            .count();
         let machine = format!(
             "{}, {cores} cores, Linux {}",
             model.map_or("unknown CPU", |(_, name)| name),

@@ -65,6 +65,8 @@ pub struct Client {
     /// Made no progress for a while; holds no publisher back until it does.
     pub stuck: bool,
     pub pings_out: u32,
+    /// Its own output is so far behind that nothing more is read from it.
+    pub choked: bool,
     /// Receivers whose backlog holds this publisher back.
     pub held_by: u32,
     pub kind: Kind,
@@ -117,6 +119,7 @@ impl Client {
             info_is_old: false,
             stuck: false,
             pings_out: 0,
+            choked: false,
             held_by: 0,
             watched: false,
             kind,

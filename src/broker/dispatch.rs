@@ -61,6 +61,7 @@ impl Broker {
         if messages > 0 {
             client.active_at = Some(now);
         }
+        client.choked = client.outbox.pending() > super::hold::HIGH_WATER_BYTES;
         if let Err(fault) = result {
             self.handle_fault(slot, &fault);
         }

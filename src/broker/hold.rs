@@ -8,6 +8,9 @@
 //!                     '------------------------------------------ stuck: holds nobody
 //! ```
 //!
+//! A connection that far behind with its own output is not read from either: answers to its own
+//! PINGs, say, must not pile up without bound.
+//!
 //! A receiver alone behind among others that keep up may hold its publisher only for a small part
 //! of each second: the others lose a few percent at most, and it is cut off when its backlog
 //! reaches the bound. When nearly all receivers of a publisher are behind, the publisher is simply too fast, and is held
@@ -21,7 +24,7 @@ use std::time::Duration;
 
 /// Backlog above which a receiver may hold publishers, and below which it lets them go.
 pub const HIGH_WATER_BYTES: usize = 1 << 20;
-const LOW_WATER_BYTES: usize = 256 << 10;
+pub const LOW_WATER_BYTES: usize = 256 << 10;
 
 /// How long a receiver in a minority may hold publishers within one period.
 const ALLOWANCE: Duration = Duration::from_millis(20);
@@ -128,6 +131,9 @@ impl Broker {
         let client = &mut self.receivers.clients[receiver as usize];
         if client.outbox.pending() <= LOW_WATER_BYTES {
             client.stuck = false;
+            if std::mem::take(&mut client.choked) {
+                self.effects.push(Effect::Resume { slot: receiver });
+            }
             self.let_publishers_go(receiver);
         }
     }

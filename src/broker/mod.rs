@@ -157,7 +157,10 @@ impl Broker {
             .clients
             .get(slot as usize)
             .is_some_and(|client| {
-                client.held_by == 0 && !client.verifying && client.phase == Phase::Open
+                client.held_by == 0
+                    && !client.choked
+                    && !client.verifying
+                    && client.phase == Phase::Open
             })
     }
 
@@ -240,12 +243,7 @@ impl Broker {
         let mut client = self.receivers.clients.remove(slot as usize);
         assert_eq!(client.phase, Phase::Closing, "released while open");
         client.outbox.clear(&mut self.receivers.pool);
-    }
-
-    /// Drops what is pending for a connection that will not take it; no write may be in flight.
-    pub fn drop_output(&mut self, slot: Slot) {
-        let client = &mut self.receivers.clients[slot as usize];
-        client.outbox.clear(&mut self.receivers.pool);
+        self.tidy_timers();
     }
 
     // ---- output
@@ -288,7 +286,7 @@ impl Broker {
         client.outbox.advance(&mut self.receivers.pool, bytes);
         client.progress_at = (!client.outbox.is_empty()).then_some(now);
         client.active_at = Some(now);
-        if client.holding.is_some() || client.stuck {
+        if client.holding.is_some() || client.stuck || client.choked {
             self.after_progress(slot);
         }
     }
@@ -482,5 +480,153 @@ fn mark_dirty(client: &mut Client, slot: Slot, dirty: &mut Vec<Slot>) {
     if !client.dirty {
         client.dirty = true;
         dirty.push(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn broker(settings: Settings) -> (Broker, Instant) {
+        let now = Instant::now();
+        let region = RegionMut::map(1 << 20).unwrap();
+        (
+            Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now),
+            now,
+        )
+    }
+
+    fn open(broker: &mut Broker, cid: u64, now: Instant) -> Slot {
+        let slot = broker.open(
+            cid,
+            SocketAddr::from(([127, 0, 0, 1], 1)),
+            Kind::Client,
+            now,
+        );
+        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
+        drain(broker, slot, now);
+        slot
+    }
+
+    fn drain(broker: &mut Broker, slot: Slot, now: Instant) -> usize {
+        let pending = broker.client(slot).unwrap().outbox.pending();
+        broker.handle_written(slot, pending, now);
+        pending
+    }
+
+    fn resumed(broker: &mut Broker) -> Vec<Slot> {
+        let mut effects = Vec::new();
+        broker.take_effects(&mut effects);
+        effects
+            .iter()
+            .filter_map(|e| {
+                if let Effect::Resume { slot } = e {
+                    Some(*slot)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn answers_nobody_reads_do_not_pile_up() {
+        let (mut broker, now) = broker(Settings::default());
+        let slot = open(&mut broker, 1, now);
+        let pings = b"PING\r\n".repeat(10_000);
+        let mut rounds = 0;
+        while broker.wants_bytes(slot) {
+            broker.handle_bytes(slot, &pings, now);
+            rounds += 1;
+            assert!(rounds < 100, "read from without end");
+        }
+        drain(&mut broker, slot, now);
+        assert_eq!(resumed(&mut broker), [slot]);
+        assert!(broker.wants_bytes(slot));
+    }
+
+    #[test]
+    fn a_publisher_waits_for_its_only_receiver_but_not_for_a_stuck_one() {
+        let (mut broker, now) = broker(Settings::default());
+        let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
+        broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
+        let message = [
+            b"PUB x 10000\r\n".to_vec(),
+            vec![b'.'; 10_000],
+            b"\r\n".to_vec(),
+        ]
+        .concat();
+        while broker.wants_bytes(publisher) {
+            broker.handle_bytes(publisher, &message, now);
+        }
+        assert!(drain(&mut broker, receiver, now) < 2 << 20);
+        assert_eq!(resumed(&mut broker), [publisher]);
+        // Again, but now the receiver takes nothing: the publisher is let go.
+        while broker.wants_bytes(publisher) {
+            broker.handle_bytes(publisher, &message, now);
+        }
+        let mut pieces = Vec::new();
+        broker.start_write(receiver, 64, usize::MAX, &mut pieces);
+        let later = now + Duration::from_millis(500);
+        broker.handle_timeouts(later);
+        assert_eq!(resumed(&mut broker), [publisher]);
+        broker.handle_bytes(publisher, &message, later);
+        assert!(broker.wants_bytes(publisher));
+        // And in the end the receiver is cut off.
+        broker.handle_timeouts(now + Duration::from_secs(3));
+        assert_eq!(broker.totals().slow_consumers, 1);
+    }
+
+    #[test]
+    fn one_receiver_of_many_holds_its_publisher_for_a_moment_only() {
+        let (mut broker, now) = broker(Settings::default());
+        let publisher = open(&mut broker, 1, now);
+        let receivers: Vec<Slot> = (2..10).map(|cid| open(&mut broker, cid, now)).collect();
+        for receiver in &receivers {
+            broker.handle_bytes(*receiver, b"SUB x 1\r\n", now);
+        }
+        let message = [
+            b"PUB x 10000\r\n".to_vec(),
+            vec![b'.'; 10_000],
+            b"\r\n".to_vec(),
+        ]
+        .concat();
+        let (mut at, mut held, step) = (now, Duration::ZERO, Duration::from_millis(1));
+        for _ in 0..3000 {
+            if broker.wants_bytes(publisher) {
+                broker.handle_bytes(publisher, &message, at);
+            } else {
+                held += step;
+            }
+            // All but the first keep up; that one takes a little.
+            for receiver in &receivers[1..] {
+                drain(&mut broker, *receiver, at);
+            }
+            let pending = broker.client(receivers[0]).unwrap().outbox.pending();
+            broker.handle_written(receivers[0], pending.min(1000), at);
+            at += step;
+            broker.handle_timeouts(at);
+            resumed(&mut broker);
+        }
+        assert!(
+            held < Duration::from_millis(150),
+            "held for {held:?} of 3 s"
+        );
+    }
+
+    #[test]
+    fn timers_of_connections_that_left_do_not_stay() {
+        let (mut broker, now) = broker(Settings::default());
+        for cid in 0..50_000 {
+            let slot = open(&mut broker, cid, now);
+            broker.handle_gone(slot, now);
+            broker.release(slot);
+        }
+        assert!(
+            broker.timers.len() < 10_000,
+            "{} timers",
+            broker.timers.len()
+        );
     }
 }

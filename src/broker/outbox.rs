@@ -228,6 +228,7 @@ impl Outbox {
     /// The kernel took `bytes` of the last write.
     pub fn advance(&mut self, pool: &mut Pool, bytes: usize) {
         assert!(bytes <= self.pending, "more written than there was");
+        self.close_heap();
         self.pending -= bytes;
         let mut left = bytes + self.written as usize;
         while let Some(first) = self.closed.front() {

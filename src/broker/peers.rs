@@ -4,10 +4,11 @@
 //! per pattern and queue group with the number of members behind it. A message goes to another loop
 //! at most once, like over a route; the loop there finds its own receivers.
 
+use super::Broker;
+use super::client::PublisherRef;
 use super::deliver::Origin;
 use super::mail::{Batch, Record};
 use super::subs::{Care, Target};
-use super::{Broker, Slot};
 use crate::subject::sublist::{InterestId, QueueId};
 use std::collections::HashMap;
 use std::time::Instant;
@@ -26,7 +27,7 @@ pub struct Peer {
     /// Bytes sent to that loop and not yet worked off, told by the carrier.
     pub backlog: usize,
     /// Publishers of this loop held back until the backlog is gone.
-    waiting: Vec<Slot>,
+    waiting: Vec<PublisherRef>,
     /// What the current message is to do there.
     pub plain: bool,
     pub groups: Vec<QueueId>,
@@ -189,26 +190,19 @@ impl Broker {
         let peer = &mut self.peers[to as usize];
         peer.backlog = bytes;
         if bytes <= BACKLOG_BYTES_MAX / 2 {
-            for slot in std::mem::take(&mut peer.waiting) {
-                if let Some(client) = self.receivers.clients.get(slot as usize) {
-                    let publisher = super::PublisherRef {
-                        loop_index: self.loop_index,
-                        slot,
-                        cid: client.cid,
-                    };
-                    self.handle_hold(publisher, false);
-                }
+            for publisher in std::mem::take(&mut peer.waiting) {
+                self.handle_hold(publisher, false);
             }
         }
     }
 
     /// A publisher sent to another loop whose mailbox is full: hold it until there is room.
     #[cold]
-    pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: super::PublisherRef) {
+    pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: PublisherRef) {
         let waiting = &mut self.peers[peer as usize].waiting;
         let local = publisher.loop_index == self.loop_index;
-        if local && !waiting.contains(&publisher.slot) {
-            waiting.push(publisher.slot);
+        if local && !waiting.contains(&publisher) {
+            waiting.push(publisher);
             self.handle_hold(publisher, true);
         }
     }

@@ -24,12 +24,33 @@ pub enum Timer {
 pub struct Timers(BinaryHeap<Reverse<(Instant, Slot, u64, Timer)>>);
 
 impl Timers {
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn push(&mut self, at: Instant, slot: Slot, cid: u64, timer: Timer) {
         self.0.push(Reverse((at, slot, cid, timer)));
     }
 }
 
+/// Entries of connections that have gone may make up this many times those that are needed.
+const STALE_TIMES_MAX: usize = 4;
+const STALE_ALWAYS_OK: usize = 4096;
+
 impl Broker {
+    /// Drops the entries of connections that have gone, when they are most of what there is: many
+    /// short connections must not leave their PING timers behind for minutes.
+    pub(super) fn tidy_timers(&mut self) {
+        if self.timers.0.len() > STALE_TIMES_MAX * self.receivers.clients.len() + STALE_ALWAYS_OK {
+            let clients = &self.receivers.clients;
+            let known = |slot: Slot, cid| clients.get(slot as usize).is_some_and(|c| c.cid == cid);
+            self.timers
+                .0
+                .retain(|Reverse((_, slot, cid, _))| known(*slot, *cid));
+        }
+    }
+
     pub fn next_deadline(&self) -> Option<Instant> {
         self.timers.0.peek().map(|Reverse((at, ..))| *at)
     }
