@@ -204,7 +204,17 @@ impl Client {
         }
     }
 
+    /// The next thing the server says; its PINGs are answered on the way.
     pub fn read_op(&mut self) -> Op {
+        loop {
+            match self.read_any() {
+                Op::Ping => self.send(b"PONG\r\n"),
+                op => return op,
+            }
+        }
+    }
+
+    fn read_any(&mut self) -> Op {
         let mut line = Vec::new();
         match self.reader.read_until(b'\n', &mut line) {
             Ok(0) => return Op::Eof,
