@@ -45,6 +45,8 @@ const DOORBELL: Token = Token::new(Kind::Doorbell, 0, 0);
 pub enum Command {
     Stop,
     Reconfigure(Arc<Settings>),
+    /// Answer: every command before this one has been carried out.
+    Acknowledge(Sender<()>),
     /// Send INFO to every client that takes one.
     Announce,
     /// Stop accepting (only the accepting loop has anything to do).
@@ -703,6 +705,8 @@ impl<I: Io> EventLoop<I> {
         match command {
             Command::Stop => self.stopped = true,
             Command::Reconfigure(settings) => self.broker.reconfigure(settings, self.now),
+            // Whoever asked may have given up.
+            Command::Acknowledge(done) => drop(done.send(())),
             Command::Announce => self.broker.announce(),
             Command::CloseListener => {
                 if let Some(listener) = self.listener.take() {

@@ -7,6 +7,10 @@ use crate::config::Options;
 use crate::config::cli::Source;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// A loop takes in a new configuration between two turns, which last milliseconds.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
 
 pub(super) fn reload(source: &Source, running: &mut Running) {
     if running.options.config_file.is_none() {
@@ -78,9 +82,28 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
     for door in running.shared.mesh.doors() {
         door.command(Command::Reconfigure(settings.clone()));
     }
+    settle(running);
     running.monitor.set_options(&new);
     running.options = new;
     Ok(())
+}
+
+/// Waits until every loop has carried out the commands it was given: who reads that the
+/// configuration was reloaded may count on it. A loop that is stuck does not stop the reload.
+fn settle(running: &Running) {
+    let (done, settled) = std::sync::mpsc::channel();
+    let doors = running.shared.mesh.doors();
+    for door in doors {
+        door.command(Command::Acknowledge(done.clone()));
+    }
+    let until = Instant::now() + SETTLE_TIME_MAX;
+    for _ in doors {
+        let left = until.saturating_duration_since(Instant::now());
+        if settled.recv_timeout(left).is_err() {
+            log::warn!("A loop has not yet taken in the new configuration");
+            return;
+        }
+    }
 }
 
 fn old_and_new<T: PartialEq>(old: &Options, new: &Options, get: impl Fn(&Options) -> &T) -> bool {
