@@ -132,3 +132,61 @@ fn a_publisher_waits_for_a_receiver_that_reads() {
     );
     server.stop();
 }
+
+/// Half a gibibyte as a payload that never ends well, half as lines that are no protocol.
+#[test]
+fn a_gibibyte_of_garbage_costs_no_memory() {
+    use std::io::Write;
+    const HALF: usize = 512 << 20;
+    let server = Server::start(&["--threads", "2"]);
+    let block = vec![0xa5; 1 << 20];
+    let mut good = server.client();
+    good.send(b"SUB still.there 1\r\n");
+    good.ping();
+    let before = server.memory();
+    let mut sent = 0;
+    // One connection, messages of the largest size, filled with anything.
+    let mut one = server.client();
+    while sent < HALF {
+        one.send(b"PUB nobody 1048576\r\n");
+        one.send(&block);
+        one.send(b"\r\n");
+        sent += block.len();
+    }
+    one.ping();
+    // Others are cut off at once; what they push into the socket until they notice is counted.
+    while sent < 2 * HALF {
+        let mut bad = Client::raw(server.port);
+        let pushed = (0..16).take_while(|_| bad.stream.write_all(&block).is_ok());
+        sent += (1 + pushed.count()) * block.len();
+    }
+    good.publish("still.there", b"yes");
+    assert_eq!(good.op().payload(), b"yes");
+    until("memory to be back", || {
+        server.memory() < before + (16 << 20)
+    });
+    server.stop();
+}
+
+#[test]
+fn half_open_peers_are_let_go() {
+    let config = std::env::temp_dir().join(format!("midge-half-open-{}.conf", std::process::id()));
+    std::fs::write(&config, "ping_interval: \"200ms\"\nping_max: 2\n").unwrap();
+    let server = Server::start(&["--threads", "2", "-c", config.to_str().unwrap()]);
+    // One says nothing any more, as a machine that lost its power; one has closed its half.
+    let mut silent = server.client();
+    let mut half = server.client();
+    half.stream.shutdown(std::net::Shutdown::Write).unwrap();
+    while half.read_op_or_cut() != Op::Eof {}
+    let mut stale = false;
+    loop {
+        match silent.read_any() {
+            Op::Eof => break,
+            Op::Err(text) => stale |= text.contains("Stale Connection"),
+            _ => {}
+        }
+    }
+    assert!(stale, "the silent one was not told why it is closed");
+    server.stop();
+    std::fs::remove_file(config).unwrap();
+}

@@ -214,7 +214,8 @@ impl Client {
         }
     }
 
-    fn read_any(&mut self) -> Op {
+    /// The next thing the server says; PINGs are left unanswered.
+    pub fn read_any(&mut self) -> Op {
         let mut line = Vec::new();
         match self.reader.read_until(b'\n', &mut line) {
             Ok(0) => return Op::Eof,
