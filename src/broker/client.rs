@@ -8,6 +8,7 @@
 
 use super::outbox::Outbox;
 use super::perms::Permissions;
+use super::route::Route;
 use crate::wire::connect::Connect;
 use crate::wire::parser::{Kind, Parser};
 use hashbrown::HashTable;
@@ -71,6 +72,8 @@ pub struct Client {
     pub held_by: u32,
     pub kind: Kind,
     pub permissions: Option<Arc<Permissions>>,
+    /// There exactly where `kind` is Route.
+    pub route: Option<Box<Route>>,
     pub parser: Parser,
     /// Subscriptions by sid.
     pub subscriptions: HashTable<u32>,
@@ -124,6 +127,7 @@ impl Client {
             watched: false,
             kind,
             permissions: None,
+            route: None,
             parser: Parser::new(kind),
             subscriptions: HashTable::new(),
             connect: None,

@@ -5,6 +5,7 @@
 pub mod cli;
 pub mod file;
 pub mod options;
+pub mod route_url;
 pub mod signal;
 pub mod table;
 

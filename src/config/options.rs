@@ -1,5 +1,6 @@
 //! The options a server runs with, as plain values.
 
+use super::route_url::RouteUrl;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -32,6 +33,44 @@ pub struct UserOptions {
     pub name: String,
     pub password: Hidden,
     pub permissions: Option<PermissionOptions>,
+}
+
+/// The cluster block: where routes are taken, and which ones are solicited.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterOptions {
+    pub host: String,
+    /// 0: no clustering; -1: any free port.
+    pub port: i32,
+    pub user: String,
+    pub password: Hidden,
+    pub auth_timeout: f64,
+    pub routes: Vec<RouteUrl>,
+    /// They were given on the command line, where they make no sense without an address.
+    pub routes_by_flag: bool,
+    /// Host or host:port told to other servers in place of the own one.
+    pub advertise: String,
+    pub no_advertise: bool,
+    /// Tries beyond the first for routes that were not configured.
+    pub connect_retries: u32,
+    pub max_pending: usize,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            host: "0.0.0.0".into(),
+            port: 0,
+            user: String::new(),
+            password: Hidden::default(),
+            auth_timeout: 1.0,
+            routes: Vec::new(),
+            routes_by_flag: false,
+            advertise: String::new(),
+            no_advertise: false,
+            connect_retries: 0,
+            max_pending: 256 << 20,
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -77,8 +116,7 @@ pub struct Options {
     pub tls_key: String,
     pub tls_ca: String,
     pub tls_verify: bool,
-    pub cluster: String,
-    pub routes: Option<Vec<String>>,
+    pub cluster: ClusterOptions,
     pub strict: bool,
 }
 
@@ -124,8 +162,7 @@ impl Default for Options {
             tls_key: String::new(),
             tls_ca: String::new(),
             tls_verify: false,
-            cluster: String::new(),
-            routes: None,
+            cluster: ClusterOptions::default(),
             strict: false,
         }
     }
@@ -153,11 +190,7 @@ impl Options {
                 self.no_auth_user
             ));
         }
-        if self
-            .routes
-            .as_ref()
-            .is_some_and(|routes| !routes.is_empty())
-            && self.cluster.is_empty()
+        if self.cluster.routes_by_flag && !self.cluster.routes.is_empty() && self.cluster.port == 0
         {
             return Err("solicited routes require cluster capabilities, e.g. --cluster".into());
         }
@@ -179,9 +212,6 @@ impl Options {
         // Running without what was asked for would be worse than not running.
         if self.tls {
             return Err("TLS is not available in this version of midge".into());
-        }
-        if !self.cluster.is_empty() {
-            return Err("clustering is not available in this version of midge".into());
         }
         Ok(())
     }

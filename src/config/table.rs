@@ -2,7 +2,10 @@
 //! The reader of files, the command line, `--help` and docs/CONFIG.md all come from here.
 
 use super::file::{Data, Entry, Value, integer};
-use super::options::{Hidden, Options, PermissionOptions, SubjectRules, UserOptions};
+use super::options::{
+    ClusterOptions, Hidden, Options, PermissionOptions, SubjectRules, UserOptions,
+};
+use super::route_url::RouteUrl;
 use crate::subject::token;
 use std::time::Duration;
 
@@ -261,6 +264,58 @@ fn users(value: &Value) -> Result<Vec<UserOptions>, String> {
     Ok(users)
 }
 
+/// `-cluster`: a URL. One without credentials takes those of the file away.
+fn cluster_url(cluster: &mut ClusterOptions, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        cluster.port = 0;
+        return Ok(());
+    }
+    // -1 asks for any free port, but no URL can say that.
+    let (text, any_port) = match text.strip_suffix(":-1") {
+        Some(rest) => (format!("{rest}:1"), true),
+        None => (text.to_owned(), false),
+    };
+    let url = RouteUrl::parse(&text)?;
+    if !url.user.is_empty() && url.password.0.is_empty() {
+        return Err("expected cluster password to be set".into());
+    }
+    cluster.host = url.host;
+    cluster.port = if any_port { -1 } else { i32::from(url.port) };
+    cluster.user = url.user;
+    cluster.password = url.password;
+    Ok(())
+}
+
+fn cluster_authorization(cluster: &mut ClusterOptions, value: &Value) -> Result<(), String> {
+    for entry in entries(value, "cluster authorization")? {
+        match entry.key.to_ascii_lowercase().as_str() {
+            "user" | "username" => cluster.user = text(&entry.value)?,
+            "password" | "pass" => cluster.password = Hidden(text(&entry.value)?),
+            "timeout" => cluster.auth_timeout = duration(&entry.value)?.as_secs_f64(),
+            "users" => return Err("Cluster authorization does not allow multiple users".into()),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn routes(value: &Value) -> Result<Vec<RouteUrl>, String> {
+    match &value.data {
+        Data::Array(urls) => urls
+            .iter()
+            .map(|url| RouteUrl::parse(&text(url)?))
+            .collect(),
+        Data::Text(url) => Ok(vec![RouteUrl::parse(url)?]),
+        _ => expected(value, "a list of URLs"),
+    }
+}
+
+fn comma_list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
 macro_rules! row {
     ($key:literal $aliases:tt, $flags:tt, $kind:ident, $group:ident, $default:literal, $reload:literal, $doc:literal, $set:expr) => {
         Row {
@@ -367,10 +422,28 @@ pub static ROWS: &[Row] = &[
     row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against.",
         |o, v| { o.tls_ca = text(v)?; o.tls = true; Ok(()) }),
 
-    row!("cluster.listen" [], ["cluster", "cluster_listen"], Text, Cluster, "", false, "Address for routes (not available in this version).",
-        |o, v| { o.cluster = text(v)?; Ok(()) }),
-    row!("" [], ["routes"], Text, Cluster, "", true, "Routes to solicit, parted by commas (not available in this version).",
-        |o, v| { o.routes = Some(text(v)?.split(',').map(|r| r.trim().to_owned()).filter(|r| !r.is_empty()).collect()); Ok(()) }),
+    row!("cluster.listen" [], [], Text, Cluster, "", false, "Address for routes as host:port, or a port alone; without a port there is no clustering.",
+        |o, v| { let (host, port) = address(v)?; o.cluster.port = port; if let Some(host) = host { o.cluster.host = host }; Ok(()) }),
+    row!("" [], ["cluster", "cluster_listen"], Text, Cluster, "", false, "Address for routes as URL, nats://[user:password@]host:port; an empty one switches clustering off.",
+        |o, v| cluster_url(&mut o.cluster, &text(v)?)),
+    row!("cluster.host" ["net"], [], Text, Cluster, "0.0.0.0", false, "Take routes at this host address.",
+        |o, v| { o.cluster.host = text(v)?; Ok(()) }),
+    row!("cluster.port" [], [], Int, Cluster, "0 (off)", false, "Port for routes; -1 takes any free one.",
+        |o, v| { o.cluster.port = port(v)?; Ok(()) }),
+    row!("cluster.authorization" [], [], Block, Cluster, "", true, "User, password and timeout for routes.",
+        |o, v| cluster_authorization(&mut o.cluster, v)),
+    row!("cluster.routes" [], [], Block, Cluster, "", true, "List of routes to solicit, as URLs.",
+        |o, v| { o.cluster.routes = routes(v)?; Ok(()) }),
+    row!("" [], ["routes"], Text, Cluster, "", true, "Routes to solicit, parted by commas; in place of those of the file.",
+        |o, v| { o.cluster.routes = comma_list(&text(v)?).map(RouteUrl::parse).collect::<Result<_, _>>()?; o.cluster.routes_by_flag = true; Ok(()) }),
+    row!("cluster.cluster_advertise" ["advertise"], ["cluster_advertise"], Text, Cluster, "", true, "Address (host or host:port) told to other servers in place of the own one.",
+        |o, v| { o.cluster.advertise = text(v)?; Ok(()) }),
+    row!("cluster.no_advertise" [], ["no_advertise"], Bool, Cluster, "false", true, "Neither tell other servers our client addresses nor our clients theirs.",
+        |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }),
+    row!("cluster.connect_retries" [], ["connect_retries"], Int, Cluster, "0", true, "Further tries to reach a server that another one told of.",
+        |o, v| { o.cluster.connect_retries = int(v, 0..=i64::from(u32::MAX))? as u32; Ok(()) }),
+    row!("cluster.max_pending" [], [], Int, Cluster, "256mb", true, "Bytes kept for a route that reads too slowly, before it is cut off.",
+        |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }),
 ];
 
 /// Blocks whose other keys are known to the original; what is in them is not read yet.

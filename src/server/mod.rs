@@ -2,10 +2,14 @@
 //!
 //! The only folder that sees both ring and broker; it holds no rule of any protocol.
 
+mod accept;
 mod connection;
+mod dial;
 mod event_loop;
 mod mailbox;
+mod monitor;
 mod monitor_http;
+mod process;
 mod reload;
 mod run;
 mod settings;

@@ -1,10 +1,13 @@
 //! SIGHUP: the configuration is read again, compared, and what changed takes effect.
 
+use super::dial::Dialer;
 use super::event_loop::Command;
 use super::run::{Running, connections_max, write_pid_file};
 use super::settings::settings;
+use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::Options;
 use crate::config::cli::Source;
+use crate::config::options::ClusterOptions;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -65,7 +68,20 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
             "Config reload not supported for {name}: old={old}, new={new}"
         ));
     }
-    let settings = Arc::new(settings(&new, &running.server_id, running.port)?);
+    let (old_cluster, new_cluster) = (&old.cluster, &new.cluster);
+    if old_cluster.host != new_cluster.host {
+        return Err(format!(
+            "Config reload not supported for cluster host: old={}, new={}",
+            old_cluster.host, new_cluster.host
+        ));
+    }
+    if old_cluster.port != new_cluster.port {
+        return Err(format!(
+            "Config reload not supported for cluster port: old={}, new={}",
+            old_cluster.port, new_cluster.port
+        ));
+    }
+    let settings = Arc::new(settings(&new, &running.identity)?);
     for warning in warnings {
         log::warn!("{warning}");
     }
@@ -81,6 +97,14 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
     crate::logging::reconfigure(&new)?;
     for door in running.shared.mesh.doors() {
         door.command(Command::Reconfigure(settings.clone()));
+    }
+    if old_cluster.routes != new_cluster.routes && running.identity.cluster_port.is_some() {
+        running
+            .shared
+            .mesh
+            .door(ROUTE_LOOP)
+            .command(Command::DropConfiguredRoutes);
+        Dialer::configure(&running.shared, &new_cluster.routes);
     }
     settle(running);
     running.monitor.set_options(&new);
@@ -210,6 +234,15 @@ fn changes(old: &Options, new: &Options) -> Vec<String> {
         old.max_pending != new.max_pending,
         "max_pending",
         new.max_pending.to_string(),
+    );
+    let without_routes = |options: &Options| ClusterOptions {
+        routes: Vec::new(),
+        ..options.cluster.clone()
+    };
+    told(
+        without_routes(old) != without_routes(new),
+        "cluster",
+        String::new(),
     );
     told(
         old.pid_file != new.pid_file,
