@@ -20,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("uring", &["uring", "util"]),
     ("broker", &["broker", "util", "wire", "subject", "config"]),
-    ("monitor", &["monitor", "util", "config", "wire"]),
+    ("monitor", &["monitor", "util", "config", "VERSION"]),
     ("logging", &["logging", "util", "config"]),
     (
         "server",

@@ -627,22 +627,38 @@ impl Receivers {
                     return None;
                 }
             }
-            if subscription.care.limited() && !self.count_down(id) {
-                return None;
+            if subscription.care.limited() {
+                let max = self.limits[&id];
+                if subscription.delivered >= max {
+                    return None;
+                }
+                if subscription.delivered + 1 == max {
+                    self.expired.push(id);
+                }
             }
         }
-        self.append_message(delivery, id, slot, self.pending_bytes_max);
+        let sid = match subscription.short_sid() {
+            Some(sid) => sid,
+            None => Padded::exact(&self.long_sids[&id]),
+        };
+        append_message(delivery, client, sid, &mut self.pool);
+        subscription.delivered += 1;
+        mark_dirty(client, slot, &mut self.dirty);
+        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
+            self.note_backlog(slot, self.pending_bytes_max);
+        }
         None
     }
 
-    /// Whether a subscription with a limit may have one more message; notes when it is the last.
-    fn count_down(&mut self, id: u32) -> bool {
-        let delivered = self.subscriptions[id as usize].delivered;
-        let max = self.limits[&id];
-        if delivered + 1 == max {
-            self.expired.push(id);
+    /// A receiver above its high-water mark.
+    #[cold]
+    fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
+        let client = &self.clients[slot as usize];
+        if client.outbox.pending() > pending_bytes_max {
+            self.overflowed.push(slot);
+        } else if !client.stuck {
+            self.behind.push(slot);
         }
-        delivered < max
     }
 
     /// A route gets a message once, however many of its plain subscriptions match.
@@ -665,55 +681,56 @@ impl Receivers {
     }
 
     /// Sends the message over a route, addressed to one subscription of its other end.
-    #[inline]
     fn deliver_to_route(&mut self, delivery: &mut Delivery<'_, '_>, id: u32, slot: Slot) {
-        let open = self.clients[slot as usize].phase == Phase::Open;
-        let limited = self.subscriptions[id as usize].care.limited();
-        if open && (!limited || self.count_down(id)) {
-            self.append_message(delivery, id, slot, self.route_pending_bytes_max);
-        }
-    }
-
-    /// `MSG subject sid ` and the tail, into the outbox of a connection that may have it.
-    #[inline(always)]
-    fn append_message(
-        &mut self,
-        delivery: &mut Delivery<'_, '_>,
-        id: u32,
-        slot: Slot,
-        pending_bytes_max: usize,
-    ) {
-        let message = delivery.message;
         let subscription = &mut self.subscriptions[id as usize];
         let client = &mut self.clients[slot as usize];
-        subscription.delivered += 1;
+        if client.phase != Phase::Open {
+            return;
+        }
+        if subscription.care.limited() {
+            let max = self.limits[&id];
+            if subscription.delivered >= max {
+                return;
+            }
+            if subscription.delivered + 1 == max {
+                self.expired.push(id);
+            }
+        }
         let sid = match subscription.short_sid() {
             Some(sid) => sid,
             None => Padded::exact(&self.long_sids[&id]),
         };
-        let headers = message.header_bytes.is_some() && client.headers;
-        if message.tail.len < SHARED_BYTES_MIN && (headers || message.header_bytes.is_none()) {
-            let bytes = 8 + message.subject.len + sid.len + message.tail.len;
-            client.outbox.append_with(&mut self.pool, bytes, |to| {
-                let at = put_head(to, message.subject, sid, headers);
-                put(to, at, message.tail)
-            });
-        } else {
-            append_unusual(client, &mut self.pool, delivery, sid, headers);
-        }
-        client.traffic.messages_out += 1;
-        client.traffic.bytes_out += message.body_bytes as u64;
-        delivery.receivers += 1;
+        append_message(delivery, client, sid, &mut self.pool);
+        subscription.delivered += 1;
         mark_dirty(client, slot, &mut self.dirty);
-        let pending = client.outbox.pending();
-        if pending > hold::HIGH_WATER_BYTES {
-            if pending > pending_bytes_max {
-                self.overflowed.push(slot);
-            } else if !client.stuck {
-                self.behind.push(slot);
-            }
+        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
+            self.note_backlog(slot, self.route_pending_bytes_max);
         }
     }
+}
+
+/// `MSG subject sid ` and the tail, into the outbox of a connection that may have it.
+#[inline(always)]
+fn append_message(
+    delivery: &mut Delivery<'_, '_>,
+    client: &mut Client,
+    sid: Padded<'_>,
+    pool: &mut Pool,
+) {
+    let message = delivery.message;
+    let headers = message.header_bytes.is_some() && client.headers;
+    if message.tail.len < SHARED_BYTES_MIN && (headers || message.header_bytes.is_none()) {
+        let bytes = 8 + message.subject.len + sid.len + message.tail.len;
+        client.outbox.append_with(pool, bytes, |to| {
+            let at = put_head(to, message.subject, sid, headers);
+            put(to, at, message.tail)
+        });
+    } else {
+        append_unusual(client, pool, delivery, sid, headers);
+    }
+    client.traffic.messages_out += 1;
+    client.traffic.bytes_out += message.body_bytes as u64;
+    delivery.receivers += 1;
 }
 
 /// `MSG subject sid ` or `HMSG subject sid `.
