@@ -10,6 +10,7 @@ pub mod logging;
 pub mod monitor;
 pub mod server;
 pub mod subject;
+pub mod tls;
 pub mod uring;
 pub mod util;
 pub mod wire;

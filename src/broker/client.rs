@@ -38,6 +38,13 @@ pub struct Traffic {
     pub bytes_out: u64,
 }
 
+/// What a TLS connection agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsInfo {
+    pub version: &'static str,
+    pub cipher_suite: Box<str>,
+}
+
 #[derive(Debug)]
 pub struct Client {
     pub outbox: Outbox,
@@ -74,6 +81,8 @@ pub struct Client {
     pub permissions: Option<Arc<Permissions>>,
     /// There exactly where `kind` is Route.
     pub route: Option<Box<Route>>,
+    /// Once a TLS handshake is done.
+    pub tls: Option<Box<TlsInfo>>,
     pub parser: Parser,
     /// Subscriptions by sid.
     pub subscriptions: HashTable<u32>,
@@ -128,6 +137,7 @@ impl Client {
             kind,
             permissions: None,
             route: None,
+            tls: None,
             parser: Parser::new(kind),
             subscriptions: HashTable::new(),
             connect: None,

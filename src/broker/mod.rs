@@ -477,6 +477,21 @@ impl Broker {
         self.announce();
     }
 
+    /// A connection does TLS.
+    pub fn set_tls(&mut self, slot: Slot, info: client::TlsInfo) {
+        self.receivers.clients[slot as usize].tls = Some(Box::new(info));
+    }
+
+    /// Output memory, as `start_write` names it.
+    pub fn output(&self, offset: u32, len: u32) -> &[u8] {
+        self.receivers.pool.bytes(offset, len)
+    }
+
+    /// Closes a connection whose carrier has failed; what that has to say may still leave.
+    pub fn hang_up(&mut self, slot: Slot) {
+        self.close(slot, CloseReason::Told);
+    }
+
     /// Closes a connection from outside, with a text or without.
     pub fn dismiss(&mut self, slot: Slot, text: Option<&str>) {
         match text {

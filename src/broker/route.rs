@@ -105,7 +105,8 @@ impl Broker {
         if let Some(Solicited { url, .. }) = self.route(slot).solicited.clone() {
             let cluster = self.cluster();
             let login = (!url.user.is_empty()).then_some((&*url.user, &*url.password.0));
-            greeting = route_connect_line(&cluster.info.server_id, login, false);
+            greeting =
+                route_connect_line(&cluster.info.server_id, login, cluster.info.tls_required);
         }
         greeting += &self.cluster().info.route_line();
         self.append(slot, greeting.as_bytes());

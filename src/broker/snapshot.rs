@@ -1,7 +1,7 @@
 //! What monitoring sees of a broker: values copied out, a bounded number at a time, so that no
 //! question delays the loop.
 
-use super::client::{Client, Phase, Traffic};
+use super::client::{Client, Phase, TlsInfo, Traffic};
 use super::subs::Target;
 use super::{Broker, Slot};
 use crate::wire::parser::Kind;
@@ -23,6 +23,7 @@ pub struct ConnectionInfo {
     pub lang: Box<str>,
     pub version: Box<str>,
     pub user: Box<str>,
+    pub tls: Option<TlsInfo>,
     /// Only for routes that are registered.
     pub route: Option<RouteInfo>,
 }
@@ -115,6 +116,7 @@ fn info(client: &Client, now: Instant, wall: SystemTime) -> ConnectionInfo {
         lang: said.map_or_else(Default::default, |connect| connect.lang.clone()),
         version: said.map_or_else(Default::default, |connect| connect.version.clone()),
         user: said.map_or_else(Default::default, |connect| connect.user.clone()),
+        tls: client.tls.as_deref().cloned(),
         route,
     }
 }

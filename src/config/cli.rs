@@ -134,12 +134,19 @@ fn help_line(names: &str, kind: Kind, doc: &str, default: &str) -> String {
 }
 
 const TLS_HELP: &str = "
-TLS is not available in this version of midge. The keys of the tls block that will be read are:
+TLS for clients: -tls with -tlscert and -tlskey, or a tls block in the configuration file. Its keys:
 
-    cert_file, key_file     certificate and private key of the server (PEM)
-    ca_file                 authorities for client certificates (PEM)
+    cert_file, key_file     certificate (with those up to the authority) and private key, PEM
+    ca_file                 authorities for client certificates, PEM
     verify                  require and verify client certificates
-    timeout                 seconds a handshake may take
+    timeout                 seconds a handshake may take (0.5)
+    handshake_first         begin with the handshake, INFO comes inside
+    cipher_suites           for TLS 1.2: TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+                            TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+                            TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305
+    curve_preferences       X25519, CurveP256, CurveP384
+
+TLS 1.2 and 1.3 are offered. A cluster has a tls block of its own, with the same keys; certificates are verified both ways there.
 ";
 
 pub fn parse(

@@ -35,6 +35,52 @@ pub struct UserOptions {
     pub permissions: Option<PermissionOptions>,
 }
 
+/// A tls block, of clients or of the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsOptions {
+    pub enabled: bool,
+    pub cert_file: String,
+    pub key_file: String,
+    pub ca_file: String,
+    /// Clients must show a certificate that the authorities in `ca_file` vouch for.
+    pub verify: bool,
+    /// Seconds a handshake may take.
+    pub timeout: f64,
+    /// Names as Go has them; empty: all that are safe.
+    pub cipher_suites: Vec<String>,
+    pub curves: Vec<String>,
+    /// TLS begins at once, INFO comes inside it.
+    pub handshake_first: bool,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            cert_file: String::new(),
+            key_file: String::new(),
+            ca_file: String::new(),
+            verify: false,
+            timeout: 0.5,
+            cipher_suites: Vec::new(),
+            curves: Vec::new(),
+            handshake_first: false,
+        }
+    }
+}
+
+impl TlsOptions {
+    fn check(&self) -> Result<(), String> {
+        if self.enabled && self.cert_file.is_empty() {
+            return Err("TLS Server certificate must be present and valid".into());
+        }
+        if self.enabled && self.key_file.is_empty() {
+            return Err("TLS Server private key must be present and valid".into());
+        }
+        Ok(())
+    }
+}
+
 /// The cluster block: where routes are taken, and which ones are solicited.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterOptions {
@@ -53,6 +99,7 @@ pub struct ClusterOptions {
     /// Tries beyond the first for routes that were not configured.
     pub connect_retries: u32,
     pub max_pending: usize,
+    pub tls: TlsOptions,
 }
 
 impl Default for ClusterOptions {
@@ -69,6 +116,7 @@ impl Default for ClusterOptions {
             no_advertise: false,
             connect_retries: 0,
             max_pending: 256 << 20,
+            tls: TlsOptions::default(),
         }
     }
 }
@@ -110,12 +158,7 @@ pub struct Options {
     pub remote_syslog: String,
     pub pid_file: String,
     pub prof_port: i32,
-    /// What later parts of midge need; checked at the start.
-    pub tls: bool,
-    pub tls_cert: String,
-    pub tls_key: String,
-    pub tls_ca: String,
-    pub tls_verify: bool,
+    pub tls: TlsOptions,
     pub cluster: ClusterOptions,
     pub strict: bool,
 }
@@ -157,11 +200,7 @@ impl Default for Options {
             remote_syslog: String::new(),
             pid_file: String::new(),
             prof_port: 0,
-            tls: false,
-            tls_cert: String::new(),
-            tls_key: String::new(),
-            tls_ca: String::new(),
-            tls_verify: false,
+            tls: TlsOptions::default(),
             cluster: ClusterOptions::default(),
             strict: false,
         }
@@ -200,19 +239,11 @@ impl Options {
                 self.http_port, self.https_port
             ));
         }
-        if self.https_port != 0 && !self.tls {
+        if self.https_port != 0 && !self.tls.enabled {
             return Err("Can't start monitoring: TLS cert and key required for HTTPS".into());
         }
-        if self.tls && self.tls_cert.is_empty() {
-            return Err("TLS Server certificate must be present and valid".into());
-        }
-        if self.tls && self.tls_key.is_empty() {
-            return Err("TLS Server private key must be present and valid".into());
-        }
-        // Running without what was asked for would be worse than not running.
-        if self.tls {
-            return Err("TLS is not available in this version of midge".into());
-        }
+        self.tls.check()?;
+        self.cluster.tls.check()?;
         Ok(())
     }
 }

@@ -3,7 +3,7 @@
 
 use super::file::{Data, Entry, Value, integer};
 use super::options::{
-    ClusterOptions, Hidden, Options, PermissionOptions, SubjectRules, UserOptions,
+    ClusterOptions, Hidden, Options, PermissionOptions, SubjectRules, TlsOptions, UserOptions,
 };
 use super::route_url::RouteUrl;
 use crate::subject::token;
@@ -264,6 +264,39 @@ fn users(value: &Value) -> Result<Vec<UserOptions>, String> {
     Ok(users)
 }
 
+/// One key of a tls block, which is on once it has any.
+fn tls_key(tls: &mut TlsOptions, key: &str, value: &Value) -> Result<(), String> {
+    match key {
+        "cert_file" => tls.cert_file = text(value)?,
+        "key_file" => tls.key_file = text(value)?,
+        "ca_file" => tls.ca_file = text(value)?,
+        "verify" => tls.verify = boolean(value)?,
+        "timeout" => tls.timeout = duration(value)?.as_secs_f64(),
+        "cipher_suites" => {
+            tls.cipher_suites = texts(value)?;
+            if tls.cipher_suites.is_empty() {
+                return Err("error parsing tls config, 'cipher_suites' cannot be empty".into());
+            }
+        }
+        "curve_preferences" => tls.curves = texts(value)?,
+        "handshake_first" => tls.handshake_first = boolean(value)?,
+        other => {
+            return Err(format!(
+                "error parsing tls config, unknown field [{other:?}]"
+            ));
+        }
+    }
+    tls.enabled = true;
+    Ok(())
+}
+
+fn texts(value: &Value) -> Result<Vec<String>, String> {
+    match &value.data {
+        Data::Array(values) => values.iter().map(text).collect(),
+        _ => expected(value, "a list of names"),
+    }
+}
+
 /// `-cluster`: a URL. One without credentials takes those of the file away.
 fn cluster_url(cluster: &mut ClusterOptions, text: &str) -> Result<(), String> {
     if text.is_empty() {
@@ -411,16 +444,24 @@ pub static ROWS: &[Row] = &[
     row!("no_auth_user" [], [], Text, Authorization, "", true, "User that clients without credentials are taken for.",
         |o, v| { o.no_auth_user = text(v)?; Ok(()) }),
 
-    row!("" [], ["tls"], Bool, Tls, "false", false, "Require TLS of clients (not available in this version).",
-        |o, v| { o.tls = boolean(v)?; Ok(()) }),
-    row!("" [], ["tlsverify"], Bool, Tls, "false", false, "Require and verify client certificates (not available in this version).",
-        |o, v| { o.tls_verify = boolean(v)?; o.tls |= o.tls_verify; Ok(()) }),
-    row!("tls.cert_file" [], ["tlscert"], Text, Tls, "", true, "File with the server's certificate.",
-        |o, v| { o.tls_cert = text(v)?; o.tls = true; Ok(()) }),
-    row!("tls.key_file" [], ["tlskey"], Text, Tls, "", true, "File with the private key of the certificate.",
-        |o, v| { o.tls_key = text(v)?; o.tls = true; Ok(()) }),
-    row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against.",
-        |o, v| { o.tls_ca = text(v)?; o.tls = true; Ok(()) }),
+    row!("" [], ["tls"], Bool, Tls, "false", true, "Require TLS of clients; -tls=false switches the file's block off.",
+        |o, v| { o.tls.enabled = boolean(v)?; Ok(()) }),
+    row!("tls.cert_file" [], ["tlscert"], Text, Tls, "", true, "File with the server's certificate and those between it and the authority (PEM).",
+        |o, v| tls_key(&mut o.tls, "cert_file", v)),
+    row!("tls.key_file" [], ["tlskey"], Text, Tls, "", true, "File with the private key of the certificate (PEM).",
+        |o, v| tls_key(&mut o.tls, "key_file", v)),
+    row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against (PEM).",
+        |o, v| tls_key(&mut o.tls, "ca_file", v)),
+    row!("tls.verify" [], ["tlsverify"], Bool, Tls, "false", true, "Require and verify client certificates.",
+        |o, v| tls_key(&mut o.tls, "verify", v)),
+    row!("tls.timeout" [], [], Duration, Tls, "0.5", true, "Seconds a handshake may take.",
+        |o, v| tls_key(&mut o.tls, "timeout", v)),
+    row!("tls.cipher_suites" [], [], Block, Tls, "all that are safe", true, "Cipher suites of TLS 1.2, by their names in Go.",
+        |o, v| tls_key(&mut o.tls, "cipher_suites", v)),
+    row!("tls.curve_preferences" [], [], Block, Tls, "all", true, "Curves in order of preference: X25519, CurveP256, CurveP384.",
+        |o, v| tls_key(&mut o.tls, "curve_preferences", v)),
+    row!("tls.handshake_first" [], [], Bool, Tls, "false", true, "Begin with the handshake; INFO comes inside TLS.",
+        |o, v| tls_key(&mut o.tls, "handshake_first", v)),
 
     row!("cluster.listen" [], [], Text, Cluster, "", false, "Address for routes as host:port, or a port alone; without a port there is no clustering.",
         |o, v| { let (host, port) = address(v)?; o.cluster.port = port; if let Some(host) = host { o.cluster.host = host }; Ok(()) }),
@@ -442,6 +483,11 @@ pub static ROWS: &[Row] = &[
         |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }),
     row!("cluster.connect_retries" [], ["connect_retries"], Int, Cluster, "0", true, "Further tries to reach a server that another one told of.",
         |o, v| { o.cluster.connect_retries = int(v, 0..=i64::from(u32::MAX))? as u32; Ok(()) }),
+    row!("cluster.tls" [], [], Block, Cluster, "", true, "TLS of routes: the keys of the tls block; certificates are verified both ways.",
+        |o, v| entries(v, "tls")?.iter().try_for_each(|entry| {
+            let key = entry.key.to_ascii_lowercase();
+            tls_key(&mut o.cluster.tls, &key, &entry.value).map_err(|error| format!("{}: {error}", entry.key))
+        })),
     row!("cluster.max_pending" [], [], Int, Cluster, "256mb", true, "Bytes kept for a route that reads too slowly, before it is cut off.",
         |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }),
 ];

@@ -2,14 +2,17 @@
 
 use super::connection::{Connection, Place};
 use super::event_loop::EventLoop;
+use super::tls_link::{Terms, TlsLink};
 use crate::broker::Slot;
 use crate::broker::effect::Dial;
 use crate::broker::mail::Arrival;
 use crate::broker::propagate::next_cid;
+use crate::tls::Session;
 use crate::uring::{Errno, Io, Kind, Token};
 use crate::wire::errors;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -137,8 +140,32 @@ impl<I: Io> EventLoop<I> {
     pub(super) fn open(&mut self, arrival: Arrival) -> Slot {
         let Arrival { fd, cid, peer } = arrival;
         let slot = self.broker.open(cid, peer, self.now);
-        self.take_place(slot, fd);
+        let terms = self.shared.tls.clients();
+        let link = terms.as_ref().and_then(|terms| {
+            let info = self.broker.client(slot).map_or(0, |c| c.outbox.pending());
+            let greeting = if terms.handshake_first { 0 } else { info };
+            let session = Session::server(terms.configs.server.clone());
+            self.started(slot, session, greeting)
+        });
+        self.take_place(slot, fd, link, terms);
         slot
+    }
+
+    /// A session that cannot even begin closes the connection: nothing may go over it in plain text.
+    fn started(
+        &mut self,
+        slot: Slot,
+        session: Result<Session, String>,
+        greeting: usize,
+    ) -> Option<Box<TlsLink>> {
+        match session {
+            Ok(session) => Some(TlsLink::new(session, greeting)),
+            Err(error) => {
+                log::error!("{} - TLS: {error}", self.label(slot));
+                self.broker.dismiss(slot, None);
+                None
+            }
+        }
     }
 
     fn route_accepted(&mut self, fd: RawFd) {
@@ -151,11 +178,29 @@ impl<I: Io> EventLoop<I> {
     /// A connection to another server, accepted or (`dial`) made by us.
     pub(super) fn open_route(&mut self, fd: RawFd, peer: SocketAddr, dial: Option<Dial>) {
         let rid = self.acceptor.cid(self.index);
+        let host = dial.as_ref().map(|dial| dial.url.host.clone());
         let slot = self.broker.open_route(rid, peer, dial, self.now);
-        self.take_place(slot, fd);
+        let terms = self.shared.tls.routes();
+        let link = terms.as_ref().and_then(|terms| {
+            let session = match (host, terms.configs.client.clone()) {
+                (None, _) => Session::server(terms.configs.server.clone()),
+                (Some(host), Some(config)) => Session::client(config, &host),
+                (Some(_), None) => Err("routes over TLS need ca_file".into()),
+            };
+            self.started(slot, session, 0)
+        });
+        self.take_place(slot, fd, link, terms);
+        // Who dials begins the handshake as well.
+        self.write(slot);
     }
 
-    fn take_place(&mut self, slot: Slot, fd: RawFd) {
+    fn take_place(
+        &mut self,
+        slot: Slot,
+        fd: RawFd,
+        link: Option<Box<TlsLink>>,
+        terms: Option<Arc<Terms>>,
+    ) {
         if self.places.len() <= slot as usize {
             self.places.resize_with(slot as usize + 1, Place::default);
         }
@@ -164,7 +209,10 @@ impl<I: Io> EventLoop<I> {
             place.connection.is_none(),
             "the broker gave a slot out twice"
         );
-        place.connection = Some(Connection::new(fd));
+        place.connection = Some(Connection::new(fd, link));
+        if let Some(terms) = terms {
+            self.expect_handshake(slot, terms.timeout);
+        }
         self.receive(slot);
     }
 }

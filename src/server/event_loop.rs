@@ -9,6 +9,7 @@ use super::accept::Acceptor;
 use super::connection::{Connection, Place, Stage};
 use super::dial::Dialer;
 use super::mailbox::Mesh;
+use super::tls_link::TlsLink;
 use super::verifier::Job;
 use crate::broker::client::Client;
 use crate::broker::effect::{CloseReason, Dial, Effect};
@@ -104,6 +105,8 @@ pub struct Shared {
     pub verifier: super::verifier::Verifier,
     /// Makes connections to other servers.
     pub dialer: super::dial::Dialer,
+    /// How new connections do TLS.
+    pub tls: super::tls_link::TlsTerms,
 }
 
 pub struct EventLoop<I: Io> {
@@ -124,8 +127,12 @@ pub struct EventLoop<I: Io> {
     look_after_at: Option<Instant>,
     dirty: Vec<Slot>,
     effects: Vec<Effect>,
-    pieces: Vec<Piece>,
-    segments: Vec<Segment>,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) segments: Vec<Segment>,
+    /// Plain text of the TLS connection at hand.
+    pub(super) plain: Vec<u8>,
+    /// Handshakes not done yet, or done since the last look.
+    pub(super) handshakes: Vec<(Instant, Token)>,
     pub(super) now: Instant,
     stopped: bool,
 }
@@ -148,6 +155,8 @@ impl<I: Io> EventLoop<I> {
             effects: Vec::new(),
             pieces: Vec::new(),
             segments: Vec::new(),
+            plain: Vec::new(),
+            handshakes: Vec::new(),
             now: Instant::now(),
             stopped: false,
         }
@@ -209,6 +218,7 @@ impl<I: Io> EventLoop<I> {
             self.broker.next_deadline(),
             self.look_after_at,
             self.acceptor.next_deadline(),
+            self.next_handshake_deadline(),
         ];
         match deadlines.into_iter().flatten().min() {
             None => Wait::Forever,
@@ -293,12 +303,12 @@ impl<I: Io> EventLoop<I> {
 
     // ---- bytes come
 
-    fn token(&self, slot: Slot, kind: Kind) -> Token {
+    pub(super) fn token(&self, slot: Slot, kind: Kind) -> Token {
         Token::new(kind, slot, self.places[slot as usize].generation)
     }
 
     /// The connection a completion is about, unless it belongs to an earlier tenant of the slot.
-    fn connection(&mut self, token: Token) -> Option<&mut Connection> {
+    pub(super) fn connection(&mut self, token: Token) -> Option<&mut Connection> {
         let place = self.places.get_mut(token.slot as usize)?;
         match place.generation == token.generation {
             true => place.connection.as_mut(),
@@ -323,9 +333,15 @@ impl<I: Io> EventLoop<I> {
             return;
         };
         connection.receiving = false;
-        if connection.stage == Stage::Open {
-            self.broker
-                .handle_bytes(token.slot, self.io.bytes(buf), self.now);
+        if connection.stage != Stage::Open {
+            return;
+        }
+        match connection.tls {
+            None => {
+                self.broker
+                    .handle_bytes(token.slot, self.io.bytes(buf), self.now);
+            }
+            Some(_) => self.received_tls(token.slot, buf),
         }
     }
 
@@ -405,7 +421,7 @@ impl<I: Io> EventLoop<I> {
         self.dirty = dirty;
     }
 
-    fn write(&mut self, slot: Slot) {
+    pub(super) fn write(&mut self, slot: Slot) {
         let token = self.token(slot, Kind::Write);
         let place = &mut self.places[slot as usize];
         let Some(connection) = place.connection.as_mut() else {
@@ -416,6 +432,9 @@ impl<I: Io> EventLoop<I> {
         }
         if connection.stage == Stage::Closing {
             return;
+        }
+        if connection.tls.as_deref().is_some_and(TlsLink::is_covering) {
+            return self.write_tls(slot);
         }
         self.broker
             .start_write(slot, WRITE_PIECES_MAX, WRITE_BYTES_MAX, &mut self.pieces);
@@ -441,7 +460,15 @@ impl<I: Io> EventLoop<I> {
         connection.writing = false;
         let stage = connection.stage;
         match result {
-            Ok(bytes) => self.broker.handle_written(slot, bytes as usize, now),
+            Ok(bytes) => {
+                let mut bytes = bytes as usize;
+                match connection.tls.as_deref_mut() {
+                    None => {}
+                    Some(link) if link.is_covering() => bytes = self.written_tls(slot, bytes),
+                    Some(link) => link.greeting_written(bytes),
+                }
+                self.broker.handle_written(slot, bytes, now);
+            }
             Err(Errno::AGAIN) => self.broker.handle_written(slot, 0, now),
             Err(error) => {
                 match stage {
@@ -457,9 +484,7 @@ impl<I: Io> EventLoop<I> {
         }
         match stage {
             Stage::Closing => self.close_if_quiet(slot),
-            _ if self.broker.has_output(slot) => {
-                self.write(slot);
-            }
+            _ if self.has_output(slot) => self.write(slot),
             Stage::Flushing { .. } => self.drain(slot),
             _ => {}
         }
@@ -520,9 +545,14 @@ impl<I: Io> EventLoop<I> {
                 connection.stage = Stage::Flushing { until };
                 self.leaving.push(slot);
                 self.look_after_at = Some(self.now + LOOK_AFTER);
-                if self.broker.has_output(slot) {
-                    self.write(slot);
-                } else {
+                let writing = self.places[slot as usize]
+                    .connection
+                    .as_ref()
+                    .is_some_and(|connection| connection.writing);
+                if !writing {
+                    self.write(slot); // also an alert, which the broker knows nothing of
+                }
+                if !self.has_output(slot) {
                     self.drain(slot);
                 }
             }
@@ -631,6 +661,9 @@ impl<I: Io> EventLoop<I> {
             self.look_after();
         }
         self.acceptor.arm(&mut self.io, self.now);
+        if !self.handshakes.is_empty() {
+            self.end_late_handshakes();
+        }
     }
 
     fn run_commands(&mut self, more: bool) {
@@ -738,6 +771,7 @@ mod tests {
             connections_max: std::sync::atomic::AtomicUsize::new(100),
             verifier: Default::default(),
             dialer: Default::default(),
+            tls: Default::default(),
         });
         // The descriptor other threads wake the loop by is real; nobody does here.
         let acceptor = Acceptor::new(Some(listener), None, 1);

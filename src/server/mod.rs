@@ -14,6 +14,7 @@ mod reload;
 mod run;
 mod settings;
 mod signals;
+mod tls_link;
 mod verifier;
 
 pub use run::{StartError, run};

@@ -79,6 +79,12 @@ impl Monitor {
         self.state().options = options.clone();
     }
 
+    /// For https; None where TLS was switched off by a reload.
+    pub fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
+        let terms = self.shared.tls.clients()?;
+        Some(terms.configs.monitor.clone())
+    }
+
     pub fn reloaded(&self) {
         self.state().loaded_at = Local::now();
     }
@@ -262,7 +268,9 @@ impl Monitor {
                 cluster_port: i32::from(self.identity.cluster_port.unwrap_or(0)),
                 auth_timeout: options.cluster.auth_timeout,
             },
-            tls_timeout: 0.5,
+            tls_required: settings.info.tls_required,
+            tls_verify: settings.info.tls_verify,
+            tls_timeout: options.tls.timeout,
             port: settings.info.port,
             max_payload: options.max_payload,
             start: time(self.started_at),
@@ -288,7 +296,6 @@ impl Monitor {
             max_pending: options.max_pending,
             slow_consumer_list: slow.collect(),
             loops: loops.collect(),
-            ..Varz::default()
         }
     }
 
@@ -442,8 +449,10 @@ fn connz_entry(connection: ConnectionInfo, with_user: bool, list: Vec<String>) -
         name: connection.name,
         lang: connection.lang,
         version: connection.version,
-        tls_version: "".into(),
-        tls_cipher_suite: "".into(),
+        tls_version: connection.tls.as_ref().map_or("", |tls| tls.version).into(),
+        tls_cipher_suite: connection
+            .tls
+            .map_or_else(|| "".into(), |tls| tls.cipher_suite),
         authorized_user: if with_user {
             connection.user
         } else {

@@ -14,7 +14,7 @@ const CONNECTIONS_MAX: usize = 64;
 /// A request may take this long to arrive, and an answer to leave.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-pub fn start(listener: OwnedFd, monitor: Arc<Monitor>) -> std::io::Result<()> {
+pub fn start(listener: OwnedFd, monitor: Arc<Monitor>, https: bool) -> std::io::Result<()> {
     let listener = TcpListener::from(listener);
     let serving = Arc::new(AtomicUsize::new(0));
     let accept = move || {
@@ -31,7 +31,7 @@ pub fn start(listener: OwnedFd, monitor: Arc<Monitor>) -> std::io::Result<()> {
             let body = {
                 let serving = serving.clone();
                 move || {
-                    let _ = serve(stream, &monitor);
+                    let _ = begin(stream, &monitor, https);
                     serving.fetch_sub(1, Ordering::Relaxed);
                 }
             };
@@ -50,9 +50,24 @@ pub fn start(listener: OwnedFd, monitor: Arc<Monitor>) -> std::io::Result<()> {
         .map(drop)
 }
 
+fn begin(socket: TcpStream, monitor: &Monitor, https: bool) -> std::io::Result<()> {
+    socket.set_write_timeout(Some(TIMEOUT))?;
+    if !https {
+        return serve(&socket, &socket, monitor);
+    }
+    let Some(config) = monitor.tls() else {
+        return Ok(());
+    };
+    let session = rustls::ServerConnection::new(config).map_err(std::io::Error::other)?;
+    serve(rustls::StreamOwned::new(session, &socket), &socket, monitor)
+}
+
 /// One connection: requests until it is closed, or too slow.
-fn serve(mut stream: TcpStream, monitor: &Monitor) -> std::io::Result<()> {
-    stream.set_write_timeout(Some(TIMEOUT))?;
+fn serve(
+    mut stream: impl Read + Write,
+    socket: &TcpStream,
+    monitor: &Monitor,
+) -> std::io::Result<()> {
     let mut input = Vec::new();
     loop {
         let until = Instant::now() + TIMEOUT;
@@ -73,7 +88,7 @@ fn serve(mut stream: TcpStream, monitor: &Monitor) -> std::io::Result<()> {
             if left.is_zero() {
                 return Ok(());
             }
-            stream.set_read_timeout(Some(left))?;
+            socket.set_read_timeout(Some(left))?;
             let mut chunk = [0; 4096];
             match stream.read(&mut chunk)? {
                 0 => return Ok(()),
@@ -81,6 +96,7 @@ fn serve(mut stream: TcpStream, monitor: &Monitor) -> std::io::Result<()> {
             }
         };
         stream.write_all(response.encode(head_only, keep_alive).as_bytes())?;
+        stream.flush()?;
         if !keep_alive {
             return Ok(());
         }

@@ -4,6 +4,7 @@ use super::dial::Dialer;
 use super::event_loop::Command;
 use super::run::{Running, connections_max, write_pid_file};
 use super::settings::settings;
+use super::tls_link::Terms;
 use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::Options;
 use crate::config::cli::Source;
@@ -82,6 +83,11 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
         ));
     }
     let settings = Arc::new(settings(&new, &running.identity)?);
+    // Also where no option changed: the files may have.
+    let tls = (
+        Terms::load(&new.tls, false)?,
+        Terms::load(&new.cluster.tls, true)?,
+    );
     for warning in warnings {
         log::warn!("{warning}");
     }
@@ -95,6 +101,7 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
         log::error!("Could not write pidfile: {error}");
     }
     crate::logging::reconfigure(&new)?;
+    running.shared.tls.set(tls.0, tls.1);
     for door in running.shared.mesh.doors() {
         door.command(Command::Reconfigure(settings.clone()));
     }
@@ -260,6 +267,17 @@ fn changes(old: &Options, new: &Options) -> Vec<String> {
         "remote_syslog",
         new.remote_syslog.clone(),
     );
+    told(
+        old.tls.timeout != new.tls.timeout,
+        "tls timeout",
+        new.tls.timeout.to_string(),
+    );
+    let enabled = if new.tls.enabled {
+        "enabled"
+    } else {
+        "disabled"
+    };
+    told(old.tls != new.tls, "tls", enabled.to_owned());
     told(
         old.write_deadline != new.write_deadline,
         "write_deadline",

@@ -8,6 +8,7 @@ use super::monitor::Monitor;
 use super::monitor_http;
 use super::reload;
 use super::settings::{Identity, settings};
+use super::tls_link::{Terms, TlsTerms};
 use super::verifier::Verifier;
 use crate::broker::Broker;
 use crate::broker::settings::Settings;
@@ -116,7 +117,17 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     }
 
     let server_id = Random::from_entropy().id();
-    let monitor_listener = match options.http_port {
+    let tls = TlsTerms::default();
+    let terms = |options, mutual| Terms::load(options, mutual).map_err(StartError::Options);
+    tls.set(
+        terms(&options.tls, false)?,
+        terms(&options.cluster.tls, true)?,
+    );
+    let (monitor_port, scheme) = match options.https_port {
+        0 => (options.http_port, "http"),
+        port => (port, "https"),
+    };
+    let monitor_listener = match monitor_port {
         0 => None,
         port => {
             let host = if options.http_host.is_empty() {
@@ -125,12 +136,15 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
                 &options.http_host
             };
             let (listener, bound) = listen("Error starting http monitor", host, port)?;
-            log::info!("Starting http monitor on {bound}");
+            log::info!("Starting {scheme} monitor on {bound}");
             Some(listener)
         }
     };
     let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
     log::info!("Listening for client connections on {bound}");
+    if options.tls.enabled {
+        log::info!("TLS required for client connections");
+    }
     log::debug!("Server id is {server_id}");
 
     let cluster = &options.cluster;
@@ -155,13 +169,14 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         connections_max: AtomicUsize::new(connections_max(&options)),
         verifier: Verifier::default(),
         dialer: Dialer::default(),
+        tls,
     });
     let listeners = (listener, route_listener);
     let (threads, gates) = start_loops(&shared, &Arc::new(settings), listeners)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
     let monitor = Arc::new(Monitor::new(shared.clone(), &options, &identity));
     if let Some(listener) = monitor_listener {
-        monitor_http::start(listener, monitor.clone())?;
+        monitor_http::start(listener, monitor.clone(), scheme == "https")?;
     }
     log::info!("Server is ready");
     if let Some(bound) = cluster_port {

@@ -4,7 +4,7 @@ use crate::broker::auth::{Auth, Secret, User};
 use crate::broker::perms::{Permissions, Rule, Rules};
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::config::Options;
-use crate::config::options::{PermissionOptions, SubjectRules};
+use crate::config::options::{PermissionOptions, SubjectRules, TlsOptions};
 use crate::config::route_url::host_and_port;
 use crate::wire::info::Info;
 use std::net::IpAddr;
@@ -44,6 +44,8 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
         host,
         port,
         auth_required: auth.required() && options.no_auth_user.is_empty(),
+        tls_required: options.tls.enabled,
+        tls_verify: options.tls.enabled && options.tls.verify,
         max_payload: options.max_payload,
         proto: 1,
         headers: true,
@@ -66,8 +68,15 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
         ping_interval: options.ping_interval,
         pings_out_max: options.ping_max,
         auth,
-        auth_timeout: Duration::from_secs_f64(options.auth_timeout),
+        // The time for CONNECT begins behind the handshake.
+        auth_timeout: Duration::from_secs_f64(
+            options.auth_timeout + handshake_seconds(&options.tls),
+        ),
     })
+}
+
+fn handshake_seconds(tls: &TlsOptions) -> f64 {
+    if tls.enabled { tls.timeout } else { 0.0 }
 }
 
 /// `host[:port]`; without a port, or with none that can be, it is `default`.
@@ -113,6 +122,8 @@ fn cluster(
         host,
         port,
         auth_required: auth.required(),
+        tls_required: given.tls.enabled,
+        tls_verify: given.tls.enabled,
         max_payload: options.max_payload,
         ip,
         connect_urls: match given.no_advertise {
@@ -127,7 +138,7 @@ fn cluster(
         client_urls,
         no_advertise: given.no_advertise,
         auth,
-        auth_timeout: Duration::from_secs_f64(given.auth_timeout),
+        auth_timeout: Duration::from_secs_f64(given.auth_timeout + handshake_seconds(&given.tls)),
         user: given.user.clone(),
         password: given.password.clone(),
         routes: given.routes.clone(),
