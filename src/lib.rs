@@ -17,6 +17,8 @@ pub mod wire;
 
 /// The version of gnatsd whose behaviour midge reproduces; clients see it in INFO.
 pub const COMPATIBLE_VERSION: &str = "1.1.0";
+/// The version of NATS Streaming Server whose behaviour midge reproduces.
+pub const STREAMING_VERSION: &str = "0.9.2";
 /// midge's own version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit this binary was built from, empty outside a git checkout.

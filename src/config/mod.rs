@@ -7,6 +7,7 @@ pub mod file;
 pub mod options;
 pub mod route_url;
 pub mod signal;
+pub mod streaming;
 pub mod table;
 
 pub use options::Options;

@@ -1,6 +1,7 @@
 //! The options a server runs with, as plain values.
 
 use super::route_url::RouteUrl;
+use super::streaming::StreamingOptions;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -160,6 +161,7 @@ pub struct Options {
     pub prof_port: i32,
     pub tls: TlsOptions,
     pub cluster: ClusterOptions,
+    pub streaming: StreamingOptions,
     pub strict: bool,
 }
 
@@ -202,6 +204,7 @@ impl Default for Options {
             prof_port: 0,
             tls: TlsOptions::default(),
             cluster: ClusterOptions::default(),
+            streaming: StreamingOptions::default(),
             strict: false,
         }
     }
@@ -244,6 +247,7 @@ impl Options {
         }
         self.tls.check()?;
         self.cluster.tls.check()?;
+        self.streaming.check()?;
         Ok(())
     }
 }

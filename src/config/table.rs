@@ -28,15 +28,17 @@ pub enum Group {
     Authorization,
     Tls,
     Cluster,
+    Streaming,
 }
 
 impl Group {
-    pub const ALL: [(Group, &str); 5] = [
+    pub const ALL: [(Group, &str); 6] = [
         (Group::Server, "Server Options"),
         (Group::Logging, "Logging Options"),
         (Group::Authorization, "Authorization Options"),
         (Group::Tls, "TLS Options"),
         (Group::Cluster, "Cluster Options"),
+        (Group::Streaming, "Streaming Options"),
     ];
 }
 
@@ -56,18 +58,18 @@ pub struct Row {
     pub set: Set,
 }
 
-fn expected<T>(value: &Value, what: &str) -> Result<T, String> {
+pub(super) fn expected<T>(value: &Value, what: &str) -> Result<T, String> {
     Err(format!("expected {what}, got {}", value.kind()))
 }
 
-fn boolean(value: &Value) -> Result<bool, String> {
+pub(super) fn boolean(value: &Value) -> Result<bool, String> {
     match value.data {
         Data::Bool(on) => Ok(on),
         _ => expected(value, "true or false"),
     }
 }
 
-fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result<i64, String> {
+pub(super) fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result<i64, String> {
     let number = match &value.data {
         Data::Int(number) => *number,
         // Environment variables and quoted numbers.
@@ -87,7 +89,7 @@ fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result<i64, Strin
     }
 }
 
-fn text(value: &Value) -> Result<String, String> {
+pub(super) fn text(value: &Value) -> Result<String, String> {
     match &value.data {
         Data::Text(text) => Ok(text.clone()),
         Data::Int(number) => Ok(number.to_string()),
@@ -364,9 +366,10 @@ macro_rules! row {
         }
     };
 }
+pub(super) use row;
 
 #[rustfmt::skip]
-pub static ROWS: &[Row] = &[
+static CORE: &[Row] = &[
     row!("listen" [], [], Text, Server, "", false, "Client address as host:port, or a port alone.",
         |o, v| { let (host, port) = address(v)?; o.port = port; if let Some(host) = host { o.host = host }; Ok(()) }),
     row!("host" ["net"], ["a", "addr", "net"], Text, Server, "0.0.0.0", false, "Bind to this host address.",
@@ -492,6 +495,11 @@ pub static ROWS: &[Row] = &[
         |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }),
 ];
 
+/// All options: those of the core server, then those of streaming.
+pub fn rows() -> impl DoubleEndedIterator<Item = &'static Row> + Clone {
+    CORE.iter().chain(super::streaming::ROWS)
+}
+
 /// Blocks whose other keys are known to the original; what is in them is not read yet.
 const KNOWN_BLOCKS: &[&str] = &["authorization", "tls", "cluster"];
 
@@ -500,10 +508,15 @@ pub fn apply(
     options: &mut Options,
     file: &[Entry],
     warnings: &mut Vec<String>,
+    streaming: bool,
 ) -> Result<(), String> {
     let mut errors = Vec::new();
     for entry in file {
         let key = entry.key.to_ascii_lowercase();
+        // Read by the streaming part.
+        if key == "streaming" || (streaming && super::streaming::knows(&key)) {
+            continue;
+        }
         match (&entry.value.data, KNOWN_BLOCKS.contains(&key.as_str())) {
             (Data::Map(inner), true) => {
                 for inner in inner {
@@ -548,9 +561,9 @@ fn apply_one(
 }
 
 /// The row of a key, by its name or an alias.
-fn find(path: &str) -> Option<&'static Row> {
+pub(super) fn find(path: &str) -> Option<&'static Row> {
     let (block, name) = path.rsplit_once('.').unwrap_or(("", path));
-    ROWS.iter().find(|row| {
+    rows().find(|row| {
         let (row_block, row_name) = row.key.rsplit_once('.').unwrap_or(("", row.key));
         !row.key.is_empty()
             && row_block == block
@@ -560,7 +573,7 @@ fn find(path: &str) -> Option<&'static Row> {
 
 /// The known key most like this one, if any is.
 fn nearest(path: &str) -> Option<&'static str> {
-    ROWS.iter()
+    rows()
         .filter(|row| !row.key.is_empty())
         .map(|row| (distance(path, row.key), row.key))
         .min()
@@ -593,7 +606,7 @@ pub fn documentation() -> String {
         text += &format!(
             "\n## {title}\n\n| key | flags | default | reload | meaning |\n|---|---|---|---|---|\n"
         );
-        for row in ROWS.iter().filter(|row| row.group == group) {
+        for row in rows().filter(|row| row.group == group) {
             let names: Vec<String> = std::iter::once(&row.key)
                 .chain(row.aliases)
                 .filter(|name| !name.is_empty())
@@ -633,14 +646,14 @@ mod tests {
 
     fn read(text: &str) -> Result<(Options, Vec<String>), String> {
         let (mut options, mut warnings) = (Options::default(), Vec::new());
-        apply(&mut options, &file::read_text(text, "t")?, &mut warnings)?;
+        apply(&mut options, &file::read_text(text, "t")?, &mut warnings, false)?;
         Ok((options, warnings))
     }
 
     #[test]
     fn no_name_stands_twice() {
         let mut seen = std::collections::HashSet::new();
-        for row in ROWS {
+        for row in rows() {
             for flag in row.flags {
                 assert!(seen.insert(format!("-{flag}")), "{flag}");
             }
