@@ -9,6 +9,7 @@ pub mod config;
 pub mod logging;
 pub mod monitor;
 pub mod server;
+pub mod stan;
 pub mod subject;
 pub mod tls;
 pub mod uring;

@@ -61,6 +61,8 @@ pub struct Client {
     pub no_responders: bool,
     /// Authorization is required and no good CONNECT has come.
     pub unauthorized: bool,
+    /// A part of this process, the streaming engine: always authorized, never cut off.
+    pub internal: bool,
     /// A password is being checked elsewhere; input that came meanwhile waits in `deferred`.
     pub verifying: bool,
     pub deferred: Vec<u8>,
@@ -125,6 +127,7 @@ impl Client {
             pedantic: defaults.pedantic && kind == Kind::Client,
             no_responders: false,
             unauthorized,
+            internal: false,
             verifying: false,
             deferred: Vec::new(),
             first_pong_sent: false,

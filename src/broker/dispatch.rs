@@ -307,10 +307,13 @@ impl Sink for Session<'_> {
             return self.stop(errors::NO_RESPONDERS_NEEDS_HEADERS);
         }
         let client = &self.broker.receivers.clients[self.slot as usize];
-        let judged = client
-            .connect
-            .as_deref()
-            .map(|connect| self.broker.settings.auth.judge(connect));
+        let judged = match client.internal {
+            true => Some(Verdict::Granted(None)),
+            false => client
+                .connect
+                .as_deref()
+                .map(|connect| self.broker.settings.auth.judge(connect)),
+        };
         match judged.expect("CONNECT was read above") {
             Verdict::Granted(permissions) => {
                 let client = self.client();

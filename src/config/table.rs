@@ -646,7 +646,12 @@ mod tests {
 
     fn read(text: &str) -> Result<(Options, Vec<String>), String> {
         let (mut options, mut warnings) = (Options::default(), Vec::new());
-        apply(&mut options, &file::read_text(text, "t")?, &mut warnings, false)?;
+        apply(
+            &mut options,
+            &file::read_text(text, "t")?,
+            &mut warnings,
+            false,
+        )?;
         Ok((options, warnings))
     }
 

@@ -8,6 +8,7 @@ use super::monitor::Monitor;
 use super::monitor_http;
 use super::reload;
 use super::settings::{Identity, settings};
+use super::streaming::Streaming;
 use super::tls_link::{Terms, TlsTerms};
 use super::verifier::Verifier;
 use crate::broker::Broker;
@@ -140,8 +141,15 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             Some(listener)
         }
     };
-    let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
-    log::info!("Listening for client connections on {bound}");
+    // Clients of a streaming server behind another NATS server connect there.
+    let external = options.streaming.enabled && !options.streaming.nats_server.is_empty();
+    let (listener, bound) = if external {
+        (None, SocketAddr::from(([0, 0, 0, 0], 0)))
+    } else {
+        let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
+        log::info!("Listening for client connections on {bound}");
+        (Some(listener), bound)
+    };
     if options.tls.enabled {
         log::info!("TLS required for client connections");
     }
@@ -187,6 +195,18 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     for gate in gates {
         let _ = gate.send(());
     }
+    if options.streaming.enabled {
+        let started = Streaming::start(&options, |fd| {
+            shared.mesh.door(0).command(Command::Internal { fd });
+        });
+        match started {
+            Ok(streaming) => monitor.set_streaming(streaming),
+            Err(error) => {
+                let text = format!("STREAM: Failed to start: {error}");
+                return Err(StartError::Options(text));
+            }
+        }
+    }
     if cluster_port.is_some() {
         Dialer::configure(&shared, &options.cluster.routes);
     }
@@ -209,6 +229,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             _ => {}
         }
     }
+    running.monitor.stop_streaming();
     log::info!("Server Exiting..");
     for door in running.shared.mesh.doors() {
         door.command(Command::Stop);
@@ -283,7 +304,7 @@ type LoopThread = JoinHandle<std::io::Result<()>>;
 fn start_loops(
     shared: &Arc<Shared>,
     settings: &Arc<Settings>,
-    listeners: (OwnedFd, Option<OwnedFd>),
+    listeners: (Option<OwnedFd>, Option<OwnedFd>),
 ) -> Result<(Vec<LoopThread>, Vec<mpsc::Sender<()>>), StartError> {
     let mut listeners = Some(listeners);
     let (ready, started) = mpsc::channel();
@@ -293,7 +314,7 @@ fn start_loops(
         // The loop keeps it for as long as the process lives.
         let (clients, routes) = listeners.take().map_or((None, None), |(clients, routes)| {
             (
-                Some(clients.into_raw_fd()),
+                clients.map(IntoRawFd::into_raw_fd),
                 routes.map(IntoRawFd::into_raw_fd),
             )
         });
