@@ -30,6 +30,8 @@ use std::time::{Duration, Instant};
 const REGION_BYTES: usize = 4 << 20;
 /// Connections the kernel accepts before we take them over.
 const BACKLOG: i32 = 4096;
+/// A port that is in use may become free for this long.
+const PORT_TIME_MAX: Duration = Duration::from_secs(1);
 /// Lame duck mode closes connections this often.
 const LAME_DUCK_STEP: Duration = Duration::from_millis(50);
 
@@ -282,7 +284,17 @@ fn listen(what: &'static str, host: &str, port: i32) -> Result<(OwnedFd, SocketA
             .or(bound.as_sockaddr_in6().map(|v6| v6.port()));
         Ok((fd, SocketAddr::new(address.ip(), port.unwrap_or(wanted))))
     };
-    open().map_err(|error| failed(error.into()))
+    // The kernel gives the port of a ring that was killed back a moment after its process has gone, so
+    // a server that is started again at once has to wait for it.
+    let until = Instant::now() + PORT_TIME_MAX;
+    loop {
+        match open() {
+            Err(nix::Error::EADDRINUSE) if wanted != 0 && Instant::now() < until => {
+                std::thread::sleep(PORT_TIME_MAX / 100);
+            }
+            result => return result.map_err(|error| failed(error.into())),
+        }
+    }
 }
 
 /// As many loops as asked for, or one per core this process may use.

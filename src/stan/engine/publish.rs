@@ -89,36 +89,45 @@ impl Engine {
         Ok(index)
     }
 
-    /// Flushes what was touched, acknowledges what is durable, and delivers it.
+    /// Flushes what was touched, acknowledges what is durable, and delivers it; and writes down what
+    /// that led to, so that nothing waits for the next turn.
     pub fn end_turn(&mut self, now: i64, out: &mut dyn Outlet) -> Result<(), StoreError> {
         self.now = now;
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for index in dirty.drain(..) {
-            let channel = self.channel(index);
-            channel.dirty = false;
-            let store = channel.store;
-            match self.store.flush(store) {
-                Ok(Flushed::Now) => {
-                    let last = self.store.bounds(store).last;
-                    self.durable(index, last, out);
+        loop {
+            let dirty = std::mem::take(&mut self.dirty);
+            let idle = dirty.is_empty();
+            for index in dirty {
+                self.flush(index, out);
+            }
+            while let Some(completion) = self.store.completed() {
+                let completion = completion?;
+                let of = |channel: &Channel| channel.store == completion.channel;
+                let index = self
+                    .channels
+                    .iter()
+                    .position(|c| c.as_ref().is_some_and(of));
+                if let Some(index) = index {
+                    self.durable(index, completion.up_to, out);
                 }
-                Ok(Flushed::Later) => {}
-                Err(error) => self.take_back(index, &error, out),
+            }
+            if idle && self.dirty.is_empty() {
+                return Ok(());
             }
         }
-        self.dirty.append(&mut dirty);
-        while let Some(completion) = self.store.completed() {
-            let completion = completion?;
-            let of = |channel: &Channel| channel.store == completion.channel;
-            let index = self
-                .channels
-                .iter()
-                .position(|c| c.as_ref().is_some_and(of));
-            if let Some(index) = index {
-                self.durable(index, completion.up_to, out);
+    }
+
+    fn flush(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        let channel = self.channel(index);
+        channel.dirty = false;
+        let store = channel.store;
+        match self.store.flush(store) {
+            Ok(Flushed::Now) => {
+                let last = self.store.bounds(store).last;
+                self.durable(index, last, out);
             }
+            Ok(Flushed::Later) => {}
+            Err(error) => self.take_back(index, &error, out),
         }
-        Ok(())
     }
 
     /// Messages of a channel up to this one are durable: subscribers get them, then publishers their
