@@ -107,9 +107,13 @@ impl Server {
             * 1024
     }
 
-    pub fn stop(mut self) {
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    pub fn stop(mut self) {
+        self.signal(nix::sys::signal::Signal::SIGINT);
         assert!(self.child.wait().unwrap().success(), "{}", self.log());
     }
 
