@@ -44,6 +44,8 @@ pub struct Entry {
     pub key: String,
     pub at: Position,
     pub value: Value,
+    /// A `$NAME` elsewhere takes its value from here.
+    pub is_variable: bool,
 }
 
 impl Value {
@@ -227,7 +229,12 @@ impl<'a> Reader<'a> {
         let value = self.value(scopes)?;
         self.end_of_value()?;
         let scope = scopes.last_mut().expect("there is always one");
-        scope.push(Entry { key, at, value });
+        scope.push(Entry {
+            key,
+            at,
+            value,
+            is_variable: false,
+        });
         Ok(())
     }
 
@@ -477,8 +484,9 @@ impl<'a> Reader<'a> {
         let Data::Text(name) = self.bare().unwrap_or(Data::Text(String::new())) else {
             return self.error(&at, "expected the name of a variable");
         };
-        for scope in scopes.iter().rev() {
-            if let Some(entry) = scope.iter().rev().find(|entry| entry.key == name) {
+        for scope in scopes.iter_mut().rev() {
+            if let Some(entry) = scope.iter_mut().rev().find(|entry| entry.key == name) {
+                entry.is_variable = true;
                 return Ok(entry.value.clone());
             }
         }

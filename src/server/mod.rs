@@ -11,6 +11,7 @@ mod monitor;
 mod monitor_http;
 mod monitor_streaming;
 mod nats_client;
+mod ports_file;
 mod process;
 mod reload;
 mod run;

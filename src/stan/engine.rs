@@ -8,6 +8,8 @@ mod deliver;
 mod members;
 mod publish;
 mod requests;
+#[cfg(test)]
+mod tests;
 mod timers;
 
 use super::channel::{Channel, durable_key};

@@ -158,11 +158,14 @@ impl Store for MemoryStore {
         while channel
             .messages
             .front()
-            .is_some_and(|(at, _)| at + age <= now)
+            .is_some_and(|(at, _)| at.saturating_add(age) <= now)
         {
             channel.drop_first();
         }
-        channel.messages.front().map(|(at, _)| at + age)
+        channel
+            .messages
+            .front()
+            .map(|(at, _)| at.saturating_add(age))
     }
 
     fn add_sub(&mut self, _: ChannelId, _: &pb::SubState) -> Result<(), StoreError> {

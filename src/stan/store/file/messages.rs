@@ -696,8 +696,9 @@ impl MessageLog {
         }
         while self.messages > 0 {
             let (_, timestamp) = self.front()?;
-            if timestamp + age > now {
-                return Ok(Some(timestamp + age));
+            let at = timestamp.saturating_add(age);
+            if at > now {
+                return Ok(Some(at));
             }
             self.drop_first()?;
             self.drop_empty_slices(options);
