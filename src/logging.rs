@@ -41,51 +41,8 @@ enum Job {
 
 enum Sink {
     Stderr,
-    File(LogFile),
+    File { path: String, file: File },
     Syslog { tag: String, wire: SyslogWire },
-}
-
-/// A file that is moved aside when it has grown too large.
-struct LogFile {
-    path: String,
-    file: File,
-    bytes: u64,
-    /// 0: never.
-    bytes_max: u64,
-}
-
-impl LogFile {
-    fn open(path: &str, bytes_max: u64) -> io::Result<Self> {
-        let file = OpenOptions::new()
-            .append(true)
-            .create(true)
-            .mode(0o660)
-            .open(path)?;
-        Ok(Self {
-            path: path.to_owned(),
-            bytes: file.metadata()?.len(),
-            file,
-            bytes_max,
-        })
-    }
-
-    fn write(&mut self, line: &[u8]) -> io::Result<()> {
-        if self.bytes_max > 0 && self.bytes > 0 && self.bytes + line.len() as u64 > self.bytes_max {
-            // Whatever fails here, the line goes somewhere.
-            let _ = self.rotate();
-        }
-        self.file.write_all(line)?;
-        self.bytes += line.len() as u64;
-        Ok(())
-    }
-
-    /// The name nats-server gives to files moved aside: the time, to the nanosecond.
-    fn rotate(&mut self) -> io::Result<()> {
-        let time = chrono::Local::now().format("%Y.%m.%d.%H.%M.%S.%9f");
-        std::fs::rename(&self.path, format!("{}.{time}", self.path))?;
-        *self = Self::open(&self.path, self.bytes_max)?;
-        Ok(())
-    }
 }
 
 enum SyslogWire {
@@ -160,9 +117,9 @@ fn set_levels(options: &Options) {
 fn open(options: &Options) -> Result<Sink, String> {
     if !options.log_file.is_empty() {
         let path = options.log_file.clone();
-        let file = LogFile::open(&path, options.log_size_limit)
-            .map_err(|error| format!("could not open log file {path}: {error}"))?;
-        return Ok(Sink::File(file));
+        let file =
+            open_file(&path).map_err(|error| format!("could not open log file {path}: {error}"))?;
+        return Ok(Sink::File { path, file });
     }
     let tag = std::env::args().next().unwrap_or_default();
     let tag = tag.rsplit('/').next().unwrap_or_default().to_owned();
@@ -202,6 +159,14 @@ fn local_syslog(path: &str) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
     Ok(socket)
+}
+
+fn open_file(path: &str) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .create(true)
+        .mode(0o660)
+        .open(path)
 }
 
 /// Label and colour of a record, and its syslog severity.
@@ -281,7 +246,7 @@ impl Sink {
     fn write(&mut self, line: &[u8]) {
         let _ = match self {
             Self::Stderr => io::stderr().write_all(line),
-            Self::File(file) => file.write(line),
+            Self::File { file, .. } => file.write_all(line),
             Self::Syslog { tag, wire } => {
                 let (severity, text) = line.split_at(1);
                 let severity = severity[0].wrapping_sub(b'0');
@@ -319,12 +284,12 @@ impl Sink {
 
     fn reopen(&mut self) {
         match self {
-            Self::File(file) => match LogFile::open(&file.path, file.bytes_max) {
+            Self::File { path, file } => match open_file(path) {
                 Ok(fresh) => {
                     *file = fresh;
                     log::info!("File log re-opened");
                 }
-                Err(error) => log::error!("could not re-open log file {}: {error}", file.path),
+                Err(error) => log::error!("could not re-open log file {path}: {error}"),
             },
             _ => log::info!("File log re-open ignored, not a file logger"),
         }
@@ -334,21 +299,6 @@ impl Sink {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_file_that_grows_too_large_is_moved_aside() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("log");
-        let mut file = LogFile::open(path.to_str().unwrap(), 100).unwrap();
-        for _ in 0..25 {
-            file.write(b"nineteen characters").unwrap();
-        }
-        let sizes: Vec<u64> = std::fs::read_dir(folder.path())
-            .unwrap()
-            .map(|entry| entry.unwrap().metadata().unwrap().len())
-            .collect();
-        assert_eq!(sizes, [95; 5]);
-    }
 
     #[test]
     fn lines_have_the_layout_of_the_original() {

@@ -2,7 +2,6 @@
 
 use midge::config::cli::{self, Command};
 use midge::{logging, server};
-use std::io::IsTerminal;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -14,13 +13,6 @@ fn main() -> ExitCode {
             print!("{text}");
             ExitCode::SUCCESS
         }
-        Ok(Command::Password) => match password_hash() {
-            Ok(hash) => {
-                println!("{hash}");
-                ExitCode::SUCCESS
-            }
-            Err(error) => fail(&program, &error),
-        },
         Ok(Command::Signal(request)) => match request.send() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&program, &error),
@@ -49,22 +41,6 @@ fn main() -> ExitCode {
         }
         Err(error) => fail(&program, &error),
     }
-}
-
-/// A line of the standard input, as a hash the configuration takes. The cost is the original's.
-fn password_hash() -> Result<String, String> {
-    const COST: u32 = 11;
-    if std::io::stdin().is_terminal() {
-        eprint!("Password (it will be shown): ");
-    }
-    let mut line = String::new();
-    let read = std::io::stdin().read_line(&mut line);
-    read.map_err(|error| format!("standard input: {error}"))?;
-    let password = line.trim_end_matches(['\r', '\n']);
-    if password.is_empty() {
-        return Err("no password was given on the standard input".into());
-    }
-    bcrypt::hash(password, COST).map_err(|error| error.to_string())
 }
 
 fn fail(program: &str, error: &str) -> ExitCode {

@@ -22,8 +22,6 @@ pub enum Command {
     },
     /// Something to print, and that is all.
     Print(String),
-    /// `passwd`: read a password, print its hash.
-    Password,
     /// `-sl`: a signal for a running server.
     Signal(SignalRequest),
 }
@@ -133,13 +131,6 @@ pub fn usage(program: &str) -> String {
             );
         }
     }
-    text += "\nCommands:\n";
-    text += &help_line(
-        "passwd",
-        Kind::Bool,
-        "Read a password and print its bcrypt hash, for the configuration.",
-        "",
-    );
     text += "\nCommon Options:\n";
     text += &help_line("-h, --help", Kind::Bool, "Show this message.", "");
     text += &help_line("-v, --version", Kind::Bool, "Show the version.", "");
@@ -262,7 +253,6 @@ pub fn parse(
         None => {}
         Some("version") => return Ok(Command::Print(version_line(program) + "\n")),
         Some("help") => return Ok(Command::Print(usage(program))),
-        Some("passwd") => return Ok(Command::Password),
         Some(word) => return Err(format!("unrecognized command: {word:?}")),
     }
     let asks_streaming = rows()

@@ -44,8 +44,6 @@ pub struct Entry {
     pub key: String,
     pub at: Position,
     pub value: Value,
-    /// A `$NAME` elsewhere takes its value from here.
-    pub is_variable: bool,
 }
 
 impl Value {
@@ -229,12 +227,7 @@ impl<'a> Reader<'a> {
         let value = self.value(scopes)?;
         self.end_of_value()?;
         let scope = scopes.last_mut().expect("there is always one");
-        scope.push(Entry {
-            key,
-            at,
-            value,
-            is_variable: false,
-        });
+        scope.push(Entry { key, at, value });
         Ok(())
     }
 
@@ -484,9 +477,8 @@ impl<'a> Reader<'a> {
         let Data::Text(name) = self.bare().unwrap_or(Data::Text(String::new())) else {
             return self.error(&at, "expected the name of a variable");
         };
-        for scope in scopes.iter_mut().rev() {
-            if let Some(entry) = scope.iter_mut().rev().find(|entry| entry.key == name) {
-                entry.is_variable = true;
+        for scope in scopes.iter().rev() {
+            if let Some(entry) = scope.iter().rev().find(|entry| entry.key == name) {
                 return Ok(entry.value.clone());
             }
         }

@@ -155,10 +155,6 @@ pub struct Options {
     pub trace: bool,
     pub logtime: bool,
     pub log_file: String,
-    /// Bytes after which the log file is moved aside; 0: never.
-    pub log_size_limit: u64,
-    /// Where a file with the ports of this process is written.
-    pub ports_file_dir: String,
     pub syslog: bool,
     pub remote_syslog: String,
     pub pid_file: String,
@@ -202,8 +198,6 @@ impl Default for Options {
             trace: false,
             logtime: true,
             log_file: String::new(),
-            log_size_limit: 0,
-            ports_file_dir: String::new(),
             syslog: false,
             remote_syslog: String::new(),
             pid_file: String::new(),

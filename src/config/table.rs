@@ -419,10 +419,6 @@ static CORE: &[Row] = &[
 
     row!("log_file" ["logfile"], ["l", "log"], Text, Logging, "stderr", true, "File to append log lines to.",
         |o, v| { o.log_file = text(v)?; Ok(()) }),
-    row!("log_size_limit" ["logfile_size_limit"], [], Int, Logging, "0 (no limit)", true, "Bytes after which the log file is moved aside, to its name with the time behind it.",
-        |o, v| { o.log_size_limit = int(v, 0..=i64::MAX)? as u64; Ok(()) }),
-    row!("ports_file_dir" [], ["ports_file_dir"], Text, Server, "", false, "Write a file with the addresses of this process here (NAME_PID.ports, JSON), and remove it at the end.",
-        |o, v| { o.ports_file_dir = text(v)?; Ok(()) }),
     row!("logtime" [], ["T", "logtime"], Bool, Logging, "true", true, "Begin log lines with the time.",
         |o, v| { o.logtime = boolean(v)?; Ok(()) }),
     row!("syslog" [], ["s", "syslog"], Bool, Logging, "false", true, "Log to the local syslog.",
@@ -555,7 +551,7 @@ fn apply_one(
                 errors.push(format!("{}: {}: {error}", entry.value.at, entry.key));
             }
         }
-        None if entry.is_variable => {}
+        // A map may serve as a variable, and any other key too: only plain mistakes are worth a word.
         None => {
             let near =
                 nearest(path).map_or(String::new(), |near| format!(", did you mean {near:?}?"));

@@ -11,7 +11,6 @@ mod monitor;
 mod monitor_http;
 mod monitor_streaming;
 mod nats_client;
-mod ports_file;
 mod process;
 mod reload;
 mod run;

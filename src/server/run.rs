@@ -6,7 +6,6 @@ use super::event_loop::{Command, EventLoop, Shared};
 use super::mailbox::Mesh;
 use super::monitor::Monitor;
 use super::monitor_http;
-use super::ports_file::{Ports, PortsFile, url};
 use super::reload;
 use super::settings::{Identity, settings};
 use super::streaming::Streaming;
@@ -46,7 +45,6 @@ pub enum StartError {
         error: std::io::Error,
     },
     PidFile(std::io::Error),
-    PortsFile(std::io::Error),
     Loop(std::io::Error),
 }
 
@@ -66,7 +64,6 @@ impl std::fmt::Display for StartError {
                 };
                 write!(f, "{what}: {address}, \"listen tcp {address}: {reason}\"")
             }
-            Self::PortsFile(error) => write!(f, "Could not write ports file: {error}"),
             Self::PidFile(error) => write!(f, "Could not write pidfile: {error}"),
             Self::Loop(error) => write!(f, "event loop: {error}"),
         }
@@ -133,7 +130,6 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         0 => (options.http_port, "http"),
         port => (port, "https"),
     };
-    let mut ports = Ports::default();
     let monitor_listener = match monitor_port {
         0 => None,
         port => {
@@ -144,7 +140,6 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             };
             let (listener, bound) = listen("Error starting http monitor", host, port)?;
             log::info!("Starting {scheme} monitor on {bound}");
-            ports.monitoring.push(url(scheme, bound));
             Some(listener)
         }
     };
@@ -155,7 +150,6 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     } else {
         let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
         log::info!("Listening for client connections on {bound}");
-        ports.nats.push(url("nats", bound));
         (Some(listener), bound)
     };
     if options.tls.enabled {
@@ -190,13 +184,6 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     let listeners = (listener, route_listener);
     let (threads, gates) = start_loops(&shared, &Arc::new(settings), listeners)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
-    ports
-        .cluster
-        .extend(cluster_port.map(|bound| url("nats", bound)));
-    let _ports_file = match options.ports_file_dir.as_str() {
-        "" => None,
-        folder => Some(PortsFile::write(folder, &ports).map_err(StartError::PortsFile)?),
-    };
     let monitor = Arc::new(Monitor::new(shared.clone(), &options, &identity));
     if let Some(listener) = monitor_listener {
         monitor_http::start(listener, monitor.clone(), scheme == "https")?;
