@@ -31,6 +31,8 @@ pub struct Source {
     config_file: Option<PathBuf>,
     /// Flags in the order of the command line, with their values.
     flags: Vec<(usize, Value)>,
+    /// Keys nobody knows are errors: `-t` and `--strict`.
+    strict: bool,
 }
 
 impl Source {
@@ -40,13 +42,21 @@ impl Source {
         let mut warnings = Vec::new();
         if let Some(path) = &self.config_file {
             let entries = file::read(path)?;
-            table::apply(&mut options, &entries, &mut warnings)?;
+            let applied = table::apply(&mut options, &entries, &mut warnings);
+            let errors = applied.err().into_iter();
+            let errors: Vec<String> = match self.strict {
+                true => errors.chain(warnings.drain(..)).collect(),
+                false => errors.collect(),
+            };
+            if !errors.is_empty() {
+                return Err(errors.join("\n"));
+            }
             options.config_file = Some(path.clone());
         }
         for (row, value) in &self.flags {
             let row = &ROWS[*row];
             (row.set)(&mut options, value)
-                .map_err(|error| format!("{}: {error}", dashed(row.flags[0])))?;
+                .map_err(|trouble| format!("{}: {trouble}", dashed(row.flags[0])))?;
         }
         options.check()?;
         Ok((options, warnings))
@@ -250,18 +260,20 @@ pub fn parse(
         }
     }
     flags.sort_by_key(|(place, ..)| *place);
-    let source = Source {
+    let check = matches.get_count("check") > 0;
+    let mut source = Source {
         config_file: matches.get_one::<String>("config").map(PathBuf::from),
         flags: flags
             .into_iter()
             .map(|(_, row, value)| (row, value))
             .collect(),
+        strict: check,
     };
+    source.strict |= source
+        .flags
+        .iter()
+        .any(|(row, value)| ROWS[*row].flags[0] == "strict" && value.data == Data::Bool(true));
     let (options, warnings) = source.read()?;
-    let check = matches.get_count("check") > 0;
-    if (check || options.strict) && !warnings.is_empty() {
-        return Err(warnings.join("\n"));
-    }
     if check {
         let shown = options
             .config_file

@@ -5,6 +5,7 @@
 //! arrays and maps; JSON is a special case. Unlike the original, what is left open is an error, and
 //! nesting is bounded.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -44,6 +45,8 @@ pub struct Entry {
     pub key: String,
     pub at: Position,
     pub value: Value,
+    /// A `$variable` took its value from here, so it need not be an option.
+    pub used: Cell<bool>,
 }
 
 impl Value {
@@ -102,7 +105,12 @@ struct Reader<'a> {
     line: u32,
     column: u32,
     depth: usize,
+    /// What is being read is the value of a key that holds a secret: no message may show it.
+    secret: bool,
 }
+
+/// Keys whose values are secrets, in any block.
+const SECRET_KEYS: [&str; 4] = ["password", "pass", "token", "auth_token"];
 
 /// The maps around the place being read, outermost first: where variables are looked up.
 type Scopes = Vec<Vec<Entry>>;
@@ -116,6 +124,7 @@ impl<'a> Reader<'a> {
             line: 1,
             column: 1,
             depth,
+            secret: false,
         }
     }
 
@@ -224,10 +233,18 @@ impl<'a> Reader<'a> {
             }
         }
         self.skip(true);
+        self.secret = SECRET_KEYS.contains(&key.to_ascii_lowercase().as_str());
         let value = self.value(scopes)?;
         self.end_of_value()?;
+        self.secret = false;
         let scope = scopes.last_mut().expect("there is always one");
-        scope.push(Entry { key, at, value });
+        let used = Cell::new(false);
+        scope.push(Entry {
+            key,
+            at,
+            value,
+            used,
+        });
         Ok(())
     }
 
@@ -272,6 +289,7 @@ impl<'a> Reader<'a> {
             None | Some('\n' | ',' | ';' | '}' | ']') => Ok(()),
             Some(c) => {
                 let at = self.at();
+                let c = if self.secret { '*' } else { c };
                 self.error(
                     &at,
                     format!("Expected the end of the value, but got '{c}' instead."),
@@ -468,6 +486,7 @@ impl<'a> Reader<'a> {
         if (dots > 1 && only(".:")) || (digits.ends_with('Z') && only("-:TZ")) {
             return Ok(Data::Text(text));
         }
+        let text = if self.secret { "***" } else { &text };
         self.error(&at, format!("Expected a number or an address, but got '{text}' instead; put strings that begin with a digit in quotes"))
     }
 
@@ -479,6 +498,7 @@ impl<'a> Reader<'a> {
         };
         for scope in scopes.iter().rev() {
             if let Some(entry) = scope.iter().rev().find(|entry| entry.key == name) {
+                entry.used.set(true);
                 return Ok(entry.value.clone());
             }
         }
@@ -492,6 +512,7 @@ impl<'a> Reader<'a> {
             );
         };
         let mut reader = Reader::new(&text, &format!("${name}"), PathBuf::new(), self.depth + 1);
+        reader.secret = self.secret;
         let mut value = reader.value(&mut vec![Vec::new()])?;
         value.at = at;
         Ok(value)

@@ -3,6 +3,7 @@
 //! May import util and subject. Must not know anything that runs.
 
 pub mod cli;
+pub mod diff;
 pub mod file;
 pub mod options;
 pub mod signal;
