@@ -38,7 +38,9 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
     if let Some(refusal) = changes.iter().find_map(Change::refusal) {
         return Err(refusal);
     }
+    // Whatever can fail comes before anything takes effect.
     let settings = Arc::new(settings(&new, &running.server_id, running.port)?);
+    let log = crate::logging::prepare(&new)?;
     for warning in warnings {
         log::warn!("{warning}");
     }
@@ -54,7 +56,7 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
     if pid_file && let Err(error) = write_pid_file(&new.pid_file) {
         log::error!("Could not write pidfile: {error}");
     }
-    crate::logging::reconfigure(&new)?;
+    crate::logging::switch(log);
     for door in running.shared.mesh.doors() {
         door.command(Command::Reconfigure(settings.clone()));
     }

@@ -7,4 +7,4 @@ pub mod pool;
 pub mod random;
 pub mod region;
 mod sys;
-pub use sys::blanks;
+pub use sys::{blanks, set_thread_nice};
