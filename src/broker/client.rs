@@ -7,7 +7,7 @@
 //! ```
 
 use super::outbox::Outbox;
-use super::perms::Permissions;
+use super::perms::{Answers, Permissions};
 use crate::wire::connect::Connect;
 use crate::wire::parser::{Kind, Parser};
 use hashbrown::HashTable;
@@ -55,6 +55,10 @@ pub struct Client {
     pub unauthorized: bool,
     /// A password is being checked elsewhere; input that came meanwhile waits in `deferred`.
     pub verifying: bool,
+    /// It is the password of a CONNECT, which wants an answer, not one checked again after a reload.
+    pub answer_connect: bool,
+    /// Whoever checks it need not go on once this is gone.
+    pub ticket: Option<Arc<()>>,
     pub deferred: Vec<u8>,
     /// Its first PING after CONNECT was answered: from here on it takes another INFO.
     pub first_pong_sent: bool,
@@ -71,6 +75,8 @@ pub struct Client {
     pub held_by: u32,
     pub kind: Kind,
     pub permissions: Option<Arc<Permissions>>,
+    /// Subjects it may answer on, where its permissions let it answer; rare, hence boxed.
+    pub answers: Option<Box<Answers>>,
     pub parser: Parser,
     /// Subscriptions by sid.
     pub subscriptions: HashTable<u32>,
@@ -114,6 +120,8 @@ impl Client {
             no_responders: false,
             unauthorized,
             verifying: false,
+            answer_connect: false,
+            ticket: None,
             deferred: Vec::new(),
             first_pong_sent: false,
             info_is_old: false,
@@ -124,6 +132,7 @@ impl Client {
             watched: false,
             kind,
             permissions: None,
+            answers: None,
             parser: Parser::new(kind),
             subscriptions: HashTable::new(),
             connect: None,
@@ -144,6 +153,36 @@ impl Client {
 
     pub fn name(&self) -> &str {
         self.connect.as_ref().map_or("", |connect| &connect.name)
+    }
+
+    /// Logs a line on its way out as gnatsd does: without a word on INFO, the sign of +OK, or the
+    /// quotes of an error.
+    #[cold]
+    pub fn trace_out(&self, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_end().trim_start_matches('+');
+        match line.strip_prefix("-ERR ") {
+            Some(text) => log::trace!("{} - <<- [-ERR {}]", self.label(), text.trim_matches('\'')),
+            None if line.starts_with("INFO ") => {}
+            None => log::trace!("{} - <<- [{line}]", self.label()),
+        }
+    }
+
+    /// What a connection said of itself, for the log.
+    pub fn introduction(&self) -> String {
+        let Some(connect) = &self.connect else {
+            return String::new();
+        };
+        let mut text = format!("Client is {:?}", connect.name);
+        if !connect.lang.is_empty() {
+            text += &format!(", {:?} {:?}", connect.lang, connect.version);
+        }
+        for (what, who) in [("user", &connect.user), ("nkey", &connect.nkey)] {
+            if !who.is_empty() {
+                text += &format!(", {what} {who:?}");
+            }
+        }
+        text
     }
 
     /// gnatsd's way to name a connection in the log.

@@ -60,6 +60,8 @@ pub enum Command {
     Verdict {
         slot: Slot,
         cid: u64,
+        /// Gone when this is no answer to the latest question.
+        ticket: std::sync::Weak<()>,
         permissions: Option<Arc<crate::broker::perms::Permissions>>,
         good: bool,
     },
@@ -545,17 +547,17 @@ impl<I: Io> EventLoop<I> {
                 Effect::Verify {
                     slot,
                     cid,
-                    hash,
-                    given,
+                    proof,
                     permissions,
+                    ticket,
                 } => {
                     let job = Job {
                         loop_index: self.index,
                         slot,
                         cid,
-                        hash,
-                        given,
+                        proof,
                         permissions,
+                        ticket,
                     };
                     self.shared.verifier.submit(job, &self.shared);
                 }
@@ -738,11 +740,15 @@ impl<I: Io> EventLoop<I> {
             Command::Verdict {
                 slot,
                 cid,
+                ticket,
                 permissions,
                 good,
             } => {
-                self.broker
-                    .handle_verdict(slot, cid, permissions, good, self.now);
+                // A reload may have asked anew since.
+                if ticket.strong_count() > 0 {
+                    self.broker
+                        .handle_verdict(slot, cid, permissions, good, self.now);
+                }
             }
         }
     }
