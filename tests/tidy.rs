@@ -22,6 +22,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("broker", &["broker", "util", "wire", "subject", "config"]),
     ("monitor", &["monitor", "util", "config", "wire"]),
     ("logging", &["logging", "util", "config"]),
+    ("passwd", &["passwd"]),
     (
         "server",
         &[

@@ -106,9 +106,15 @@ pub fn usage(program: &str) -> String {
             text += &help_line("-c, --config", Kind::Text, "Configuration file.", "");
             text += &help_line("-t", Kind::Bool, "Check the configuration and exit.", "");
             text += &help_line(
+                "passwd",
+                Kind::Bool,
+                "Hash a password for the configuration file.",
+                "",
+            );
+            text += &help_line(
                 "-sl, --signal",
                 Kind::Text,
-                "Send a signal to a running server and exit: stop, quit, reopen, reload, ldm; SIGNAL=PID names the process.",
+                "Send a signal to a running server and exit: stop, quit, reopen, reload, ldm; SIGNAL=PID names the process, by number or pid file.",
                 "",
             );
         }

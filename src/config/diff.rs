@@ -136,11 +136,7 @@ pub fn changes<'o>(old: &'o Options, new: &'o Options) -> Vec<Change<'o>> {
 impl Change<'_> {
     /// Name of the field of `Options`.
     pub fn name(&self) -> &'static str {
-        self.row
-            .field
-            .as_ref()
-            .expect("found by its field")
-            .name
+        self.row.field.as_ref().expect("found by its field").name
     }
 
     fn key(&self) -> String {
@@ -199,11 +195,14 @@ mod tests {
         for field in fields.filter(|name| *name != "config_file") {
             // A block of options is named as `block.field`, joined.
             let own = rows.iter().filter(|name| **name == field).count();
-            let inside = rows.iter().any(|name| name.starts_with(&format!("{field}.")));
+            let inside = rows
+                .iter()
+                .any(|name| name.starts_with(&format!("{field}.")));
             assert!(own == 1 || inside, "{field} is found by {own} rows");
         }
         rows.sort_unstable();
-        rows.windows(2).for_each(|pair| assert_ne!(pair[0], pair[1]));
+        rows.windows(2)
+            .for_each(|pair| assert_ne!(pair[0], pair[1]));
     }
 
     #[test]

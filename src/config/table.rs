@@ -87,7 +87,11 @@ impl Trouble {
     }
 
     fn or<T>(self, value: T) -> Result<T, Trouble> {
-        if self.0.is_empty() { Ok(value) } else { Err(self) }
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(self)
+        }
     }
 }
 
@@ -382,11 +386,7 @@ fn allow_responses(value: &Value) -> Result<Option<ResponseOptions>, Trouble> {
 
 fn users(value: &Value) -> Result<Vec<UserOptions>, Trouble> {
     let Data::Array(values) = &value.data else {
-        return Err(format!(
-            "Expected users field to be an array, got {}",
-            value.kind()
-        )
-        .into());
+        return Err(format!("Expected users field to be an array, got {}", value.kind()).into());
     };
     let mut trouble = Trouble::default();
     let users = values

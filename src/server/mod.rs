@@ -12,4 +12,4 @@ mod settings;
 mod signals;
 mod verifier;
 
-pub use run::{StartError, run};
+pub use run::{StartError, hold_signals, run};

@@ -16,6 +16,7 @@ use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -38,6 +39,7 @@ pub enum StartError {
         error: std::io::Error,
     },
     PidFile(std::io::Error),
+    PortsFile(std::io::Error),
     Loop(std::io::Error),
 }
 
@@ -58,6 +60,7 @@ impl std::fmt::Display for StartError {
                 write!(f, "{what}: {address}, \"listen tcp {address}: {reason}\"")
             }
             Self::PidFile(error) => write!(f, "Could not write pidfile: {error}"),
+            Self::PortsFile(error) => write!(f, "Could not write ports file: {error}"),
             Self::Loop(error) => write!(f, "event loop: {error}"),
         }
     }
@@ -84,10 +87,10 @@ pub(super) struct Running {
     pub port: u16,
 }
 
-/// Runs the server until a signal ends it.
-pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
-    let features = uring::probe().map_err(StartError::Unusable)?;
-    // Signals are taken by this thread alone; the threads it starts inherit the mask.
+/// Keeps signals for the calling thread, to be waited for; threads it starts later inherit that. A
+/// thread started before would take a signal that comes while this one is busy, and the process
+/// would die of it: so this comes first of all.
+pub fn hold_signals() -> nix::Result<SigSet> {
     let signals = SigSet::from_iter([
         Signal::SIGINT,
         Signal::SIGTERM,
@@ -96,6 +99,13 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         Signal::SIGUSR2,
     ]);
     signals.thread_block()?;
+    Ok(signals)
+}
+
+/// Runs the server until a signal ends it.
+pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
+    let features = uring::probe().map_err(StartError::Unusable)?;
+    let signals = hold_signals()?;
     raise_descriptor_limit();
 
     log::info!(
@@ -114,6 +124,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     }
 
     let server_id = Random::from_entropy().id();
+    let mut ports = Ports::default();
     let monitor_listener = match options.http_port {
         0 => None,
         port => {
@@ -124,11 +135,13 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             };
             let (listener, bound) = listen("Error starting http monitor", host, port)?;
             log::info!("Starting http monitor on {bound}");
+            ports.monitoring.push(format!("http://{bound}"));
             Some(listener)
         }
     };
     let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
     log::info!("Listening for client connections on {bound}");
+    ports.nats.push(format!("nats://{bound}"));
     log::debug!("Server id is {server_id}");
 
     let settings = settings(&options, &server_id, bound.port()).map_err(StartError::Options)?;
@@ -141,6 +154,9 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     });
     let (threads, gates) = start_loops(&shared, &Arc::new(settings), listener)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
+    let ports_file = ports
+        .write(&options.ports_file_dir)
+        .map_err(StartError::PortsFile)?;
     let monitor = Arc::new(Monitor::new(
         shared.clone(),
         &options,
@@ -177,6 +193,11 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         }
     }
     log::info!("Server Exiting..");
+    if let Some(path) = ports_file
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        log::warn!("Could not remove {}: {error}", path.display());
+    }
     for door in running.shared.mesh.doors() {
         door.command(Command::Stop);
     }
@@ -324,6 +345,39 @@ pub(super) fn write_pid_file(path: &str) -> std::io::Result<()> {
         .mode(0o660)
         .open(path)?;
     std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes())
+}
+
+/// The addresses listened on, for whoever started us on any free port.
+#[derive(Default, serde::Serialize)]
+struct Ports {
+    nats: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    monitoring: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cluster: Vec<String>,
+}
+
+impl Ports {
+    /// Writes `<program>_<pid>.ports` in a folder, whole or not at all; None where none is named.
+    fn write(&self, folder: &str) -> std::io::Result<Option<PathBuf>> {
+        if folder.is_empty() {
+            return Ok(None);
+        }
+        let program = std::env::args_os().next().map(PathBuf::from);
+        let program = program
+            .as_deref()
+            .and_then(|path| path.file_name()?.to_str());
+        let name = format!(
+            "{}_{}.ports",
+            program.unwrap_or("midge"),
+            std::process::id()
+        );
+        let path = Path::new(folder).join(&name);
+        let partial = Path::new(folder).join(format!(".{name}.partial"));
+        std::fs::write(&partial, serde_json::to_vec(self)?)?;
+        std::fs::rename(&partial, &path)?;
+        Ok(Some(path))
+    }
 }
 
 /// Takes no new clients, tells those it has, and lets them go one by one so that they do not all

@@ -107,9 +107,27 @@ impl Server {
             * 1024
     }
 
-    pub fn stop(mut self) {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+        nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// SIGHUP, and waits for the line that says how it went.
+    pub fn reload(&self) {
+        let words = "oad server configuration";
+        let told =
+            || self.log().matches(words).count() + self.log().matches("Reloaded server").count();
+        let before = told();
+        self.signal(nix::sys::signal::Signal::SIGHUP);
+        until(words, || told() > before);
+    }
+
+    pub fn stop(mut self) {
+        self.signal(nix::sys::signal::Signal::SIGINT);
         assert!(self.child.wait().unwrap().success(), "{}", self.log());
     }
 
