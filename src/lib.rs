@@ -11,12 +11,15 @@ pub mod monitor;
 pub mod passwd;
 pub mod server;
 pub mod subject;
+pub mod tls;
 pub mod uring;
 pub mod util;
 pub mod wire;
 
 /// The version of gnatsd whose behaviour midge reproduces; clients see it in INFO.
 pub const COMPATIBLE_VERSION: &str = "1.1.0";
+/// The version of NATS Streaming Server whose behaviour midge reproduces.
+pub const STREAMING_VERSION: &str = "0.9.2";
 /// midge's own version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit this binary was built from, empty outside a git checkout.

@@ -8,6 +8,7 @@
 
 use super::outbox::Outbox;
 use super::perms::{Answers, Permissions};
+use super::route::Route;
 use crate::wire::connect::Connect;
 use crate::wire::parser::{Kind, Parser};
 use hashbrown::HashTable;
@@ -35,6 +36,13 @@ pub struct Traffic {
     pub messages_out: u64,
     pub bytes_in: u64,
     pub bytes_out: u64,
+}
+
+/// What a TLS connection agreed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsInfo {
+    pub version: &'static str,
+    pub cipher_suite: Box<str>,
 }
 
 #[derive(Debug)]
@@ -77,6 +85,10 @@ pub struct Client {
     pub permissions: Option<Arc<Permissions>>,
     /// Subjects it may answer on, where its permissions let it answer; rare, hence boxed.
     pub answers: Option<Box<Answers>>,
+    /// There exactly where `kind` is Route.
+    pub route: Option<Box<Route>>,
+    /// Once a TLS handshake is done.
+    pub tls: Option<Box<TlsInfo>>,
     pub parser: Parser,
     /// Subscriptions by sid.
     pub subscriptions: HashTable<u32>,
@@ -133,6 +145,8 @@ impl Client {
             kind,
             permissions: None,
             answers: None,
+            route: None,
+            tls: None,
             parser: Parser::new(kind),
             subscriptions: HashTable::new(),
             connect: None,

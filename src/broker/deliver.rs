@@ -7,12 +7,14 @@ use super::client::{Client, Phase, PublisherRef};
 use super::mail::{Envelope, Groups};
 use super::outbox::put;
 use super::peers::BACKLOG_BYTES_MAX;
+use super::propagate::{Address, QUEUE_SID_PREFIX};
+use super::settings::Settings;
 use super::subs::{Subscription, Target};
 use super::{Broker, Slot, hold, mark_dirty};
 use crate::subject::sublist::{InterestId, QueueId};
 use crate::util::pool::Pool;
 use crate::wire::encode::tail_without_headers;
-use crate::wire::parser::{Message, Padded, SHARED_BYTES_MIN};
+use crate::wire::parser::{Kind, Message, Padded, SHARED_BYTES_MIN};
 use bytes::Bytes;
 use slab::Slab;
 use std::collections::HashMap;
@@ -30,6 +32,14 @@ pub(super) struct Origin {
     pub hops: u8,
     /// Receivers known elsewhere.
     pub others: u32,
+    /// It came over a route: it goes to no other one.
+    pub from_route: bool,
+}
+
+/// Where a subscription leads when it is not one of this loop's own clients.
+enum Beyond {
+    Loop(u16),
+    Route(Slot),
 }
 
 /// One message on its way to its receivers, with the forms of it made so far.
@@ -43,6 +53,20 @@ struct Delivery<'m, 'a> {
     reached_peers: u32,
 }
 
+impl<'m, 'a> Delivery<'m, 'a> {
+    #[inline(always)]
+    fn new(message: &'m Message<'a>, owned: Option<Bytes>, no_echo: Option<Slot>) -> Self {
+        Self {
+            message,
+            owned,
+            without_headers: None,
+            no_echo,
+            receivers: 0,
+            reached_peers: 0,
+        }
+    }
+}
+
 /// Connections and subscriptions with what delivery to them needs; a value of its own, so that it
 /// can be changed while the sublist is being read.
 pub(super) struct Receivers {
@@ -53,8 +77,9 @@ pub(super) struct Receivers {
     /// Subscription ids too long for the record.
     pub long_sids: HashMap<u32, Box<[u8]>>,
     pub pool: Pool,
-    /// Backlog beyond which a receiver is cut off.
+    /// Backlog beyond which a client, and a route, is cut off.
     pub pending_bytes_max: usize,
+    pub route_pending_bytes_max: usize,
     /// Connections with output for the next flush pass.
     pub dirty: Vec<Slot>,
     /// Per message, worked off in `finish`: subscriptions whose limit it used up, receivers above
@@ -101,33 +126,28 @@ impl Broker {
         owned: Option<Bytes>,
         matched: &[InterestId],
     ) -> u32 {
-        let mut delivery = Delivery {
-            message,
-            owned,
-            without_headers: None,
-            no_echo: origin.no_echo,
-            receivers: 0,
-            reached_peers: 0,
-        };
+        let mut delivery = Delivery::new(message, owned, origin.no_echo);
         let mut grouped = false;
         let Self {
             receivers,
             sublist,
             matched_peers,
             peers,
+            reached_routes,
             ..
         } = self;
         for id in matched {
             let interest = sublist.interest(*id);
             for subscription in interest.plain() {
-                if let Some(index) = receivers.deliver_one(&mut delivery, *subscription, None) {
-                    let peer = &mut peers[index as usize];
-                    if !peer.plain {
-                        peer.plain = true;
-                        if peer.groups.is_empty() {
-                            matched_peers.push(index);
-                        }
+                match receivers.deliver_one(&mut delivery, *subscription, None) {
+                    None => {}
+                    Some(Beyond::Loop(index)) => {
+                        peers[index as usize].ask_plain(index, matched_peers)
                     }
+                    Some(Beyond::Route(slot)) if !origin.from_route => {
+                        receivers.deliver_once(&mut delivery, *subscription, slot, reached_routes);
+                    }
+                    Some(Beyond::Route(_)) => {}
                 }
             }
             grouped |= !interest.groups().is_empty();
@@ -221,15 +241,14 @@ impl Broker {
                 return;
             };
             let before = delivery.receivers;
-            if let Some(index) =
-                receivers.deliver_one(delivery, subscription, Some(sublist.queue_name(queue)))
-            {
-                let peer = &mut peers[index as usize];
-                if !peer.plain && peer.groups.is_empty() {
-                    matched_peers.push(index);
+            match receivers.deliver_one(delivery, subscription, Some(sublist.queue_name(queue))) {
+                None => {}
+                Some(Beyond::Loop(index)) => {
+                    return peers[index as usize].ask_group(index, queue, matched_peers);
                 }
-                peer.groups.push(queue);
-                return;
+                Some(Beyond::Route(slot)) => {
+                    receivers.deliver_to_route(delivery, subscription, slot)
+                }
             }
             if delivery.receivers > before {
                 return;
@@ -249,24 +268,27 @@ impl Broker {
     ) {
         let mut matched = std::mem::take(&mut self.matched);
         self.sublist.matches(message.subject.bytes(), &mut matched);
-        let mut delivery = Delivery {
-            message,
-            owned,
-            without_headers: None,
-            no_echo: None,
-            receivers: 0,
-            reached_peers: 0,
-        };
+        let mut delivery = Delivery::new(message, owned, None);
         let Self {
-            receivers, sublist, ..
+            receivers,
+            sublist,
+            reached_routes,
+            ..
         } = self;
         if plain {
             for id in &matched {
                 for subscription in sublist.interest(*id).plain() {
                     // The publisher's loop itself serves the other loops.
-                    receivers.deliver_one(&mut delivery, *subscription, None);
+                    if let Some(Beyond::Route(slot)) =
+                        receivers.deliver_one(&mut delivery, *subscription, None)
+                    {
+                        receivers.deliver_once(&mut delivery, *subscription, slot, reached_routes);
+                    }
                 }
             }
+        }
+        if !message.sid.is_empty() {
+            self.deliver_to_addressee(&mut delivery, &matched, message.sid);
         }
         for name in groups {
             self.deliver_to_named_group(origin, &mut delivery, &matched, name);
@@ -289,7 +311,7 @@ impl Broker {
         let local = |broker: &Self, subscription: u32| {
             matches!(
                 broker.receivers.subscriptions[subscription as usize].target(),
-                Target::Client(_)
+                Target::Client(_) | Target::Route(_)
             )
         };
         let mut candidates: Vec<u32> = Vec::new();
@@ -310,8 +332,13 @@ impl Broker {
         for step in 0..candidates.len() {
             let subscription = candidates[(start + step) % candidates.len()];
             let before = delivery.receivers;
-            self.receivers
+            let beyond = self
+                .receivers
                 .deliver_one(delivery, subscription, Some(name));
+            if let Some(Beyond::Route(slot)) = beyond {
+                self.receivers
+                    .deliver_to_route(delivery, subscription, slot);
+            }
             if delivery.receivers > before {
                 return;
             }
@@ -321,12 +348,110 @@ impl Broker {
         }
     }
 
+    /// A message that came over a route: to our own plain subscriptions, or to the queue member it is
+    /// addressed to.
+    pub(super) fn deliver_from_route(
+        &mut self,
+        origin: &Origin,
+        message: &Message<'_>,
+        owned: Option<Bytes>,
+    ) {
+        let Some(member) = message.sid.strip_prefix(QUEUE_SID_PREFIX) else {
+            self.deliver_plain(origin, message, owned);
+            return;
+        };
+        let Some(address) = member
+            .strip_prefix(b":")
+            .filter(|a| Address::parse(a).is_some())
+        else {
+            log::error!(
+                "Unable to deliver messaage: invalid QRSID: {}",
+                String::from_utf8_lossy(message.sid)
+            );
+            return;
+        };
+        let mut matched = std::mem::take(&mut self.matched);
+        self.sublist.matches(message.subject.bytes(), &mut matched);
+        let mut delivery = Delivery::new(message, owned, None);
+        self.deliver_to_addressee(&mut delivery, &matched, address);
+        self.matched = matched;
+        self.finish(origin, &mut delivery);
+    }
+
+    fn deliver_plain(&mut self, origin: &Origin, message: &Message<'_>, owned: Option<Bytes>) {
+        let mut matched = std::mem::take(&mut self.matched);
+        self.sublist.matches(message.subject.bytes(), &mut matched);
+        let mut delivery = Delivery::new(message, owned, None);
+        let Self {
+            receivers,
+            sublist,
+            matched_peers,
+            peers,
+            ..
+        } = self;
+        for id in &matched {
+            for subscription in sublist.interest(*id).plain() {
+                // Routes get nothing: one hop only.
+                if let Some(Beyond::Loop(index)) =
+                    receivers.deliver_one(&mut delivery, *subscription, None)
+                {
+                    peers[index as usize].ask_plain(index, matched_peers);
+                }
+            }
+        }
+        self.matched = matched;
+        self.finish(origin, &mut delivery);
+    }
+
+    /// One member of a queue group, chosen by the server that sent the message. When it has gone, or
+    /// has had all it wanted, another member gets it, wherever that is.
+    fn deliver_to_addressee(
+        &mut self,
+        delivery: &mut Delivery<'_, '_>,
+        matched: &[InterestId],
+        address: &[u8],
+    ) {
+        let Some(Address { cid, sid }) = Address::parse(address) else {
+            return;
+        };
+        let home = self.loop_of(cid);
+        if home != self.loop_index {
+            self.peers[usize::from(home)].ask_member(home, address, &mut self.matched_peers);
+            return;
+        }
+        let subscription = self
+            .slot_of(cid)
+            .and_then(|slot| self.find_subscription(slot, sid));
+        let mut queue = None;
+        if let Some(id) = subscription {
+            queue = self.receivers.subscriptions[id as usize].queue;
+            let name = queue.map(|queue| self.sublist.queue_name(queue));
+            if name.is_some() {
+                let before = delivery.receivers;
+                self.receivers.deliver_one(delivery, id, name);
+                if delivery.receivers > before {
+                    return;
+                }
+            }
+        }
+        // Of a member that has gone the group is not known any more: any group that listens will do.
+        let queue = queue.or_else(|| {
+            let groups = |id: &InterestId| self.sublist.interest(*id).groups();
+            matched.iter().find_map(|id| Some(groups(id).first()?.id()))
+        });
+        if queue.is_some() {
+            self.deliver_to_groups(delivery, matched, queue);
+        }
+    }
+
     /// What is left to do once all receivers have been visited.
     #[inline]
     fn finish(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) {
         if !self.matched_peers.is_empty() {
             self.send_to_peers(origin, delivery);
         }
+        self.reached_routes.clear();
+        self.totals.fanout_max = self.totals.fanout_max.max(delivery.receivers);
         self.totals.traffic.messages_out += u64::from(delivery.receivers);
         self.totals.traffic.bytes_out +=
             u64::from(delivery.receivers) * delivery.message.body_bytes as u64;
@@ -346,7 +471,7 @@ impl Broker {
             }
         }
         for subscription in std::mem::take(&mut self.receivers.expired) {
-            if let Some(Target::Client(slot)) = self
+            if let Some(Target::Client(slot) | Target::Route(slot)) = self
                 .receivers
                 .subscriptions
                 .get(subscription as usize)
@@ -362,12 +487,10 @@ impl Broker {
         }
         for slot in std::mem::take(&mut self.receivers.overflowed) {
             let subject = String::from_utf8_lossy(delivery.message.subject.bytes()).into_owned();
+            let max = self.receivers.pending_bytes_max(slot);
             self.cut_off(
                 slot,
-                format!(
-                    "more than max_pending ({}) on {subject:?}",
-                    self.settings.pending_bytes_max
-                ),
+                format!("more than max_pending ({max}) on {subject:?}"),
             );
         }
         if !self.receivers.behind.is_empty() {
@@ -386,6 +509,10 @@ impl Broker {
             let peer = &mut peers[*index as usize];
             let groups = std::mem::take(&mut peer.groups);
             let plain = std::mem::take(&mut peer.plain);
+            let message = &Message {
+                sid: &peer.member,
+                ..*message
+            };
             let envelope = Envelope {
                 plain,
                 hops: origin.hops + u8::from(origin.from_loop.is_some()),
@@ -397,6 +524,7 @@ impl Broker {
                 .push_message(message, delivery.owned.as_ref(), envelope, names);
             peer.groups = groups;
             peer.groups.clear();
+            peer.member.clear();
             if peer.backlog + peer.outgoing.weight > BACKLOG_BYTES_MAX {
                 self.wait_for_peer(*index, origin.publisher);
             }
@@ -429,14 +557,7 @@ impl Broker {
             interest.plain().iter().copied().find(|id| own(self, id))
         });
         if let Some(subscription) = subscription {
-            let mut delivery = Delivery {
-                message: &message,
-                owned: None,
-                without_headers: None,
-                no_echo: None,
-                receivers: 0,
-                reached_peers: 0,
-            };
+            let mut delivery = Delivery::new(&message, None, None);
             self.receivers
                 .deliver_one(&mut delivery, subscription, None);
             let origin = Origin {
@@ -445,6 +566,7 @@ impl Broker {
                 from_loop: None,
                 hops: 0,
                 others: 0,
+                from_route: false,
             };
             self.finish(&origin, &mut delivery);
         }
@@ -452,14 +574,15 @@ impl Broker {
 }
 
 impl Receivers {
-    pub fn new(pool: Pool, pending_bytes_max: usize) -> Self {
+    pub fn new(pool: Pool) -> Self {
         Self {
             clients: Slab::new(),
             subscriptions: Slab::new(),
             limits: HashMap::new(),
             long_sids: HashMap::new(),
             pool,
-            pending_bytes_max,
+            pending_bytes_max: usize::MAX,
+            route_pending_bytes_max: usize::MAX,
             dirty: Vec::new(),
             expired: Vec::new(),
             behind: Vec::new(),
@@ -475,18 +598,32 @@ impl Receivers {
             && self.overflowed.is_empty())
     }
 
-    /// Appends the message for one subscription; Some(index) when that stands for another loop.
+    pub fn set_limits(&mut self, settings: &Settings) {
+        self.pending_bytes_max = settings.pending_bytes_max;
+        let cluster = settings.cluster.as_ref();
+        self.route_pending_bytes_max = cluster.map_or(0, |cluster| cluster.pending_bytes_max);
+    }
+
+    fn pending_bytes_max(&self, slot: Slot) -> usize {
+        match self.clients[slot as usize].kind {
+            Kind::Client => self.pending_bytes_max,
+            Kind::Route => self.route_pending_bytes_max,
+        }
+    }
+
+    /// Appends the message for one subscription, unless that leads elsewhere.
     #[inline(always)]
     fn deliver_one(
         &mut self,
         delivery: &mut Delivery<'_, '_>,
         id: u32,
         queue: Option<&[u8]>,
-    ) -> Option<u16> {
+    ) -> Option<Beyond> {
         let subscription = &mut self.subscriptions[id as usize];
         let slot = match subscription.target() {
             Target::Client(slot) => slot,
-            Target::Loop(index) => return Some(index),
+            Target::Route(slot) => return Some(Beyond::Route(slot)),
+            Target::Loop(index) => return Some(Beyond::Loop(index)),
         };
         let client = &mut self.clients[slot as usize];
         if delivery.no_echo == Some(slot) || client.phase != Phase::Open {
@@ -520,41 +657,106 @@ impl Receivers {
                 }
             }
         }
+        let sid = match subscription.short_sid() {
+            Some(sid) => sid,
+            None => Padded::exact(&self.long_sids[&id]),
+        };
+        append_message(delivery, client, sid, &mut self.pool);
         subscription.delivered += 1;
         if may_answer {
             self.requested.push(slot);
+        }
+        mark_dirty(client, slot, &mut self.dirty);
+        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
+            self.note_backlog(slot, self.pending_bytes_max);
+        }
+        None
+    }
+
+    /// A receiver above its high-water mark.
+    #[cold]
+    fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
+        let client = &self.clients[slot as usize];
+        if client.outbox.pending() > pending_bytes_max {
+            self.overflowed.push(slot);
+        } else if !client.stuck {
+            self.behind.push(slot);
+        }
+    }
+
+    /// A route gets a message once, however many of its plain subscriptions match.
+    #[cold]
+    fn deliver_once(
+        &mut self,
+        delivery: &mut Delivery<'_, '_>,
+        id: u32,
+        slot: Slot,
+        reached: &mut Vec<Slot>,
+    ) {
+        if reached.contains(&slot) {
+            return;
+        }
+        let before = delivery.receivers;
+        self.deliver_to_route(delivery, id, slot);
+        if delivery.receivers > before {
+            reached.push(slot);
+        }
+    }
+
+    /// Sends the message over a route, addressed to one subscription of its other end.
+    fn deliver_to_route(&mut self, delivery: &mut Delivery<'_, '_>, id: u32, slot: Slot) {
+        let subscription = &mut self.subscriptions[id as usize];
+        let client = &mut self.clients[slot as usize];
+        if client.phase != Phase::Open {
+            return;
+        }
+        if subscription.care.limited() {
+            let max = self.limits[&id];
+            if subscription.delivered >= max {
+                return;
+            }
+            if subscription.delivered + 1 == max {
+                self.expired.push(id);
+            }
         }
         let sid = match subscription.short_sid() {
             Some(sid) => sid,
             None => Padded::exact(&self.long_sids[&id]),
         };
-        let headers = message.header_bytes.is_some() && client.headers;
-        if message.tail.len < SHARED_BYTES_MIN && (headers || message.header_bytes.is_none()) {
-            let bytes = 8 + message.subject.len + sid.len + message.tail.len;
-            client.outbox.append_with(&mut self.pool, bytes, |to| {
-                let at = put_head(to, message.subject, sid, headers);
-                put(to, at, message.tail)
-            });
-        } else {
-            append_unusual(client, &mut self.pool, delivery, sid, headers);
-        }
-        if log::log_enabled!(log::Level::Trace) {
-            trace_delivery(client, message, sid, headers);
-        }
-        client.traffic.messages_out += 1;
-        client.traffic.bytes_out += message.body_bytes as u64;
-        delivery.receivers += 1;
+        append_message(delivery, client, sid, &mut self.pool);
+        subscription.delivered += 1;
         mark_dirty(client, slot, &mut self.dirty);
-        let pending = client.outbox.pending();
-        if pending > hold::HIGH_WATER_BYTES {
-            if pending > self.pending_bytes_max {
-                self.overflowed.push(slot);
-            } else if !client.stuck {
-                self.behind.push(slot);
-            }
+        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
+            self.note_backlog(slot, self.route_pending_bytes_max);
         }
-        None
     }
+}
+
+/// `MSG subject sid ` and the tail, into the outbox of a connection that may have it.
+#[inline(always)]
+fn append_message(
+    delivery: &mut Delivery<'_, '_>,
+    client: &mut Client,
+    sid: Padded<'_>,
+    pool: &mut Pool,
+) {
+    let message = delivery.message;
+    let headers = message.header_bytes.is_some() && client.headers;
+    if message.tail.len < SHARED_BYTES_MIN && (headers || message.header_bytes.is_none()) {
+        let bytes = 8 + message.subject.len + sid.len + message.tail.len;
+        client.outbox.append_with(pool, bytes, |to| {
+            let at = put_head(to, message.subject, sid, headers);
+            put(to, at, message.tail)
+        });
+    } else {
+        append_unusual(client, pool, delivery, sid, headers);
+    }
+    if log::log_enabled!(log::Level::Trace) {
+        trace_delivery(client, message, sid, headers);
+    }
+    client.traffic.messages_out += 1;
+    client.traffic.bytes_out += message.body_bytes as u64;
+    delivery.receivers += 1;
 }
 
 #[cold]

@@ -5,6 +5,7 @@ use super::client::Phase;
 use super::deliver::Origin;
 use super::effect::CloseReason;
 use super::perms::Subscribing;
+use super::route::RouteSession;
 use super::subs::Care;
 use super::{Broker, Slot};
 use crate::subject::token;
@@ -34,19 +35,29 @@ impl Broker {
             return;
         }
         let mut parser = std::mem::replace(&mut client.parser, Parser::new(client.kind));
-        let mut session = Session {
-            trace: log::log_enabled!(log::Level::Trace),
-            slot,
-            messages: 0,
-            bytes: 0,
-            broker: self,
+        let (result, messages, payload_bytes) = match client.kind {
+            Kind::Client => {
+                let mut session = Session {
+                    trace: log::log_enabled!(log::Level::Trace),
+                    slot,
+                    messages: 0,
+                    bytes: 0,
+                    broker: self,
+                };
+                let result = parser.parse(bytes, &mut session);
+                (result, session.messages, session.bytes)
+            }
+            Kind::Route => {
+                let mut session = RouteSession {
+                    slot,
+                    messages: 0,
+                    bytes: 0,
+                    broker: self,
+                };
+                let result = parser.parse(bytes, &mut session);
+                (result, session.messages, session.bytes)
+            }
         };
-        let result = parser.parse(bytes, &mut session);
-        let Session {
-            messages,
-            bytes: payload_bytes,
-            ..
-        } = session;
         self.totals.traffic.messages_in += messages;
         self.totals.traffic.bytes_in += payload_bytes;
         let client = &mut self.receivers.clients[slot as usize];
@@ -182,7 +193,7 @@ impl Session<'_> {
     fn check_publish(&mut self, subject: &[u8]) -> bool {
         let now = self.broker.now;
         let client = self.client();
-        let forbidden = (subject.starts_with(RESERVED_PREFIX) && client.kind == Kind::Client)
+        let forbidden = subject.starts_with(RESERVED_PREFIX)
             || client
                 .permissions
                 .as_ref()
@@ -252,6 +263,7 @@ impl Sink for Session<'_> {
             from_loop: None,
             hops: 0,
             others: 0,
+            from_route: false,
         };
         let wants_answer = client.no_responders && message.reply_bytes > 0;
         if client.verbose {

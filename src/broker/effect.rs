@@ -3,7 +3,9 @@
 
 use super::auth::Proof;
 use super::perms::Permissions;
+use crate::config::route_url::RouteUrl;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 #[derive(Debug)]
 pub enum Effect {
@@ -20,6 +22,22 @@ pub enum Effect {
         /// Gone when nobody waits for the answer any more.
         ticket: Weak<()>,
     },
+    /// Make a connection to another server, and hand it to `open_route`.
+    Dial(Dial),
+    /// What clients of all loops are to be told of where else they can connect.
+    ClientUrls(Arc<Vec<String>>),
+}
+
+/// A route to be dialled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dial {
+    pub url: RouteUrl,
+    /// It is in the configuration: it is tried until it is not any more.
+    pub explicit: bool,
+    /// Before the first try.
+    pub wait: Duration,
+    /// After the first, where it is not explicit.
+    pub retries: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

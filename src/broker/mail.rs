@@ -9,7 +9,9 @@
 //!             subject | queue
 //!   message:  kind u8 | plain u8 | groups u16 | hops u8 | shared u8 | - u16
 //!             subject, reply, header (or none), body, tail lengths u32 | others u32
-//!             publisher slot u32, cid u64 | subject | groups: (length u16, name)... | tail
+//!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u16, name)... | sid | tail
+//!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | lines
+//!   wanted:   kind u8 | - | route's slot u32, cid u64
 //! ```
 
 use super::client::PublisherRef;
@@ -20,6 +22,8 @@ use std::os::fd::RawFd;
 
 const KIND_INTEREST: u8 = 1;
 const KIND_MESSAGE: u8 = 2;
+const KIND_ROUTE_LINES: u8 = 3;
+const KIND_INTEREST_WANTED: u8 = 4;
 const NO_HEADERS: u32 = u32::MAX;
 
 /// A connection accepted by one loop for another.
@@ -68,6 +72,20 @@ pub enum Record<'a> {
         envelope: Envelope,
         groups: Groups<'a>,
     },
+    /// SUB and UNSUB lines for one route, or for all there are. Routes live on loop 0.
+    RouteLines {
+        route: Option<RouteRef>,
+        lines: &'a [u8],
+    },
+    /// A route is new: the receiver is to tell it all its subscriptions.
+    InterestWanted { route: RouteRef },
+}
+
+/// Names a route of loop 0 for the other loops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteRef {
+    pub slot: u32,
+    pub cid: u64,
 }
 
 /// Names of queue groups the message is for.
@@ -149,6 +167,8 @@ impl Batch {
         }
         self.bytes
             .extend_from_slice(&envelope.publisher.cid.to_le_bytes());
+        self.bytes
+            .extend_from_slice(&(message.sid.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(subject);
         let mut count = 0u16;
         for name in groups {
@@ -158,11 +178,34 @@ impl Batch {
             count += 1;
         }
         self.bytes[start + 2..start + 4].copy_from_slice(&count.to_le_bytes());
+        self.bytes.extend_from_slice(message.sid);
         match owned {
             Some(owned) => self.shared.push(owned.clone()),
             None => self.bytes.extend_from_slice(tail),
         }
         self.weight += 64 + tail.len();
+    }
+
+    pub fn push_route_lines(&mut self, route: Option<RouteRef>, lines: &[u8]) {
+        self.bytes
+            .extend_from_slice(&[KIND_ROUTE_LINES, u8::from(route.is_some()), 0, 0]);
+        self.bytes
+            .extend_from_slice(&(lines.len() as u32).to_le_bytes());
+        self.push_route(route.unwrap_or(RouteRef { slot: 0, cid: 0 }));
+        self.bytes.extend_from_slice(lines);
+        self.weight += 16 + lines.len();
+    }
+
+    pub fn push_interest_wanted(&mut self, route: RouteRef) {
+        self.bytes
+            .extend_from_slice(&[KIND_INTEREST_WANTED, 0, 0, 0]);
+        self.push_route(route);
+        self.weight += 16;
+    }
+
+    fn push_route(&mut self, route: RouteRef) {
+        self.bytes.extend_from_slice(&route.slot.to_le_bytes());
+        self.bytes.extend_from_slice(&route.cid.to_le_bytes());
     }
 
     pub fn records(&self, from_loop: u16) -> Records<'_> {
@@ -188,6 +231,18 @@ impl<'a> Records<'a> {
         let (number, rest) = self.bytes.split_first_chunk().expect("a whole record");
         self.bytes = rest;
         u32::from_le_bytes(*number)
+    }
+
+    #[inline]
+    fn long_number(&mut self) -> u64 {
+        u64::from(self.number()) | u64::from(self.number()) << 32
+    }
+
+    fn route(&mut self) -> RouteRef {
+        RouteRef {
+            slot: self.number(),
+            cid: self.long_number(),
+        }
     }
 
     #[inline]
@@ -226,7 +281,8 @@ impl<'a> Iterator for Records<'a> {
                     others,
                     slot,
                 ] = lengths;
-                let cid = u64::from(self.number()) | u64::from(self.number()) << 32;
+                let cid = self.long_number();
+                let sid_len = self.number();
                 let subject = Padded::new(self.bytes, subject_len as usize);
                 self.take(subject_len as usize);
                 let groups = self.bytes;
@@ -235,6 +291,7 @@ impl<'a> Iterator for Records<'a> {
                     self.bytes = &rest[u16::from_le_bytes(*length) as usize..];
                 }
                 let groups = Groups(&groups[..groups.len() - self.bytes.len()]);
+                let sid = self.take(sid_len as usize);
                 let owned = (shared == 1).then(|| self.shared.next().expect("named by the record"));
                 let tail = match owned {
                     Some(owned) => Padded::exact(owned),
@@ -250,7 +307,7 @@ impl<'a> Iterator for Records<'a> {
                     reply_bytes: reply_len as usize,
                     header_bytes: (header_len != NO_HEADERS).then_some(header_len),
                     body_bytes: body_len as usize,
-                    sid: b"",
+                    sid,
                 };
                 let publisher = PublisherRef {
                     loop_index: self.from_loop,
@@ -270,6 +327,18 @@ impl<'a> Iterator for Records<'a> {
                     groups,
                 })
             }
+            KIND_ROUTE_LINES => {
+                let length = self.number();
+                let route = self.route();
+                let lines = self.take(length as usize);
+                Some(Record::RouteLines {
+                    route: (flag == 1).then_some(route),
+                    lines,
+                })
+            }
+            KIND_INTEREST_WANTED => Some(Record::InterestWanted {
+                route: self.route(),
+            }),
             other => unreachable!("record of kind {other}"),
         }
     }
@@ -308,7 +377,7 @@ mod tests {
             reply_bytes: 2,
             header_bytes: Some(12),
             body_bytes: 14,
-            sid: b"",
+            sid: b"7:1",
         };
         let owned = Bytes::from_static(b"2\r\nhi\r\n");
         let large = Message {
@@ -321,6 +390,10 @@ mod tests {
         batch.push_interest(b"a.*", None, 1);
         batch.push_message(&small, None, envelope, [&b"q1"[..], b"q2"].into_iter());
         batch.push_interest(b"b", Some(b"q"), 4);
+        let route = RouteRef { slot: 3, cid: 9 };
+        batch.push_route_lines(Some(route), b"SUB a  RSID:1:1\r\n");
+        batch.push_route_lines(None, b"UNSUB RSID:1:1\r\n");
+        batch.push_interest_wanted(route);
         batch.push_message(
             &large,
             Some(&owned),
@@ -344,6 +417,10 @@ mod tests {
                         queue.map(<[u8]>::escape_ascii).map(|q| q.to_string())
                     )
                 }
+                Record::RouteLines { route, lines } => {
+                    format!("lines {:?} {}", route.map(|r| r.cid), lines.escape_ascii())
+                }
+                Record::InterestWanted { route } => format!("wanted {}", route.cid),
                 Record::Message {
                     message: m,
                     owned,
@@ -353,7 +430,8 @@ mod tests {
                     assert_eq!(e.publisher, publisher);
                     let groups: Vec<_> = groups.map(|g| g.escape_ascii().to_string()).collect();
                     format!(
-                        "{} {:?} {:?} {} {} {} {} {groups:?} {}",
+                        "{} {} {:?} {:?} {} {} {} {} {groups:?} {}",
+                        m.sid.escape_ascii(),
                         m.subject.bytes().escape_ascii(),
                         m.reply().map(<[u8]>::len),
                         m.header_bytes,
@@ -370,9 +448,12 @@ mod tests {
             shown,
             [
                 "a.* None 1",
-                r#"foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 5 ["q1", "q2"] false"#,
+                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 5 ["q1", "q2"] false"#,
                 "b Some(\"q\") 4",
-                r#"foo None None hi\r\n false 1 5 [] true"#,
+                "lines Some(9) SUB a  RSID:1:1\\r\\n",
+                "lines None UNSUB RSID:1:1\\r\\n",
+                "wanted 9",
+                r#"7:1 foo None None hi\r\n false 1 5 [] true"#,
             ]
         );
         batch.clear();

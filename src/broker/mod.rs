@@ -17,7 +17,10 @@ pub mod mail;
 pub mod outbox;
 mod peers;
 pub mod perms;
+pub mod propagate;
+pub mod route;
 pub mod settings;
+pub mod snapshot;
 mod subs;
 mod timers;
 
@@ -33,6 +36,7 @@ use effect::{CloseReason, Effect};
 use outbox::Piece;
 use peers::Peer;
 use settings::Settings;
+use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::net::SocketAddr;
@@ -61,6 +65,15 @@ pub struct Broker {
     /// Lists reused from message to message: patterns that match, and other loops it goes to.
     matched: Vec<InterestId>,
     matched_peers: Vec<u16>,
+    /// Routes the current message went over already.
+    reached_routes: Vec<Slot>,
+    routes: route::Routes,
+    /// Connections by cid, where routes may ask for them.
+    slots: HashMap<u64, Slot>,
+    /// The line for routes being written.
+    route_line: Vec<u8>,
+    /// Where else clients can connect; empty until another server was seen.
+    client_urls: Arc<Vec<String>>,
     totals: Totals,
     slow_consumers: Vec<SlowConsumer>,
 }
@@ -71,6 +84,11 @@ pub struct Totals {
     pub traffic: Traffic,
     pub connections: u64,
     pub slow_consumers: u64,
+    /// Subscriptions that came and went.
+    pub inserts: u64,
+    pub removes: u64,
+    /// Most receivers a message had.
+    pub fanout_max: u32,
 }
 
 /// One connection that was cut off because it did not read.
@@ -81,6 +99,7 @@ pub struct SlowConsumer {
     pub name: String,
     pub pending_bytes: usize,
     pub cause: String,
+    pub at: std::time::SystemTime,
 }
 
 /// The latest slow consumers kept for monitoring.
@@ -97,10 +116,12 @@ impl Broker {
         now: Instant,
     ) -> Self {
         let mut random = random;
+        let mut receivers = Receivers::new(Pool::new(region));
+        receivers.set_limits(&settings);
         Self {
             loop_index,
             now,
-            receivers: Receivers::new(Pool::new(region), settings.pending_bytes_max),
+            receivers,
             settings,
             sublist: Sublist::new(random.next_u64()),
             local: peers::LocalInterest::default(),
@@ -111,6 +132,11 @@ impl Broker {
             nonce_key: RandomState::new(),
             matched: Vec::new(),
             matched_peers: Vec::new(),
+            reached_routes: Vec::new(),
+            routes: route::Routes::default(),
+            slots: HashMap::new(),
+            route_line: Vec::new(),
+            client_urls: Arc::default(),
             totals: Totals::default(),
             slow_consumers: Vec::new(),
         }
@@ -120,6 +146,12 @@ impl Broker {
 
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings
+    }
+
+    /// Clients that are not on their way out.
+    pub fn open_clients(&self) -> impl Iterator<Item = (Slot, &Client)> {
+        self.clients()
+            .filter(|(_, client)| client.kind == Kind::Client && client.phase == Phase::Open)
     }
 
     pub fn client(&self, slot: Slot) -> Option<&Client> {
@@ -178,14 +210,15 @@ impl Broker {
 
     // ---- a connection's life
 
-    /// A new connection; its INFO is pending when this returns.
-    pub fn open(&mut self, cid: u64, peer: SocketAddr, kind: Kind, now: Instant) -> Slot {
+    /// A new client; its INFO is pending when this returns.
+    pub fn open(&mut self, cid: u64, peer: SocketAddr, now: Instant) -> Slot {
         self.now = now;
         let unauthorized = self.settings.auth.required();
-        let slot = self
-            .receivers
-            .clients
-            .insert(Client::new(cid, kind, peer, unauthorized)) as Slot;
+        let client = Client::new(cid, Kind::Client, peer, unauthorized);
+        let slot = self.receivers.clients.insert(client) as Slot;
+        if self.settings.cluster.is_some() {
+            self.slots.insert(cid, slot);
+        }
         self.totals.connections += 1;
         let line = self.info_line(slot);
         self.append(slot, line.as_bytes());
@@ -214,6 +247,7 @@ impl Broker {
         if let Some(nonce) = self.nonce(slot) {
             info.nonce = String::from_utf8_lossy(&nonce).into_owned();
         }
+        info.connect_urls = self.client_urls.to_vec();
         info.client_line()
     }
 
@@ -269,12 +303,20 @@ impl Broker {
         }
         client.phase = Phase::Closing;
         client.ticket = None;
-        log::debug!("{} - Client connection closed", client.label());
+        let (kind, cid) = (client.kind, client.cid);
+        match kind {
+            Kind::Client => log::debug!("{} - Client connection closed", client.label()),
+            Kind::Route => log::debug!("{} - Router connection closed", client.label()),
+        }
         let subscriptions = std::mem::take(&mut client.subscriptions);
         for subscription in subscriptions {
             self.forget_subscription(subscription);
         }
         self.let_publishers_go(slot);
+        match kind {
+            Kind::Client => drop(self.slots.remove(&cid)),
+            Kind::Route => self.route_closed(slot),
+        }
         self.effects.push(Effect::Close { slot, why });
     }
 
@@ -357,6 +399,7 @@ impl Broker {
             name: client.name().to_owned(),
             pending_bytes: client.outbox.pending(),
             cause,
+            at: std::time::SystemTime::now(),
         };
         log::info!(
             "{} - Slow Consumer Detected: name {:?}, {} bytes pending, {}",
@@ -379,7 +422,7 @@ impl Broker {
     /// that are not allowed any more end.
     pub fn reconfigure(&mut self, settings: Arc<Settings>, now: Instant) {
         self.now = now;
-        self.receivers.pending_bytes_max = settings.pending_bytes_max;
+        self.receivers.set_limits(&settings);
         let judge_again = settings.auth != self.settings.auth;
         self.settings = settings;
         if !judge_again {
@@ -453,6 +496,9 @@ impl Broker {
     pub fn announce(&mut self) {
         let mut slots = Vec::new();
         for (slot, client) in &mut self.receivers.clients {
+            if client.kind == Kind::Route {
+                continue;
+            }
             if client.first_pong_sent && client.understands_info() {
                 slots.push(slot as Slot);
             } else {
@@ -463,6 +509,27 @@ impl Broker {
             let line = self.info_line(slot);
             self.append(slot, line.as_bytes());
         }
+    }
+
+    /// New addresses for clients; those that understand it are told.
+    pub fn set_client_urls(&mut self, urls: Arc<Vec<String>>) {
+        self.client_urls = urls;
+        self.announce();
+    }
+
+    /// A connection does TLS.
+    pub fn set_tls(&mut self, slot: Slot, info: client::TlsInfo) {
+        self.receivers.clients[slot as usize].tls = Some(Box::new(info));
+    }
+
+    /// Output memory, as `start_write` names it.
+    pub fn output(&self, offset: u32, len: u32) -> &[u8] {
+        self.receivers.pool.bytes(offset, len)
+    }
+
+    /// Closes a connection whose carrier has failed; what that has to say may still leave.
+    pub fn hang_up(&mut self, slot: Slot) {
+        self.close(slot, CloseReason::Told);
     }
 
     /// Closes a connection from outside, with a text or without.
@@ -557,12 +624,7 @@ mod tests {
     }
 
     fn open(broker: &mut Broker, cid: u64, now: Instant) -> Slot {
-        let slot = broker.open(
-            cid,
-            SocketAddr::from(([127, 0, 0, 1], 1)),
-            Kind::Client,
-            now,
-        );
+        let slot = broker.open(cid, SocketAddr::from(([127, 0, 0, 1], 1)), now);
         broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
         drain(broker, slot, now);
         slot

@@ -178,9 +178,10 @@ impl Outbox {
     }
 
     fn close_heap(&mut self) {
-        if !self.heap.is_empty() {
-            self.closed
-                .push_back(Segment::Shared(std::mem::take(&mut self.heap).into()));
+        // Also an empty one, which may have room reserved.
+        let heap = std::mem::take(&mut self.heap);
+        if !heap.is_empty() {
+            self.closed.push_back(Segment::Shared(heap.into()));
         }
     }
 

@@ -31,6 +31,8 @@ pub struct Peer {
     /// What the current message is to do there.
     pub plain: bool,
     pub groups: Vec<QueueId>,
+    /// `cid:sid` of the queue member the message is addressed to; empty: none.
+    pub member: Vec<u8>,
 }
 
 impl Peer {
@@ -42,7 +44,40 @@ impl Peer {
             waiting: Vec::new(),
             plain: false,
             groups: Vec::new(),
+            member: Vec::new(),
         }
+    }
+
+    fn is_asked(&self) -> bool {
+        self.plain || !self.groups.is_empty() || !self.member.is_empty()
+    }
+
+    /// The current message is for the plain subscriptions of this loop; `matched` lists the loops
+    /// that get it.
+    #[inline]
+    pub fn ask_plain(&mut self, index: u16, matched: &mut Vec<u16>) {
+        if !self.is_asked() {
+            matched.push(index);
+        }
+        self.plain = true;
+    }
+
+    /// The same, for one member of a queue group.
+    #[inline]
+    pub fn ask_group(&mut self, index: u16, queue: QueueId, matched: &mut Vec<u16>) {
+        if !self.is_asked() {
+            matched.push(index);
+        }
+        self.groups.push(queue);
+    }
+
+    /// The same, for the one member with this address.
+    pub fn ask_member(&mut self, index: u16, address: &[u8], matched: &mut Vec<u16>) {
+        if !self.is_asked() {
+            matched.push(index);
+        }
+        self.member.clear();
+        self.member.extend_from_slice(address);
     }
 
     pub fn interest_count(&self) -> usize {
@@ -128,9 +163,12 @@ impl Broker {
                         from_loop: Some(from),
                         hops: envelope.hops,
                         others: envelope.others,
+                        from_route: false,
                     };
                     self.deliver_from_loop(&origin, &message, owned, envelope.plain, groups);
                 }
+                Record::RouteLines { route, lines } => self.pass_to_routes(route, lines),
+                Record::InterestWanted { route } => self.tell_one_route(route),
             }
         }
     }

@@ -1,6 +1,8 @@
 //! What the broker needs to know of the configuration; one value, shared by all loops.
 
 use super::auth::Auth;
+use crate::config::options::Hidden;
+use crate::config::route_url::RouteUrl;
 use crate::wire::info::Info;
 use std::time::Duration;
 
@@ -25,6 +27,29 @@ pub struct Settings {
     pub pings_out_max: u32,
     pub auth: Auth,
     pub auth_timeout: Duration,
+    /// None: this server takes no routes. Does not come or go while the server runs.
+    pub cluster: Option<ClusterSettings>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct ClusterSettings {
+    /// INFO for other servers.
+    pub info: Info,
+    /// Addresses of this server for clients, as host:port.
+    pub client_urls: Vec<String>,
+    /// Neither tell other servers our client addresses, nor our clients theirs.
+    pub no_advertise: bool,
+    /// What other servers must show, and in what time.
+    pub auth: Auth,
+    pub auth_timeout: Duration,
+    /// What we show where another server told of a third one.
+    pub user: String,
+    pub password: Hidden,
+    /// The configured routes.
+    pub routes: Vec<RouteUrl>,
+    /// Further tries for routes that are not configured.
+    pub connect_retries: u32,
+    pub pending_bytes_max: usize,
 }
 
 impl Default for Settings {
@@ -43,6 +68,7 @@ impl Default for Settings {
             pings_out_max: 2,
             auth: Auth::default(),
             auth_timeout: Duration::from_secs(1),
+            cluster: None,
         }
     }
 }

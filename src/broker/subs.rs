@@ -1,10 +1,11 @@
 //! Subscriptions: one record each, found by sid from its connection and by subject from the table.
 
 use super::peers::Change;
+use super::propagate::News;
 use super::{Broker, Slot, deliver};
 use crate::subject::sublist::{Place, QueueId};
 use crate::subject::token;
-use crate::wire::parser::Padded;
+use crate::wire::parser::{Kind, Padded};
 use std::hash::{BuildHasher, Hasher};
 
 /// Sids up to this long are kept in the record itself; clients number theirs, so nearly all are.
@@ -15,6 +16,7 @@ const SID_IS_LONG: u8 = u8::MAX;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Client(Slot),
+    Route(Slot),
     Loop(u16),
 }
 
@@ -59,7 +61,7 @@ impl Care {
 /// Kept small: there may be millions.
 #[derive(Debug)]
 pub struct Subscription {
-    /// Slot of a client, or `LOOP_BASE` + index of a loop.
+    /// Slot of a client, `ROUTE_BASE` + slot of a route, or `LOOP_BASE` + index of a loop.
     target: u32,
     pub place: Place,
     pub queue: Option<QueueId>,
@@ -70,6 +72,7 @@ pub struct Subscription {
     sid: [u8; SID_BYTES_INLINE],
 }
 
+const ROUTE_BASE: u32 = 1 << 31;
 const LOOP_BASE: u32 = u32::MAX - u16::MAX as u32;
 
 impl Subscription {
@@ -82,6 +85,7 @@ impl Subscription {
         }
         let target = match target {
             Target::Client(slot) => slot,
+            Target::Route(slot) => ROUTE_BASE + slot,
             Target::Loop(index) => LOOP_BASE + u32::from(index),
         };
         Self {
@@ -97,9 +101,10 @@ impl Subscription {
 
     #[inline(always)]
     pub fn target(&self) -> Target {
-        match self.target.checked_sub(LOOP_BASE) {
-            None => Target::Client(self.target),
-            Some(index) => Target::Loop(index as u16),
+        match self.target {
+            slot if slot < ROUTE_BASE => Target::Client(slot),
+            route if route < LOOP_BASE => Target::Route(route - ROUTE_BASE),
+            index => Target::Loop((index - LOOP_BASE) as u16),
         }
     }
 
@@ -136,7 +141,7 @@ impl Broker {
             .copied()
     }
 
-    /// Adds a subscription of a connection; the sid must not be in use.
+    /// Adds a subscription of a connection, client or route; the sid must not be in use.
     pub(super) fn add_subscription(
         &mut self,
         slot: Slot,
@@ -146,7 +151,11 @@ impl Broker {
         care: Care,
     ) {
         debug_assert!(token::is_valid_subscription(subject));
-        let id = self.insert(Target::Client(slot), subject, queue, sid, care, 1);
+        let target = match self.receivers.clients[slot as usize].kind {
+            Kind::Client => Target::Client(slot),
+            Kind::Route => Target::Route(slot),
+        };
+        let id = self.insert(target, subject, queue, sid, care, 1);
         let deliver::Receivers {
             clients,
             subscriptions,
@@ -161,7 +170,9 @@ impl Broker {
                     None => &long_sids[id],
                 })
             });
+        self.totals.inserts += 1;
         self.tell_peers(id, Change::Added);
+        self.tell_routes(id, News::Added);
     }
 
     /// A record in the table of subscriptions and in the table of subjects.
@@ -200,7 +211,9 @@ impl Broker {
 
     /// Takes a subscription out of the tables; its connection no longer knows it.
     pub(super) fn forget_subscription(&mut self, id: u32) {
+        self.totals.removes += 1;
         self.tell_peers(id, Change::Removing);
+        self.tell_routes(id, News::Removing);
         self.take_out(id);
     }
 
@@ -225,6 +238,7 @@ impl Broker {
         }
         subscription.care = subscription.care.with_limit(true);
         self.receivers.limits.insert(id, max);
+        self.tell_routes(id, News::Limited(max));
     }
 }
 
@@ -251,6 +265,8 @@ mod tests {
         for target in [
             Target::Client(0),
             Target::Client(1 << 20),
+            Target::Route(0),
+            Target::Route(1 << 20),
             Target::Loop(0),
             Target::Loop(7),
         ] {

@@ -6,7 +6,8 @@
 use super::Options;
 use super::file::{self, Data, Position, Value, integer};
 use super::signal::{self, SignalRequest};
-use super::table::{self, Group, Kind, ROWS, Row, dashed};
+use super::streaming;
+use super::table::{self, Group, Kind, Row, dashed, rows};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction};
 use std::path::PathBuf;
@@ -33,16 +34,26 @@ pub struct Source {
     flags: Vec<(usize, Value)>,
     /// Keys nobody knows are errors: `-t` and `--strict`.
     strict: bool,
+    /// The program was started by the streaming server's name.
+    streaming: bool,
 }
 
 impl Source {
-    /// Reads the file anew, and puts the flags over it.
+    /// Reads the files anew, and puts the flags over them.
     pub fn read(&self) -> Result<(Options, Vec<String>), String> {
+        let mut asked = Options::default();
+        self.put_flags(&mut asked)?;
         let mut options = Options::default();
         let mut warnings = Vec::new();
-        if let Some(path) = &self.config_file {
+        options.streaming.enabled = self.streaming;
+        // One file serves both parts; two serve one each.
+        let streaming_file = asked.streaming.config_file.clone();
+        let main_file = self.config_file.clone().or(streaming_file.clone());
+        let streaming_file = streaming_file.or(self.config_file.clone());
+        let streaming = self.streaming || asked.streaming.enabled;
+        if let Some(path) = &main_file {
             let entries = file::read(path)?;
-            let applied = table::apply(&mut options, &entries, &mut warnings);
+            let applied = table::apply(&mut options, &entries, &mut warnings, streaming);
             let errors = applied.err().into_iter();
             let errors: Vec<String> = match self.strict {
                 true => errors.chain(warnings.drain(..)).collect(),
@@ -53,14 +64,27 @@ impl Source {
             }
             options.config_file = Some(path.clone());
         }
-        for (row, value) in &self.flags {
-            let row = &ROWS[*row];
-            (row.set)(&mut options, value)
-                .map_err(|trouble| format!("{}: {trouble}", dashed(row.flags[0])))?;
+        if let Some(path) = &streaming_file {
+            let entries = file::read(path)?;
+            streaming::apply_file(&mut options, &entries, streaming)?;
         }
+        self.put_flags(&mut options)?;
         options.check()?;
         Ok((options, warnings))
     }
+
+    fn put_flags(&self, options: &mut Options) -> Result<(), String> {
+        for (index, value) in &self.flags {
+            let row = row(*index);
+            (row.set)(options, value)
+                .map_err(|error| format!("{}: {error}", flag_names(row.flags)))?;
+        }
+        Ok(())
+    }
+}
+
+fn row(index: usize) -> &'static Row {
+    rows().nth(index).expect("an index of this very list")
 }
 
 /// Names the server is called by.
@@ -69,13 +93,20 @@ pub fn program_name(argument: Option<&std::ffi::OsStr>) -> String {
         .map(std::path::Path::new)
         .and_then(|path| path.file_name());
     match name.and_then(|name| name.to_str()) {
-        Some(name @ ("gnatsd" | "nats-server")) => name.to_owned(),
+        Some(name @ ("gnatsd" | "nats-server" | STREAMING_NAME)) => name.to_owned(),
         _ => "midge".to_owned(),
     }
 }
 
+pub const STREAMING_NAME: &str = "nats-streaming-server";
+
 pub fn version_line(program: &str) -> String {
     match program {
+        STREAMING_NAME => format!(
+            "nats-streaming-server version {}, nats-server version {}",
+            crate::STREAMING_VERSION,
+            crate::COMPATIBLE_VERSION
+        ),
         "midge" => {
             let commit = if crate::GIT_COMMIT.is_empty() {
                 String::new()
@@ -96,10 +127,7 @@ pub fn usage(program: &str) -> String {
     let mut text = format!("\nUsage: {program} [options]\n");
     for (group, title) in Group::ALL {
         text += &format!("\n{title}:\n");
-        for row in ROWS
-            .iter()
-            .filter(|row| row.group == group && !row.flags.is_empty())
-        {
+        for row in rows().filter(|row| row.group == group && !row.flags.is_empty()) {
             text += &help_line(&flag_names(row.flags), row.kind, row.doc, row.default);
         }
         if group == Group::Server {
@@ -150,12 +178,19 @@ fn help_line(names: &str, kind: Kind, doc: &str, default: &str) -> String {
 }
 
 const TLS_HELP: &str = "
-TLS is not available in this version of midge. The keys of the tls block that will be read are:
+TLS for clients: -tls with -tlscert and -tlskey, or a tls block in the configuration file. Its keys:
 
-    cert_file, key_file     certificate and private key of the server (PEM)
-    ca_file                 authorities for client certificates (PEM)
+    cert_file, key_file     certificate (with those up to the authority) and private key, PEM
+    ca_file                 authorities for client certificates, PEM
     verify                  require and verify client certificates
-    timeout                 seconds a handshake may take
+    timeout                 seconds a handshake may take (0.5)
+    handshake_first         begin with the handshake, INFO comes inside
+    cipher_suites           for TLS 1.2: TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+                            TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305, TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+                            TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305
+    curve_preferences       X25519, CurveP256, CurveP384
+
+TLS 1.2 and 1.3 are offered. A cluster has a tls block of its own, with the same keys; certificates are verified both ways there.
 ";
 
 pub fn parse(
@@ -194,11 +229,7 @@ pub fn parse(
                 .action(ArgAction::Count),
         );
     }
-    for (index, row) in ROWS
-        .iter()
-        .enumerate()
-        .filter(|(_, row)| !row.flags.is_empty())
-    {
+    for (index, row) in rows().enumerate().filter(|(_, row)| !row.flags.is_empty()) {
         let mut arg = Arg::new(index.to_string())
             .long(row.flags[0])
             .aliases(row.flags[1..].to_vec())
@@ -240,9 +271,16 @@ pub fn parse(
         Some("help") => return Ok(Command::Print(usage(program))),
         Some(word) => return Err(format!("unrecognized command: {word:?}")),
     }
+    let asks_streaming = rows()
+        .position(|row| row.flags == ["streaming"])
+        .is_some_and(|index| matches.get_many::<String>(&index.to_string()).is_some());
+    let shown_as = match asks_streaming {
+        true => STREAMING_NAME,
+        false => program,
+    };
     for (flag, text) in [
         ("help", usage(program)),
-        ("version", version_line(program) + "\n"),
+        ("version", version_line(shown_as) + "\n"),
         ("help_tls", TLS_HELP.to_owned()),
     ] {
         if matches.get_count(flag) > 0 {
@@ -253,11 +291,7 @@ pub fn parse(
         return signal::parse(request).map(Command::Signal);
     }
     let mut flags: Vec<(usize, usize, Value)> = Vec::new();
-    for (index, row) in ROWS
-        .iter()
-        .enumerate()
-        .filter(|(_, row)| !row.flags.is_empty())
-    {
+    for (index, row) in rows().enumerate().filter(|(_, row)| !row.flags.is_empty()) {
         let id = index.to_string();
         let values = matches.get_many::<String>(&id).into_iter().flatten();
         let places = matches.indices_of(&id).into_iter().flatten();
@@ -274,11 +308,12 @@ pub fn parse(
             .map(|(_, row, value)| (row, value))
             .collect(),
         strict: check,
+        streaming: program == STREAMING_NAME,
     };
     source.strict |= source
         .flags
         .iter()
-        .any(|(row, value)| ROWS[*row].flags[0] == "strict" && value.data == Data::Bool(true));
+        .any(|(index, value)| row(*index).flags[0] == "strict" && value.data == Data::Bool(true));
     let (options, warnings) = source.read()?;
     if check {
         let shown = options
@@ -306,7 +341,7 @@ fn value_of(row: &Row, text: &str) -> Result<Value, String> {
     let bad = || {
         format!(
             "invalid value {text:?} for flag {}: parse error",
-            dashed(row.flags[0])
+            flag_names(row.flags)
         )
     };
     let data = match row.kind {
@@ -382,7 +417,7 @@ mod tests {
         assert_eq!(fails(&["-p"]), "flag needs an argument: -p");
         assert_eq!(
             fails(&["-p", "abc"]),
-            "invalid value \"abc\" for flag -p: parse error"
+            "invalid value \"abc\" for flag -p, --port: parse error"
         );
         assert_eq!(
             fails(&["frobnicate"]),
@@ -398,7 +433,7 @@ mod tests {
     fn help_names_every_flag() {
         let text = usage("gnatsd");
         assert!(text.starts_with("\nUsage: gnatsd [options]\n"));
-        for row in ROWS {
+        for row in rows() {
             for flag in row.flags {
                 assert!(text.contains(&dashed(flag)), "{flag}");
             }

@@ -1,8 +1,10 @@
 //! What changed between two configurations, read off the table of options: what a reload refuses,
 //! and what it says of the rest.
 
-use super::options::{Hidden, Options, PermissionOptions, UserOptions};
-use super::table::{ROWS, Reload, Row};
+use super::options::{Hidden, Options, PermissionOptions, TlsOptions, UserOptions};
+use super::route_url::RouteUrl;
+use super::streaming::StreamingOptions;
+use super::table::{Reload, Row, rows};
 use std::any::Any;
 use std::time::Duration;
 
@@ -58,8 +60,15 @@ untold!(
     Hidden,
     Vec<UserOptions>,
     Option<PermissionOptions>,
-    Option<Vec<String>>
+    Vec<RouteUrl>,
+    StreamingOptions
 );
+
+impl Shown for TlsOptions {
+    fn shown(&self) -> Option<String> {
+        Some(if self.enabled { "enabled" } else { "disabled" }.into())
+    }
+}
 
 impl Shown for Duration {
     fn shown(&self) -> Option<String> {
@@ -93,6 +102,7 @@ pub fn go_duration(time: Duration) -> String {
 /// An option whose values differ.
 pub struct Change<'o> {
     row: &'static Row,
+    name: &'static str,
     old: &'o dyn Setting,
     new: &'o dyn Setting,
 }
@@ -113,22 +123,36 @@ const ORDER: &[&str] = &[
     "auth_timeout",
     "max_control_line",
     "max_payload",
+    "cluster",
     "pid_file",
     "log_file",
     "syslog",
     "remote_syslog",
+    "cluster.routes",
+    "tls.timeout",
+    "tls",
+    "write_deadline",
 ];
 
 pub fn changes<'o>(old: &'o Options, new: &'o Options) -> Vec<Change<'o>> {
-    let mut found: Vec<Change<'o>> = ROWS
-        .iter()
-        .filter_map(|row| {
-            let get = row.field.as_ref()?.get;
-            let (old, new) = (get(old), get(new));
-            old.differs(new).then_some(Change { row, old, new })
+    let mut found: Vec<Change<'o>> = rows()
+        .flat_map(|row| row.fields.iter().map(move |field| (row, field)))
+        .filter_map(|(row, field)| {
+            let (old, new) = ((field.get)(old), (field.get)(new));
+            let name = field.name;
+            old.differs(new).then_some(Change {
+                row,
+                name,
+                old,
+                new,
+            })
         })
         .collect();
-    let place = |name| ORDER.iter().position(|known| *known == name);
+    let place = |name: &str| {
+        let block = name.split('.').next();
+        let position = |name| ORDER.iter().position(|known| *known == name);
+        position(name).or(block.and_then(position))
+    };
     found.sort_by_key(|change| place(change.name()).unwrap_or(ORDER.len()));
     found
 }
@@ -136,7 +160,7 @@ pub fn changes<'o>(old: &'o Options, new: &'o Options) -> Vec<Change<'o>> {
 impl Change<'_> {
     /// Name of the field of `Options`.
     pub fn name(&self) -> &'static str {
-        self.row.field.as_ref().expect("found by its field").name
+        self.name
     }
 
     fn key(&self) -> String {
@@ -150,7 +174,7 @@ impl Change<'_> {
     /// Why a reload cannot take this change over, if it cannot.
     pub fn refusal(&self) -> Option<String> {
         let name = match self.row.reload {
-            Reload::Yes(_) => return None,
+            Reload::Yes(_) | Reload::Quiet(_) => return None,
             Reload::No("") => self.key(),
             Reload::No(name) => name.to_owned(),
         };
@@ -164,12 +188,11 @@ impl Change<'_> {
     /// What the log says of it, in the original's words.
     pub fn line(&self) -> String {
         let what = match self.row.reload {
+            Reload::Quiet(words) => return words.to_owned(),
             Reload::Yes("") | Reload::No(_) => format!("Reloaded: {}", self.key()),
             Reload::Yes(words) => words.to_owned(),
         };
-        // The original names what has to do with logins without the value, but for the timeout.
-        let quiet = matches!(self.name(), "user");
-        match self.new.shown().filter(|_| !quiet) {
+        match self.new.shown() {
             Some(value) => format!("{what} = {value}"),
             None => what,
         }
@@ -182,26 +205,29 @@ mod tests {
 
     #[test]
     fn every_field_of_the_options_belongs_to_one_row() {
-        let shown = format!("{:#?}", Options::default());
-        let fields = shown
-            .lines()
-            .filter_map(|line| line.strip_prefix("    ")?.split_once(": "))
-            .map(|(name, _)| name)
-            .filter(|name| !name.starts_with(' '));
-        let mut rows: Vec<&str> = ROWS
-            .iter()
-            .filter_map(|row| Some(row.field.as_ref()?.name))
+        let mut names: Vec<&str> = rows()
+            .flat_map(|row| row.fields)
+            .map(|field| field.name)
             .collect();
-        for field in fields.filter(|name| *name != "config_file") {
-            // A block of options is named as `block.field`, joined.
-            let own = rows.iter().filter(|name| **name == field).count();
-            let inside = rows
-                .iter()
-                .any(|name| name.starts_with(&format!("{field}.")));
-            assert!(own == 1 || inside, "{field} is found by {own} rows");
+        // Paths of the values in the shown form, in which each block is indented by four.
+        let shown = format!("{:#?}", Options::default());
+        let mut path: Vec<&str> = Vec::new();
+        for line in shown.lines() {
+            let text = line.trim_start();
+            let depth = (line.len() - text.len()) / 4;
+            let Some((field, value)) = text.split_once(": ").filter(|_| depth > 0) else {
+                continue;
+            };
+            path.truncate(depth - 1);
+            path.push(field);
+            let block = value.ends_with("Options {");
+            let exempt = path[0] == "config_file";
+            let found = (1..=path.len()).any(|length| names.contains(&&*path[..length].join(".")));
+            assert!(block || exempt || found, "no row has {}", path.join("."));
         }
-        rows.sort_unstable();
-        rows.windows(2)
+        names.sort_unstable();
+        names
+            .windows(2)
             .for_each(|pair| assert_ne!(pair[0], pair[1]));
     }
 

@@ -6,7 +6,9 @@ pub mod cli;
 pub mod diff;
 pub mod file;
 pub mod options;
+pub mod route_url;
 pub mod signal;
+pub mod streaming;
 pub mod table;
 
 pub use options::Options;

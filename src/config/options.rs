@@ -1,5 +1,7 @@
 //! The options a server runs with, as plain values.
 
+use super::route_url::RouteUrl;
+use super::streaming::StreamingOptions;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -56,6 +58,92 @@ pub struct UserOptions {
     pub permissions: Option<PermissionOptions>,
 }
 
+/// A tls block, of clients or of the cluster.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsOptions {
+    pub enabled: bool,
+    pub cert_file: String,
+    pub key_file: String,
+    pub ca_file: String,
+    /// Clients must show a certificate that the authorities in `ca_file` vouch for.
+    pub verify: bool,
+    /// Seconds a handshake may take.
+    pub timeout: f64,
+    /// Names as Go has them; empty: all that are safe.
+    pub cipher_suites: Vec<String>,
+    pub curves: Vec<String>,
+    /// TLS begins at once, INFO comes inside it.
+    pub handshake_first: bool,
+}
+
+impl Default for TlsOptions {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            cert_file: String::new(),
+            key_file: String::new(),
+            ca_file: String::new(),
+            verify: false,
+            timeout: 0.5,
+            cipher_suites: Vec::new(),
+            curves: Vec::new(),
+            handshake_first: false,
+        }
+    }
+}
+
+impl TlsOptions {
+    fn check(&self) -> Result<(), String> {
+        if self.enabled && self.cert_file.is_empty() {
+            return Err("TLS Server certificate must be present and valid".into());
+        }
+        if self.enabled && self.key_file.is_empty() {
+            return Err("TLS Server private key must be present and valid".into());
+        }
+        Ok(())
+    }
+}
+
+/// The cluster block: where routes are taken, and which ones are solicited.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterOptions {
+    pub host: String,
+    /// 0: no clustering; -1: any free port.
+    pub port: i32,
+    pub user: String,
+    pub password: Hidden,
+    pub auth_timeout: f64,
+    pub routes: Vec<RouteUrl>,
+    /// They were given on the command line, where they make no sense without an address.
+    pub routes_by_flag: bool,
+    /// Host or host:port told to other servers in place of the own one.
+    pub advertise: String,
+    pub no_advertise: bool,
+    /// Tries beyond the first for routes that were not configured.
+    pub connect_retries: u32,
+    pub max_pending: usize,
+    pub tls: TlsOptions,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        Self {
+            host: "0.0.0.0".into(),
+            port: 0,
+            user: String::new(),
+            password: Hidden::default(),
+            auth_timeout: 1.0,
+            routes: Vec::new(),
+            routes_by_flag: false,
+            advertise: String::new(),
+            no_advertise: false,
+            connect_retries: 0,
+            max_pending: 256 << 20,
+            tls: TlsOptions::default(),
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Options {
     pub config_file: Option<PathBuf>,
@@ -104,14 +192,9 @@ pub struct Options {
     pub pid_file: String,
     pub ports_file_dir: String,
     pub prof_port: i32,
-    /// What later parts of midge need; checked at the start.
-    pub tls: bool,
-    pub tls_cert: String,
-    pub tls_key: String,
-    pub tls_ca: String,
-    pub tls_verify: bool,
-    pub cluster: String,
-    pub routes: Option<Vec<String>>,
+    pub tls: TlsOptions,
+    pub cluster: ClusterOptions,
+    pub streaming: StreamingOptions,
     pub strict: bool,
 }
 
@@ -159,13 +242,9 @@ impl Default for Options {
             pid_file: String::new(),
             ports_file_dir: String::new(),
             prof_port: 0,
-            tls: false,
-            tls_cert: String::new(),
-            tls_key: String::new(),
-            tls_ca: String::new(),
-            tls_verify: false,
-            cluster: String::new(),
-            routes: None,
+            tls: TlsOptions::default(),
+            cluster: ClusterOptions::default(),
+            streaming: StreamingOptions::default(),
             strict: false,
         }
     }
@@ -193,11 +272,7 @@ impl Options {
                 self.no_auth_user
             ));
         }
-        if self
-            .routes
-            .as_ref()
-            .is_some_and(|routes| !routes.is_empty())
-            && self.cluster.is_empty()
+        if self.cluster.routes_by_flag && !self.cluster.routes.is_empty() && self.cluster.port == 0
         {
             return Err("solicited routes require cluster capabilities, e.g. --cluster".into());
         }
@@ -207,22 +282,12 @@ impl Options {
                 self.http_port, self.https_port
             ));
         }
-        if self.https_port != 0 && !self.tls {
+        if self.https_port != 0 && !self.tls.enabled {
             return Err("Can't start monitoring: TLS cert and key required for HTTPS".into());
         }
-        if self.tls && self.tls_cert.is_empty() {
-            return Err("TLS Server certificate must be present and valid".into());
-        }
-        if self.tls && self.tls_key.is_empty() {
-            return Err("TLS Server private key must be present and valid".into());
-        }
-        // Running without what was asked for would be worse than not running.
-        if self.tls {
-            return Err("TLS is not available in this version of midge".into());
-        }
-        if !self.cluster.is_empty() {
-            return Err("clustering is not available in this version of midge".into());
-        }
+        self.tls.check()?;
+        self.cluster.tls.check()?;
+        self.streaming.check()?;
         Ok(())
     }
 }

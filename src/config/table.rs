@@ -4,8 +4,10 @@
 use super::diff::Setting;
 use super::file::{Data, Entry, Position, Value, integer};
 use super::options::{
-    Hidden, Options, PermissionOptions, ResponseOptions, SubjectRules, UserOptions,
+    ClusterOptions, Hidden, Options, PermissionOptions, ResponseOptions, SubjectRules, TlsOptions,
+    UserOptions,
 };
+use super::route_url::RouteUrl;
 use crate::subject::token;
 use crate::util::nkey;
 use std::time::Duration;
@@ -29,15 +31,17 @@ pub enum Group {
     Authorization,
     Tls,
     Cluster,
+    Streaming,
 }
 
 impl Group {
-    pub const ALL: [(Group, &str); 5] = [
+    pub const ALL: [(Group, &str); 6] = [
         (Group::Server, "Server Options"),
         (Group::Logging, "Logging Options"),
         (Group::Authorization, "Authorization Options"),
         (Group::Tls, "TLS Options"),
         (Group::Cluster, "Cluster Options"),
+        (Group::Streaming, "Streaming Options"),
     ];
 }
 
@@ -100,8 +104,11 @@ impl Trouble {
 pub enum Reload {
     /// It refuses, and names the option so ("" for the key).
     No(&'static str),
-    /// It takes over the new value, and says so in these words ("" for `Reloaded: key`).
+    /// It takes over the new value, and says so in these words ("" for `Reloaded: key`) with the
+    /// value behind them.
     Yes(&'static str),
+    /// The same without the value.
+    Quiet(&'static str),
 }
 
 /// Where the value of a row is found.
@@ -121,22 +128,22 @@ pub struct Row {
     pub reload: Reload,
     pub doc: &'static str,
     pub set: Set,
-    /// None where another row has it.
-    pub field: Option<Field>,
+    /// None where another row has it, several in a block.
+    pub fields: &'static [Field],
 }
 
-fn expected<T>(value: &Value, what: &str) -> Result<T, String> {
+pub(super) fn expected<T>(value: &Value, what: &str) -> Result<T, String> {
     Err(format!("expected {what}, got {}", value.kind()))
 }
 
-fn boolean(value: &Value) -> Result<bool, String> {
+pub(super) fn boolean(value: &Value) -> Result<bool, String> {
     match value.data {
         Data::Bool(on) => Ok(on),
         _ => expected(value, "true or false"),
     }
 }
 
-fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result<i64, String> {
+pub(super) fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result<i64, String> {
     let number = match &value.data {
         Data::Int(number) => *number,
         // Environment variables and quoted numbers.
@@ -156,7 +163,7 @@ fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result<i64, Strin
     }
 }
 
-fn text(value: &Value) -> Result<String, String> {
+pub(super) fn text(value: &Value) -> Result<String, String> {
     match &value.data {
         Data::Text(text) => Ok(text.clone()),
         Data::Int(number) => Ok(number.to_string()),
@@ -434,9 +441,114 @@ fn user_nkey(value: &Value) -> Result<String, String> {
     }
 }
 
+/// One key of a tls block, which is on once it has any.
+fn tls_key(tls: &mut TlsOptions, key: &str, value: &Value) -> Result<(), String> {
+    match key {
+        "cert_file" => tls.cert_file = text(value)?,
+        "key_file" => tls.key_file = text(value)?,
+        "ca_file" => tls.ca_file = text(value)?,
+        "verify" => tls.verify = boolean(value)?,
+        "timeout" => tls.timeout = duration(value)?.as_secs_f64(),
+        "cipher_suites" => {
+            tls.cipher_suites = texts(value)?;
+            if tls.cipher_suites.is_empty() {
+                return Err("error parsing tls config, 'cipher_suites' cannot be empty".into());
+            }
+        }
+        "curve_preferences" => tls.curves = texts(value)?,
+        "handshake_first" => tls.handshake_first = boolean(value)?,
+        other => {
+            return Err(format!(
+                "error parsing tls config, unknown field [{other:?}]"
+            ));
+        }
+    }
+    tls.enabled = true;
+    Ok(())
+}
+
+/// A whole tls block.
+fn tls_block(tls: &mut TlsOptions, value: &Value) -> Result<(), Trouble> {
+    let mut trouble = Trouble::default();
+    for entry in entries(value, "tls")? {
+        let key = entry.key.to_ascii_lowercase();
+        trouble.take(&entry.value.at, tls_key(tls, &key, &entry.value));
+    }
+    trouble.or(())
+}
+
+fn texts(value: &Value) -> Result<Vec<String>, String> {
+    match &value.data {
+        Data::Array(values) => values.iter().map(text).collect(),
+        _ => expected(value, "a list of names"),
+    }
+}
+
+/// `-cluster`: a URL. One without credentials takes those of the file away.
+fn cluster_url(cluster: &mut ClusterOptions, text: &str) -> Result<(), String> {
+    if text.is_empty() {
+        cluster.port = 0;
+        return Ok(());
+    }
+    // -1 asks for any free port, but no URL can say that.
+    let (text, any_port) = match text.strip_suffix(":-1") {
+        Some(rest) => (format!("{rest}:1"), true),
+        None => (text.to_owned(), false),
+    };
+    let url = RouteUrl::parse(&text)?;
+    if !url.user.is_empty() && url.password.0.is_empty() {
+        return Err("expected cluster password to be set".into());
+    }
+    cluster.host = url.host;
+    cluster.port = if any_port { -1 } else { i32::from(url.port) };
+    cluster.user = url.user;
+    cluster.password = url.password;
+    Ok(())
+}
+
+fn cluster_authorization(cluster: &mut ClusterOptions, value: &Value) -> Result<(), Trouble> {
+    let mut trouble = Trouble::default();
+    for entry in entries(value, "cluster authorization")? {
+        let (at, value) = (&entry.value.at, &entry.value);
+        match entry.key.to_ascii_lowercase().as_str() {
+            "user" | "username" => cluster.user = trouble.take(at, text(value)).unwrap_or_default(),
+            "password" | "pass" => {
+                cluster.password = trouble.take(at, secret(value)).unwrap_or_default();
+            }
+            "timeout" => {
+                let timeout = trouble.take(at, duration(value)).unwrap_or_default();
+                cluster.auth_timeout = timeout.as_secs_f64();
+            }
+            "users" => {
+                let text = "Cluster authorization does not allow multiple users";
+                trouble.0.push((Some(entry.at.clone()), text.into()));
+            }
+            _ => {} // `unknown_inside` warns about it
+        }
+    }
+    trouble.or(())
+}
+
+fn routes(value: &Value) -> Result<Vec<RouteUrl>, String> {
+    match &value.data {
+        Data::Array(urls) => urls
+            .iter()
+            .map(|url| RouteUrl::parse(&text(url)?))
+            .collect(),
+        Data::Text(url) => Ok(vec![RouteUrl::parse(url)?]),
+        _ => expected(value, "a list of URLs"),
+    }
+}
+
+fn comma_list(text: &str) -> impl Iterator<Item = &str> {
+    text.split(',')
+        .map(str::trim)
+        .filter(|item| !item.is_empty())
+}
+
 macro_rules! row {
     ($key:literal $aliases:tt, $flags:tt, $kind:ident, $group:ident, $default:literal, $reload:tt, $doc:literal, $set:expr
-        $(, $first:ident $(. $more:ident)*)?) => {
+        $(, $first:ident $(. $more:ident)*)*) => {
         Row {
             key: $key,
             aliases: &$aliases,
@@ -444,43 +556,45 @@ macro_rules! row {
             kind: Kind::$kind,
             group: Group::$group,
             default: $default,
-            reload: reload!($reload),
+            reload: $crate::config::table::reload!($reload),
             doc: $doc,
             set: $set,
-            field: field!($($first $(. $more)*)?),
+            fields: &[$($crate::config::table::field!($first $(. $more)*)),*],
         }
     };
 }
 
 macro_rules! reload {
     (true) => {
-        Reload::Yes("")
+        $crate::config::table::Reload::Yes("")
     };
     (false) => {
-        Reload::No("")
+        $crate::config::table::Reload::No("")
     };
     ((yes $words:literal)) => {
-        Reload::Yes($words)
+        $crate::config::table::Reload::Yes($words)
+    };
+    ((quiet $words:literal)) => {
+        $crate::config::table::Reload::Quiet($words)
     };
     ((no $name:literal)) => {
-        Reload::No($name)
+        $crate::config::table::Reload::No($name)
     };
 }
 
 macro_rules! field {
-    () => {
-        None
-    };
     ($($path:tt)+) => {
-        Some(Field {
+        $crate::config::table::Field {
             name: stringify!($($path)+),
             get: |options| &options.$($path)+,
-        })
+        }
     };
 }
 
+pub(super) use {field, reload, row};
+
 #[rustfmt::skip]
-pub static ROWS: &[Row] = &[
+static CORE: &[Row] = &[
     row!("listen" [], [], Text, Server, "", false, "Client address as host:port, or a port alone.",
         |o, v| { let (host, port) = address(v)?; o.port = port; if let Some(host) = host { o.host = host }; Ok(()) }),
     row!("host" ["net"], ["a", "addr", "net"], Text, Server, "0.0.0.0", (no "Host"), "Bind to this host address.",
@@ -555,7 +669,7 @@ pub static ROWS: &[Row] = &[
     row!("" [], ["DV"], Bool, Logging, "false", false, "Debug and trace.",
         |o, v| { o.debug = boolean(v)?; o.trace = o.debug; Ok(()) }),
 
-    row!("authorization.user" ["username"], ["user"], Text, Authorization, "", (yes "Reloaded: authorization username"), "The one user that may connect.",
+    row!("authorization.user" ["username"], ["user"], Text, Authorization, "", (quiet "Reloaded: authorization username"), "The one user that may connect.",
         |o, v| { o.user = text(v)?; Ok(()) }, user),
     row!("authorization.password" ["pass"], ["pass"], Text, Authorization, "", true, "Password of that user, plain or as bcrypt hash.",
         |o, v| { o.password = secret(v)?; Ok(()) }, password),
@@ -572,40 +686,80 @@ pub static ROWS: &[Row] = &[
 
     row!("always_enable_nonce" [], [], Bool, Authorization, "false", true, "Send a nonce in INFO although no user has an nkey.",
         |o, v| { o.always_enable_nonce = boolean(v)?; Ok(()) }, always_enable_nonce),
-    row!("" [], ["tls"], Bool, Tls, "false", false, "Require TLS of clients (not available in this version).",
-        |o, v| { o.tls = boolean(v)?; Ok(()) }, tls),
-    row!("" [], ["tlsverify"], Bool, Tls, "false", false, "Require and verify client certificates (not available in this version).",
-        |o, v| { o.tls_verify = boolean(v)?; o.tls |= o.tls_verify; Ok(()) }, tls_verify),
-    row!("tls.cert_file" [], ["tlscert"], Text, Tls, "", true, "File with the server's certificate.",
-        |o, v| { o.tls_cert = text(v)?; o.tls = true; Ok(()) }, tls_cert),
-    row!("tls.key_file" [], ["tlskey"], Text, Tls, "", true, "File with the private key of the certificate.",
-        |o, v| { o.tls_key = text(v)?; o.tls = true; Ok(()) }, tls_key),
-    row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against.",
-        |o, v| { o.tls_ca = text(v)?; o.tls = true; Ok(()) }, tls_ca),
 
-    row!("cluster.listen" [], ["cluster", "cluster_listen"], Text, Cluster, "", (no "cluster host"), "Address for routes (not available in this version).",
-        |o, v| { o.cluster = text(v)?; Ok(()) }, cluster),
-    row!("" [], ["routes"], Text, Cluster, "", (yes "Reloaded: cluster routes"), "Routes to solicit, parted by commas (not available in this version).",
-        |o, v| { o.routes = Some(text(v)?.split(',').map(|r| r.trim().to_owned()).filter(|r| !r.is_empty()).collect()); Ok(()) }, routes),
+    row!("" [], ["tls"], Bool, Tls, "false", (yes "Reloaded: tls"), "Require TLS of clients; -tls=false switches the file's block off.",
+        |o, v| { o.tls.enabled = boolean(v)?; Ok(()) }, tls),
+    row!("tls.cert_file" [], ["tlscert"], Text, Tls, "", true, "File with the server's certificate and those between it and the authority (PEM).",
+        |o, v| Ok(tls_key(&mut o.tls, "cert_file", v)?)),
+    row!("tls.key_file" [], ["tlskey"], Text, Tls, "", true, "File with the private key of the certificate (PEM).",
+        |o, v| Ok(tls_key(&mut o.tls, "key_file", v)?)),
+    row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against (PEM).",
+        |o, v| Ok(tls_key(&mut o.tls, "ca_file", v)?)),
+    row!("tls.verify" [], ["tlsverify"], Bool, Tls, "false", true, "Require and verify client certificates.",
+        |o, v| Ok(tls_key(&mut o.tls, "verify", v)?)),
+    row!("tls.timeout" [], [], Duration, Tls, "0.5", true, "Seconds a handshake may take.",
+        |o, v| Ok(tls_key(&mut o.tls, "timeout", v)?), tls.timeout),
+    row!("tls.cipher_suites" [], [], Block, Tls, "all that are safe", true, "Cipher suites of TLS 1.2, by their names in Go.",
+        |o, v| Ok(tls_key(&mut o.tls, "cipher_suites", v)?)),
+    row!("tls.curve_preferences" [], [], Block, Tls, "all", true, "Curves in order of preference: X25519, CurveP256, CurveP384.",
+        |o, v| Ok(tls_key(&mut o.tls, "curve_preferences", v)?)),
+    row!("tls.handshake_first" [], [], Bool, Tls, "false", true, "Begin with the handshake; INFO comes inside TLS.",
+        |o, v| Ok(tls_key(&mut o.tls, "handshake_first", v)?)),
+
+    row!("cluster.listen" [], [], Text, Cluster, "", false, "Address for routes as host:port, or a port alone; without a port there is no clustering.",
+        |o, v| { let (host, port) = address(v)?; o.cluster.port = port; if let Some(host) = host { o.cluster.host = host }; Ok(()) }),
+    row!("" [], ["cluster", "cluster_listen"], Text, Cluster, "", false, "Address for routes as URL, nats://[user:password@]host:port; an empty one switches clustering off.",
+        |o, v| Ok(cluster_url(&mut o.cluster, &text(v)?)?)),
+    row!("cluster.host" ["net"], [], Text, Cluster, "0.0.0.0", (no "cluster host"), "Take routes at this host address.",
+        |o, v| { o.cluster.host = text(v)?; Ok(()) }, cluster.host),
+    row!("cluster.port" [], [], Int, Cluster, "0 (off)", (no "cluster port"), "Port for routes; -1 takes any free one.",
+        |o, v| { o.cluster.port = port(v)?; Ok(()) }, cluster.port),
+    row!("cluster.authorization" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "User, password and timeout for routes.",
+        |o, v| cluster_authorization(&mut o.cluster, v), cluster.user, cluster.password, cluster.auth_timeout),
+    row!("cluster.routes" [], [], Block, Cluster, "", (quiet "Reloaded: cluster routes"), "List of routes to solicit, as URLs.",
+        |o, v| { o.cluster.routes = routes(v)?; Ok(()) }, cluster.routes),
+    row!("" [], ["routes"], Text, Cluster, "", false, "Routes to solicit, parted by commas; in place of those of the file.",
+        |o, v| { o.cluster.routes = comma_list(&text(v)?).map(RouteUrl::parse).collect::<Result<_, _>>()?; o.cluster.routes_by_flag = true; Ok(()) }, cluster.routes_by_flag),
+    row!("cluster.cluster_advertise" ["advertise"], ["cluster_advertise"], Text, Cluster, "", (quiet "Reloaded: cluster"), "Address (host or host:port) told to other servers in place of the own one.",
+        |o, v| { o.cluster.advertise = text(v)?; Ok(()) }, cluster.advertise),
+    row!("cluster.no_advertise" [], ["no_advertise"], Bool, Cluster, "false", (quiet "Reloaded: cluster"), "Neither tell other servers our client addresses nor our clients theirs.",
+        |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }, cluster.no_advertise),
+    row!("cluster.connect_retries" [], ["connect_retries"], Int, Cluster, "0", (quiet "Reloaded: cluster"), "Further tries to reach a server that another one told of.",
+        |o, v| { o.cluster.connect_retries = int(v, 0..=i64::from(u32::MAX))? as u32; Ok(()) }, cluster.connect_retries),
+    row!("cluster.tls" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "TLS of routes: the keys of the tls block; certificates are verified both ways.",
+        |o, v| tls_block(&mut o.cluster.tls, v), cluster.tls),
+    row!("cluster.max_pending" [], [], Int, Cluster, "256mb", (quiet "Reloaded: cluster"), "Bytes kept for a route that reads too slowly, before it is cut off.",
+        |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }, cluster.max_pending),
 ];
+
+/// All options: those of the core server, then those of streaming.
+pub fn rows() -> impl DoubleEndedIterator<Item = &'static Row> + Clone {
+    CORE.iter().chain(super::streaming::ROWS)
+}
 
 /// Blocks whose keys have rows of their own.
 const KNOWN_BLOCKS: &[&str] = &["authorization", "tls", "cluster"];
 
 /// Keys of blocks that are one row, for the warning about others. Permissions refuse unknown keys.
-const KEYS_INSIDE: &[(&str, &[&str])] = &[(
-    "authorization.users",
-    &[
-        "user",
-        "username",
-        "password",
-        "pass",
-        "nkey",
-        "permission",
-        "permissions",
-        "authorization",
-    ],
-)];
+const KEYS_INSIDE: &[(&str, &[&str])] = &[
+    (
+        "authorization.users",
+        &[
+            "user",
+            "username",
+            "password",
+            "pass",
+            "nkey",
+            "permission",
+            "permissions",
+            "authorization",
+        ],
+    ),
+    (
+        "cluster.authorization",
+        &["user", "username", "password", "pass", "timeout", "users"],
+    ),
+];
 
 /// What later servers know and midge does not do. A file that has it starts, as with gnatsd 1.1.0,
 /// but whoever relies on it should be told more than that the key is unknown.
@@ -635,10 +789,15 @@ pub fn apply(
     options: &mut Options,
     file: &[Entry],
     warnings: &mut Vec<String>,
+    streaming: bool,
 ) -> Result<(), String> {
     let mut errors = Vec::new();
     for entry in file {
         let key = entry.key.to_ascii_lowercase();
+        // Read by the streaming part.
+        if key == "streaming" || (streaming && super::streaming::knows(&key)) {
+            continue;
+        }
         match (&entry.value.data, KNOWN_BLOCKS.contains(&key.as_str())) {
             (Data::Map(inner), true) => {
                 for inner in inner {
@@ -684,7 +843,7 @@ fn apply_one(
             entry.at, entry.key
         ));
     } else {
-        let known = ROWS.iter().filter(|row| !row.key.is_empty());
+        let known = rows().filter(|row| !row.key.is_empty());
         warnings.push(unknown(entry, path, known.map(|row| row.key)));
     }
 }
@@ -724,9 +883,9 @@ fn unknown(entry: &Entry, path: &str, known: impl Iterator<Item = &'static str>)
 }
 
 /// The row of a key, by its name or an alias.
-fn find(path: &str) -> Option<&'static Row> {
+pub(super) fn find(path: &str) -> Option<&'static Row> {
     let (block, name) = path.rsplit_once('.').unwrap_or(("", path));
-    ROWS.iter().find(|row| {
+    rows().find(|row| {
         let (row_block, row_name) = row.key.rsplit_once('.').unwrap_or(("", row.key));
         !row.key.is_empty()
             && row_block == block
@@ -759,7 +918,7 @@ pub fn documentation() -> String {
         text += &format!(
             "\n## {title}\n\n| key | flags | default | reload | meaning |\n|---|---|---|---|---|\n"
         );
-        for row in ROWS.iter().filter(|row| row.group == group) {
+        for row in rows().filter(|row| row.group == group) {
             let names: Vec<String> = std::iter::once(&row.key)
                 .chain(row.aliases)
                 .filter(|name| !name.is_empty())
@@ -771,7 +930,7 @@ pub fn documentation() -> String {
                 .map(|flag| format!("`{}`", dashed(flag)))
                 .collect();
             let reload = match row.reload {
-                Reload::Yes(_) => "yes",
+                Reload::Yes(_) | Reload::Quiet(_) => "yes",
                 Reload::No(_) => "",
             };
             text += &format!(
@@ -802,14 +961,19 @@ mod tests {
 
     fn read(text: &str) -> Result<(Options, Vec<String>), String> {
         let (mut options, mut warnings) = (Options::default(), Vec::new());
-        apply(&mut options, &file::read_text(text, "t")?, &mut warnings)?;
+        apply(
+            &mut options,
+            &file::read_text(text, "t")?,
+            &mut warnings,
+            false,
+        )?;
         Ok((options, warnings))
     }
 
     #[test]
     fn no_name_stands_twice() {
         let mut seen = std::collections::HashSet::new();
-        for row in ROWS {
+        for row in rows() {
             for flag in row.flags {
                 assert!(seen.insert(format!("-{flag}")), "{flag}");
             }

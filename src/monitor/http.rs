@@ -28,10 +28,12 @@ pub struct Response {
 }
 
 impl Response {
+    pub const JSON: &str = "application/json";
+
     pub fn json(body: String) -> Self {
         Self {
             status: 200,
-            kind: "application/json",
+            kind: Self::JSON,
             body,
         }
     }

@@ -1,6 +1,8 @@
-//! Monitoring: what is shown, and HTTP as text in and text out.
+//! The monitoring port without sockets: requests, documents, metrics, the live page.
 //!
-//! May import util, config and plain snapshots. Must not know the ring or live state.
+//! May import util and config. Must not know live state: it gets values that were copied out.
 
 pub mod http;
+pub mod metrics;
 pub mod model;
+pub mod query;

@@ -53,6 +53,18 @@ pub struct Varz {
     pub threads: usize,
     pub max_pending: usize,
     pub slow_consumer_list: Vec<SlowConsumerEntry>,
+    pub loops: Vec<LoopEntry>,
+}
+
+/// One event loop.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct LoopEntry {
+    pub connections: usize,
+    pub subscriptions: usize,
+    pub in_msgs: u64,
+    pub out_msgs: u64,
+    /// Percent of one core since the last look.
+    pub cpu: Rounded,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -69,6 +81,90 @@ pub struct SlowConsumerEntry {
     pub name: String,
     pub pending_bytes: usize,
     pub cause: String,
+    pub time: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Connz {
+    pub server_id: String,
+    pub now: String,
+    /// On this page, and in all.
+    pub num_connections: usize,
+    pub total: usize,
+    pub offset: usize,
+    pub limit: usize,
+    pub connections: Vec<ConnzEntry>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct ConnzEntry {
+    pub cid: u64,
+    pub ip: String,
+    pub port: u16,
+    pub start: String,
+    pub last_activity: String,
+    pub uptime: String,
+    pub idle: String,
+    pub pending_bytes: usize,
+    pub in_msgs: u64,
+    pub out_msgs: u64,
+    pub in_bytes: u64,
+    pub out_bytes: u64,
+    pub subscriptions: usize,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub name: Box<str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub lang: Box<str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub version: Box<str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub tls_version: Box<str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub tls_cipher_suite: Box<str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    pub authorized_user: Box<str>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions_list: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Routez {
+    pub server_id: String,
+    pub now: String,
+    pub num_routes: usize,
+    pub routes: Vec<RoutezEntry>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RoutezEntry {
+    pub rid: u64,
+    pub remote_id: String,
+    pub did_solicit: bool,
+    pub is_configured: bool,
+    pub ip: String,
+    pub port: u16,
+    pub pending_size: usize,
+    pub in_msgs: u64,
+    pub out_msgs: u64,
+    pub in_bytes: u64,
+    pub out_bytes: u64,
+    pub subscriptions: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions_list: Vec<String>,
+}
+
+/// There is no cache of matches here, so what the original says of its cache is zero, and fan-out is
+/// that of all messages since the start.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Subsz {
+    pub num_subscriptions: usize,
+    pub num_cache: usize,
+    pub num_inserts: u64,
+    pub num_removes: u64,
+    pub num_matches: u64,
+    pub cache_hit_rate: f64,
+    pub max_fanout: u32,
+    pub avg_fanout: f64,
 }
 
 /// A number with one decimal, written without it when it is whole.
@@ -83,12 +179,6 @@ impl Serialize for Rounded {
             false => serializer.serialize_f64(tenths / 10.0),
         }
     }
-}
-
-/// Indented by two, with Go's escapes.
-pub fn pretty(value: &impl Serialize) -> String {
-    let json = serde_json::to_string_pretty(value).expect("plain data always serializes");
-    crate::wire::info::escape_as_go(&json)
 }
 
 /// gnatsd's uptimes: `5s`, `2h0m5s`, `1y3d2h1m5s`.

@@ -11,6 +11,7 @@
 //! Draining exists because closing a socket with unread input makes the kernel send a reset, which
 //! may overtake the error line that was to tell the peer why.
 
+use super::tls_link::TlsLink;
 use std::os::fd::RawFd;
 use std::time::Instant;
 
@@ -31,16 +32,18 @@ pub struct Connection {
     /// A shutdown is under way; the descriptor must outlive it like any other operation, or it would
     /// hit whoever gets the number next.
     pub shutting_down: bool,
+    pub tls: Option<Box<TlsLink>>,
 }
 
 impl Connection {
-    pub fn new(fd: RawFd) -> Self {
+    pub fn new(fd: RawFd, tls: Option<Box<TlsLink>>) -> Self {
         Self {
             fd,
             stage: Stage::Open,
             receiving: false,
             writing: false,
             shutting_down: false,
+            tls,
         }
     }
 

@@ -5,22 +5,25 @@
 //! Mail comes before any byte received in the same turn: a message published after a subscription
 //! was confirmed, on whatever loop, must find that subscription's interest here.
 
+use super::accept::Acceptor;
 use super::connection::{Connection, Place, Stage};
+use super::dial::Dialer;
 use super::mailbox::Mesh;
+use super::tls_link::TlsLink;
 use super::verifier::Job;
 use crate::broker::client::Client;
-use crate::broker::effect::{CloseReason, Effect};
-use crate::broker::mail::Arrival;
+use crate::broker::effect::{CloseReason, Dial, Effect};
 use crate::broker::outbox::Piece;
 use crate::broker::settings::Settings;
+use crate::broker::snapshot::{ConnectionInfo, Page};
 use crate::broker::{Broker, Slot, SlowConsumer, Totals};
 use crate::uring::{Completion, Errno, Io, Kind, Segment, Token, Wait};
-use crate::wire::errors;
+use crate::wire;
 use std::collections::VecDeque;
-use std::net::Shutdown;
-use std::os::fd::RawFd;
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::Sender;
 use std::time::{Duration, Instant};
 
@@ -32,12 +35,11 @@ const WRITE_PIECES_MAX: usize = 64;
 /// A connection that was told why it is closed may take this long to read it, and to close.
 const FLUSH_TIME_MAX: Duration = Duration::from_secs(2);
 const DRAIN_TIME_MAX: Duration = Duration::from_millis(500);
-/// After a failed accept (no descriptors left, say).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Records looked at for monitoring in one turn: some tens of microseconds.
+const PAGE_ITEMS_MAX: u32 = 512;
 /// How often connections on their way out are looked after.
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
-const LISTENER: Token = Token::new(Kind::Accept, 0, 0);
 const COMMANDS: Token = Token::new(Kind::Watch, 0, 0);
 const DOORBELL: Token = Token::new(Kind::Doorbell, 0, 0);
 
@@ -57,6 +59,26 @@ pub enum Command {
         text: Option<&'static str>,
     },
     Snapshot(Sender<Snapshot>),
+    /// A part of the connections of a kind, from a slot on.
+    Connections {
+        kind: wire::parser::Kind,
+        from: Slot,
+        reply: Sender<Page<ConnectionInfo>>,
+    },
+    /// A part of the subscriptions: cid and subject.
+    Subjects {
+        from: u32,
+        reply: Sender<Page<(u64, Box<[u8]>)>>,
+    },
+    /// A connection to another server was made.
+    Route {
+        fd: OwnedFd,
+        peer: SocketAddr,
+        dial: Dial,
+    },
+    /// The list of configured routes was changed.
+    DropConfiguredRoutes,
+    ClientUrls(Arc<Vec<String>>),
     Verdict {
         slot: Slot,
         cid: u64,
@@ -69,8 +91,10 @@ pub enum Command {
 
 /// The state of one loop at one moment.
 pub struct Snapshot {
+    pub loop_index: u16,
     pub totals: Totals,
     pub connections: usize,
+    pub routes: usize,
     pub subscriptions: usize,
     pub slow_consumers: Vec<SlowConsumer>,
 }
@@ -78,21 +102,23 @@ pub struct Snapshot {
 /// What all loops share and never changes while they run.
 pub struct Shared {
     pub mesh: Mesh<Command>,
-    pub next_cid: AtomicU64,
     pub connections_max: std::sync::atomic::AtomicUsize,
     /// Compares passwords with hashes, which takes too long for a loop.
     pub verifier: super::verifier::Verifier,
+    /// Makes connections to other servers.
+    pub dialer: super::dial::Dialer,
+    /// How new connections do TLS.
+    pub tls: super::tls_link::TlsTerms,
 }
 
 pub struct EventLoop<I: Io> {
-    index: u16,
-    io: I,
-    broker: Broker,
-    shared: Arc<Shared>,
+    pub(super) index: u16,
+    pub(super) io: I,
+    pub(super) broker: Broker,
+    pub(super) shared: Arc<Shared>,
     /// Loop 0 accepts for all.
-    listener: Option<RawFd>,
-    accept_again_at: Option<Instant>,
-    places: Vec<Place>,
+    pub(super) acceptor: Acceptor,
+    pub(super) places: Vec<Place>,
     /// Completions not yet acted on.
     completions: VecDeque<Completion>,
     reaped: Vec<Completion>,
@@ -103,27 +129,24 @@ pub struct EventLoop<I: Io> {
     look_after_at: Option<Instant>,
     dirty: Vec<Slot>,
     effects: Vec<Effect>,
-    pieces: Vec<Piece>,
-    segments: Vec<Segment>,
-    now: Instant,
+    pub(super) pieces: Vec<Piece>,
+    pub(super) segments: Vec<Segment>,
+    /// Plain text of the TLS connection at hand.
+    pub(super) plain: Vec<u8>,
+    /// Handshakes not done yet, or done since the last look.
+    pub(super) handshakes: Vec<(Instant, Token)>,
+    pub(super) now: Instant,
     stopped: bool,
 }
 
 impl<I: Io> EventLoop<I> {
-    pub fn new(
-        index: u16,
-        io: I,
-        broker: Broker,
-        shared: Arc<Shared>,
-        listener: Option<RawFd>,
-    ) -> Self {
+    pub fn new(index: u16, io: I, broker: Broker, shared: Arc<Shared>, acceptor: Acceptor) -> Self {
         Self {
             index,
             io,
             broker,
             shared,
-            listener,
-            accept_again_at: None,
+            acceptor,
             places: Vec::new(),
             completions: VecDeque::new(),
             reaped: Vec::new(),
@@ -134,6 +157,8 @@ impl<I: Io> EventLoop<I> {
             effects: Vec::new(),
             pieces: Vec::new(),
             segments: Vec::new(),
+            plain: Vec::new(),
+            handshakes: Vec::new(),
             now: Instant::now(),
             stopped: false,
         }
@@ -151,9 +176,7 @@ impl<I: Io> EventLoop<I> {
     pub fn start(&mut self) {
         self.io
             .watch(COMMANDS, self.shared.mesh.door(self.index).event_fd());
-        if let Some(listener) = self.listener {
-            self.io.accept(LISTENER, listener);
-        }
+        self.acceptor.arm(&mut self.io, Instant::now());
     }
 
     pub fn turn(&mut self) -> std::io::Result<()> {
@@ -196,7 +219,8 @@ impl<I: Io> EventLoop<I> {
         let deadlines = [
             self.broker.next_deadline(),
             self.look_after_at,
-            self.accept_again_at,
+            self.acceptor.next_deadline(),
+            self.next_handshake_deadline(),
         ];
         match deadlines.into_iter().flatten().min() {
             None => Wait::Forever,
@@ -250,7 +274,7 @@ impl<I: Io> EventLoop<I> {
             more,
         } = completion;
         match token.kind {
-            Kind::Accept => self.accepted(result, more),
+            Kind::Accept => self.accepted(token, result, more),
             Kind::Watch => self.run_commands(more),
             Kind::Recv => {
                 let bytes = buf.as_ref().map_or(0, |buf| buf.len());
@@ -273,94 +297,20 @@ impl<I: Io> EventLoop<I> {
         0
     }
 
-    // ---- connections come
-
-    fn accepted(&mut self, result: Result<u32, Errno>, more: bool) {
-        match result {
-            Ok(fd) => {
-                self.distribute(fd as RawFd);
-            }
-            Err(Errno::CANCELED) => return,
-            Err(error) => {
-                log::error!(
-                    "Temporary Client Accept Error ({error}), sleeping {}ms",
-                    ACCEPT_PAUSE.as_millis()
-                );
-                self.accept_again_at = Some(self.now + ACCEPT_PAUSE);
-                return;
-            }
-        }
-        if !more && let Some(listener) = self.listener {
-            self.io.accept(LISTENER, listener);
-        }
-    }
-
-    /// Gives a new connection to the loop with the fewest.
-    fn distribute(&mut self, fd: RawFd) {
-        let Ok(peer) = self.io.peer_address(fd) else {
-            return self.io.close(fd); // it has gone already
-        };
-        let cid = self.shared.next_cid.fetch_add(1, Ordering::Relaxed);
-        let arrival = Arrival { fd, cid, peer };
-        let doors = self.shared.mesh.doors();
-        let counts: Vec<usize> = doors
-            .iter()
-            .map(|door| door.connections.load(Ordering::Relaxed))
-            .collect();
-        let full =
-            counts.iter().sum::<usize>() >= self.shared.connections_max.load(Ordering::Relaxed);
-        let fewest = (0..counts.len())
-            .min_by_key(|index| counts[*index])
-            .unwrap_or(0) as u16;
-        let to = if full { self.index } else { fewest };
-        self.shared
-            .mesh
-            .door(to)
-            .connections
-            .fetch_add(1, Ordering::Relaxed);
-        if to == self.index {
-            let slot = self.open(arrival);
-            if full {
-                log::error!("{} - Maximum Connections Exceeded", self.label(slot));
-                self.broker.refuse(slot, errors::CONNECTIONS_EXCEEDED);
-            }
-        } else {
-            self.broker.outgoing(to).arrivals.push(arrival);
-        }
-    }
-
-    fn label(&self, slot: Slot) -> String {
+    pub(super) fn label(&self, slot: Slot) -> String {
         self.broker
             .client(slot)
             .map_or(String::new(), Client::label)
     }
 
-    fn open(&mut self, arrival: Arrival) -> Slot {
-        let Arrival { fd, cid, peer } = arrival;
-        let slot = self
-            .broker
-            .open(cid, peer, crate::wire::parser::Kind::Client, self.now);
-        if self.places.len() <= slot as usize {
-            self.places.resize_with(slot as usize + 1, Place::default);
-        }
-        let place = &mut self.places[slot as usize];
-        assert!(
-            place.connection.is_none(),
-            "the broker gave a slot out twice"
-        );
-        place.connection = Some(Connection::new(fd));
-        self.receive(slot);
-        slot
-    }
-
     // ---- bytes come
 
-    fn token(&self, slot: Slot, kind: Kind) -> Token {
+    pub(super) fn token(&self, slot: Slot, kind: Kind) -> Token {
         Token::new(kind, slot, self.places[slot as usize].generation)
     }
 
     /// The connection a completion is about, unless it belongs to an earlier tenant of the slot.
-    fn connection(&mut self, token: Token) -> Option<&mut Connection> {
+    pub(super) fn connection(&mut self, token: Token) -> Option<&mut Connection> {
         let place = self.places.get_mut(token.slot as usize)?;
         match place.generation == token.generation {
             true => place.connection.as_mut(),
@@ -368,7 +318,7 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
-    fn receive(&mut self, slot: Slot) {
+    pub(super) fn receive(&mut self, slot: Slot) {
         let token = self.token(slot, Kind::Recv);
         let Some(connection) = self.connection(token) else {
             return;
@@ -385,9 +335,15 @@ impl<I: Io> EventLoop<I> {
             return;
         };
         connection.receiving = false;
-        if connection.stage == Stage::Open {
-            self.broker
-                .handle_bytes(token.slot, self.io.bytes(buf), self.now);
+        if connection.stage != Stage::Open {
+            return;
+        }
+        match connection.tls {
+            None => {
+                self.broker
+                    .handle_bytes(token.slot, self.io.bytes(buf), self.now);
+            }
+            Some(_) => self.received_tls(token.slot, buf),
         }
     }
 
@@ -467,7 +423,7 @@ impl<I: Io> EventLoop<I> {
         self.dirty = dirty;
     }
 
-    fn write(&mut self, slot: Slot) {
+    pub(super) fn write(&mut self, slot: Slot) {
         let token = self.token(slot, Kind::Write);
         let place = &mut self.places[slot as usize];
         let Some(connection) = place.connection.as_mut() else {
@@ -478,6 +434,9 @@ impl<I: Io> EventLoop<I> {
         }
         if connection.stage == Stage::Closing {
             return;
+        }
+        if connection.tls.as_deref().is_some_and(TlsLink::is_covering) {
+            return self.write_tls(slot);
         }
         self.broker
             .start_write(slot, WRITE_PIECES_MAX, WRITE_BYTES_MAX, &mut self.pieces);
@@ -503,7 +462,15 @@ impl<I: Io> EventLoop<I> {
         connection.writing = false;
         let stage = connection.stage;
         match result {
-            Ok(bytes) => self.broker.handle_written(slot, bytes as usize, now),
+            Ok(bytes) => {
+                let mut bytes = bytes as usize;
+                match connection.tls.as_deref_mut() {
+                    None => {}
+                    Some(link) if link.is_covering() => bytes = self.written_tls(slot, bytes),
+                    Some(link) => link.greeting_written(bytes),
+                }
+                self.broker.handle_written(slot, bytes, now);
+            }
             Err(Errno::AGAIN) => self.broker.handle_written(slot, 0, now),
             Err(error) => {
                 match stage {
@@ -519,9 +486,7 @@ impl<I: Io> EventLoop<I> {
         }
         match stage {
             Stage::Closing => self.close_if_quiet(slot),
-            _ if self.broker.has_output(slot) => {
-                self.write(slot);
-            }
+            _ if self.has_output(slot) => self.write(slot),
             Stage::Flushing { .. } => self.drain(slot),
             _ => {}
         }
@@ -542,6 +507,12 @@ impl<I: Io> EventLoop<I> {
                         .is_some_and(|c| c.stage == Stage::Open);
                     if open && self.broker.wants_bytes(slot) {
                         self.receive(slot);
+                    }
+                }
+                Effect::Dial(dial) => Dialer::dial(&self.shared, dial),
+                Effect::ClientUrls(urls) => {
+                    for door in self.shared.mesh.doors() {
+                        door.command(Command::ClientUrls(urls.clone()));
                     }
                 }
                 Effect::Verify {
@@ -576,9 +547,14 @@ impl<I: Io> EventLoop<I> {
                 connection.stage = Stage::Flushing { until };
                 self.leaving.push(slot);
                 self.look_after_at = Some(self.now + LOOK_AFTER);
-                if self.broker.has_output(slot) {
-                    self.write(slot);
-                } else {
+                let writing = self.places[slot as usize]
+                    .connection
+                    .as_ref()
+                    .is_some_and(|connection| connection.writing);
+                if !writing {
+                    self.write(slot); // also an alert, which the broker knows nothing of
+                }
+                if !self.has_output(slot) {
                     self.drain(slot);
                 }
             }
@@ -643,12 +619,15 @@ impl<I: Io> EventLoop<I> {
         }
         place.generation = (place.generation + 1) & Token::GENERATION_MAX;
         self.leaving.retain(|other| *other != slot);
+        let is_client = self
+            .broker
+            .client(slot)
+            .is_some_and(|client| client.kind == wire::parser::Kind::Client);
         self.broker.release(slot);
-        self.shared
-            .mesh
-            .door(self.index)
-            .connections
-            .fetch_sub(1, Ordering::Relaxed);
+        if is_client {
+            let door = self.shared.mesh.door(self.index);
+            door.connections.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Connections that had their time to go.
@@ -683,11 +662,9 @@ impl<I: Io> EventLoop<I> {
         if self.look_after_at.is_some_and(|at| at <= self.now) {
             self.look_after();
         }
-        if self.accept_again_at.is_some_and(|at| at <= self.now) {
-            self.accept_again_at = None;
-            if let Some(listener) = self.listener {
-                self.io.accept(LISTENER, listener);
-            }
+        self.acceptor.arm(&mut self.io, self.now);
+        if !self.handshakes.is_empty() {
+            self.end_late_handshakes();
         }
     }
 
@@ -710,17 +687,16 @@ impl<I: Io> EventLoop<I> {
             // Whoever asked may have given up.
             Command::Acknowledge(done) => drop(done.send(())),
             Command::Announce => self.broker.announce(),
-            Command::CloseListener => {
-                if let Some(listener) = self.listener.take() {
-                    // Shut down, so that nobody waits in a queue that is not read any more.
-                    self.io.cancel(LISTENER);
-                    let _ = nix::sys::socket::shutdown(listener, nix::sys::socket::Shutdown::Both);
-                }
+            Command::CloseListener => self.acceptor.close(&mut self.io),
+            Command::Route { fd, peer, dial } => {
+                self.open_route(fd.into_raw_fd(), peer, Some(dial));
             }
+            Command::DropConfiguredRoutes => self.broker.drop_configured_routes(),
+            Command::ClientUrls(urls) => self.broker.set_client_urls(urls),
             Command::Dismiss { count, text } => {
                 let slots: Vec<Slot> = self
                     .broker
-                    .clients()
+                    .open_clients()
                     .map(|(slot, _)| slot)
                     .take(count)
                     .collect();
@@ -731,11 +707,27 @@ impl<I: Io> EventLoop<I> {
             Command::Snapshot(reply) => {
                 // Whoever asked may have given up.
                 let _ = reply.send(Snapshot {
+                    loop_index: self.index,
                     totals: self.broker.totals(),
-                    connections: self.broker.clients().count(),
+                    connections: self
+                        .shared
+                        .mesh
+                        .door(self.index)
+                        .connections
+                        .load(Ordering::Relaxed),
+                    routes: self.broker.route_slots().len(),
                     subscriptions: self.broker.subscription_count(),
                     slow_consumers: self.broker.slow_consumers().to_vec(),
                 });
+            }
+            Command::Connections { kind, from, reply } => {
+                let page = self
+                    .broker
+                    .connections(kind, from, PAGE_ITEMS_MAX, self.now);
+                let _ = reply.send(page);
+            }
+            Command::Subjects { from, reply } => {
+                let _ = reply.send(self.broker.subjects(from, PAGE_ITEMS_MAX));
             }
             Command::Verdict {
                 slot,
@@ -760,6 +752,7 @@ mod tests {
     use crate::uring::fake::{Adversity, FakeIo};
     use crate::util::random::Random;
     use crate::util::region::RegionMut;
+    use std::os::fd::RawFd;
 
     /// A loop over the scripted kernel, with a listener.
     fn event_loop(seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, RawFd) {
@@ -781,13 +774,14 @@ mod tests {
         );
         let shared = Arc::new(Shared {
             mesh: Mesh::new(1).unwrap(),
-            next_cid: AtomicU64::new(1),
             connections_max: std::sync::atomic::AtomicUsize::new(100),
             verifier: Default::default(),
+            dialer: Default::default(),
+            tls: Default::default(),
         });
-        let mut event_loop = EventLoop::new(0, io, broker, shared, Some(listener));
         // The descriptor other threads wake the loop by is real; nobody does here.
-        event_loop.io.accept(LISTENER, listener);
+        let acceptor = Acceptor::new(Some(listener), None, 1);
+        let event_loop = EventLoop::new(0, io, broker, shared, acceptor);
         (event_loop, listener)
     }
 

@@ -2,14 +2,19 @@
 //!
 //! The only folder that sees both ring and broker; it holds no rule of any protocol.
 
+mod accept;
 mod connection;
+mod dial;
 mod event_loop;
 mod mailbox;
+mod monitor;
 mod monitor_http;
+mod process;
 mod reload;
 mod run;
 mod settings;
 mod signals;
+mod tls_link;
 mod verifier;
 
 pub use run::{StartError, hold_signals, run};

@@ -1,8 +1,11 @@
 //! SIGHUP: the configuration is read again, compared, and what changed takes effect.
 
+use super::dial::Dialer;
 use super::event_loop::Command;
 use super::run::{Running, connections_max, write_pid_file};
 use super::settings::settings;
+use super::tls_link::Terms;
+use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::Options;
 use crate::config::cli::Source;
 use crate::config::diff::{self, Change};
@@ -39,17 +42,21 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
         return Err(refusal);
     }
     // Whatever can fail comes before anything takes effect.
-    let settings = Arc::new(settings(&new, &running.server_id, running.port)?);
+    let settings = Arc::new(settings(&new, &running.identity)?);
+    // Also where no option changed: the files may have.
+    let tls = (
+        Terms::load(&new.tls, false)?,
+        Terms::load(&new.cluster.tls, true)?,
+    );
     let log = crate::logging::prepare(&new)?;
     for warning in warnings {
         log::warn!("{warning}");
     }
-    let lines: Vec<String> = changes.iter().map(Change::line).collect();
     let changed = |name| changes.iter().any(|change| change.name() == name);
-    let pid_file = changed("pid_file");
-    if changed("max_connections") {
-        connections(running, &new);
-    }
+    let (pid_file, routes) = (changed("pid_file"), changed("cluster.routes"));
+    let mut lines: Vec<String> = changes.iter().map(Change::line).collect();
+    lines.dedup();
+    connections(running, &new);
     for line in lines {
         log::info!("{line}");
     }
@@ -57,8 +64,17 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
         log::error!("Could not write pidfile: {error}");
     }
     crate::logging::switch(log);
+    running.shared.tls.set(tls.0, tls.1);
     for door in running.shared.mesh.doors() {
         door.command(Command::Reconfigure(settings.clone()));
+    }
+    if routes && running.identity.cluster_port.is_some() {
+        running
+            .shared
+            .mesh
+            .door(ROUTE_LOOP)
+            .command(Command::DropConfiguredRoutes);
+        Dialer::configure(&running.shared, &new.cluster.routes);
     }
     settle(running);
     running.monitor.set_options(&new);

@@ -1,10 +1,14 @@
 //! The process: from options to running loops, and what signals do to them.
 
+use super::accept::Acceptor;
+use super::dial::Dialer;
 use super::event_loop::{Command, EventLoop, Shared};
 use super::mailbox::Mesh;
-use super::monitor_http::{self, Monitor};
+use super::monitor::Monitor;
+use super::monitor_http;
 use super::reload;
-use super::settings::settings;
+use super::settings::{Identity, settings};
+use super::tls_link::{Terms, TlsTerms};
 use super::verifier::Verifier;
 use crate::broker::Broker;
 use crate::broker::settings::Settings;
@@ -17,7 +21,7 @@ use nix::sys::signal::{SigSet, Signal};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -83,8 +87,7 @@ pub(super) struct Running {
     pub options: Options,
     pub shared: Arc<Shared>,
     pub monitor: Arc<Monitor>,
-    pub server_id: String,
-    pub port: u16,
+    pub identity: Identity,
 }
 
 /// Keeps signals for the calling thread, to be waited for; threads it starts later inherit that. A
@@ -125,7 +128,17 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
 
     let server_id = Random::from_entropy().id();
     let mut ports = Ports::default();
-    let monitor_listener = match options.http_port {
+    let tls = TlsTerms::default();
+    let terms = |options, mutual| Terms::load(options, mutual).map_err(StartError::Options);
+    tls.set(
+        terms(&options.tls, false)?,
+        terms(&options.cluster.tls, true)?,
+    );
+    let (monitor_port, scheme) = match options.https_port {
+        0 => (options.http_port, "http"),
+        port => (port, "https"),
+    };
+    let monitor_listener = match monitor_port {
         0 => None,
         port => {
             let host = if options.http_host.is_empty() {
@@ -134,51 +147,72 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
                 &options.http_host
             };
             let (listener, bound) = listen("Error starting http monitor", host, port)?;
-            log::info!("Starting http monitor on {bound}");
-            ports.monitoring.push(format!("http://{bound}"));
+            log::info!("Starting {scheme} monitor on {bound}");
+            ports.monitoring.push(format!("{scheme}://{bound}"));
             Some(listener)
         }
     };
     let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
     log::info!("Listening for client connections on {bound}");
     ports.nats.push(format!("nats://{bound}"));
+    if options.tls.enabled {
+        log::info!("TLS required for client connections");
+    }
     log::debug!("Server id is {server_id}");
 
-    let settings = settings(&options, &server_id, bound.port()).map_err(StartError::Options)?;
+    let cluster = &options.cluster;
+    let (route_listener, cluster_port) = match cluster.port {
+        0 => (None, None),
+        port => {
+            let what = "Error listening on router port";
+            let (listener, bound) = listen(what, &cluster.host, port)?;
+            ports.cluster.push(format!("nats-route://{bound}"));
+            (Some(listener), Some(bound))
+        }
+    };
+
+    let identity = Identity {
+        server_id,
+        port: bound.port(),
+        cluster_port: cluster_port.map(|bound| bound.port()),
+    };
+    let settings = settings(&options, &identity).map_err(StartError::Options)?;
     let loops = loops(&options);
     let shared = Arc::new(Shared {
         mesh: Mesh::new(loops)?,
-        next_cid: AtomicU64::new(1),
         connections_max: AtomicUsize::new(connections_max(&options)),
         verifier: Verifier::default(),
+        dialer: Dialer::default(),
+        tls,
     });
-    let (threads, gates) = start_loops(&shared, &Arc::new(settings), listener)?;
+    let listeners = (listener, route_listener);
+    let (threads, gates) = start_loops(&shared, &Arc::new(settings), listeners)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
     let ports_file = ports
         .write(&options.ports_file_dir)
         .map_err(StartError::PortsFile)?;
-    let monitor = Arc::new(Monitor::new(
-        shared.clone(),
-        &options,
-        &server_id,
-        bound.port(),
-    ));
+    let monitor = Arc::new(Monitor::new(shared.clone(), &options, &identity));
     if let Some(listener) = monitor_listener {
-        monitor_http::start(listener, monitor.clone())?;
+        monitor_http::start(listener, monitor.clone(), scheme == "https")?;
     }
     log::info!("Server is ready");
+    if let Some(bound) = cluster_port {
+        log::info!("Listening for route connections on {bound}");
+    }
     // Whoever gets INFO can rely on what the log and the pid file say.
     crate::logging::flush();
     for gate in gates {
         let _ = gate.send(());
+    }
+    if cluster_port.is_some() {
+        Dialer::configure(&shared, &options.cluster.routes);
     }
 
     let mut running = Running {
         options,
         shared,
         monitor,
-        server_id,
-        port: bound.port(),
+        identity,
     };
     loop {
         match signals.wait()? {
@@ -271,15 +305,20 @@ type LoopThread = JoinHandle<std::io::Result<()>>;
 fn start_loops(
     shared: &Arc<Shared>,
     settings: &Arc<Settings>,
-    listener: OwnedFd,
+    listeners: (OwnedFd, Option<OwnedFd>),
 ) -> Result<(Vec<LoopThread>, Vec<mpsc::Sender<()>>), StartError> {
-    let mut listener = Some(listener);
+    let mut listeners = Some(listeners);
     let (ready, started) = mpsc::channel();
     let mut threads = Vec::new();
     for index in 0..shared.mesh.loops() {
         let (shared, settings, ready) = (shared.clone(), settings.clone(), ready.clone());
         // The loop keeps it for as long as the process lives.
-        let listener = listener.take().map(IntoRawFd::into_raw_fd);
+        let (clients, routes) = listeners.take().map_or((None, None), |(clients, routes)| {
+            (
+                Some(clients.into_raw_fd()),
+                routes.map(IntoRawFd::into_raw_fd),
+            )
+        });
         let body = move || {
             let region = RegionMut::map(REGION_BYTES)?;
             let ring = match Ring::new(&RingConfig::new(&region.keep_alive())) {
@@ -303,7 +342,10 @@ fn start_loops(
             let _ = ready.send(Ok(go));
             drop(ready);
             match gate.recv() {
-                Ok(()) => EventLoop::new(index, ring, broker, shared, listener).run(),
+                Ok(()) => {
+                    let acceptor = Acceptor::new(clients, routes, shared.mesh.loops());
+                    EventLoop::new(index, ring, broker, shared, acceptor).run()
+                }
                 Err(_) => Ok(()), // another loop could not start
             }
         };
@@ -387,7 +429,7 @@ fn lame_duck(running: &Running, signals: &SigSet) -> Result<(), StartError> {
     let doors = running.shared.mesh.doors();
     doors[0].command(Command::CloseListener);
     let options = &running.options;
-    if let Ok(mut settings) = settings(options, &running.server_id, running.port) {
+    if let Ok(mut settings) = settings(options, &running.identity) {
         settings.info.ldm = true;
         let settings = Arc::new(settings);
         for door in doors {

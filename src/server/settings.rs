@@ -2,38 +2,64 @@
 
 use crate::broker::auth::{Auth, Secret, User};
 use crate::broker::perms::{Permissions, Responses, Rule, Rules};
-use crate::broker::settings::Settings;
+use crate::broker::settings::{ClusterSettings, Settings};
 use crate::config::Options;
-use crate::config::options::{PermissionOptions, SubjectRules};
+use crate::config::options::{PermissionOptions, SubjectRules, TlsOptions};
+use crate::config::route_url::host_and_port;
 use crate::util::nkey;
 use crate::wire::info::Info;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// `port` is the one clients reach us at; `server_id` stays the same while the process lives.
-pub fn settings(options: &Options, server_id: &str, port: u16) -> Result<Settings, String> {
-    let (host, port) = advertised(options, port)?;
+/// What the process is, as against what it is told to be: it stays the same while it lives.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    pub server_id: String,
+    /// Ports really bound, for clients and for routes.
+    pub port: u16,
+    pub cluster_port: Option<u16>,
+}
+
+pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, String> {
+    let server_id = &identity.server_id;
+    let advertise = &options.client_advertise;
+    let (host, port) = match advertise.is_empty() {
+        true => (options.host.clone(), identity.port),
+        false => host_and_port_of(advertise, identity.port).map_err(|error| {
+            format!(
+                "Error setting server INFO with ClientAdvertise value of {advertise}, err={error}"
+            )
+        })?,
+    };
     let auth = auth(options);
     let mut name = options.server_name.clone();
     if name.is_empty() {
-        name = server_id.to_owned();
+        name = server_id.clone();
     }
     let info = Info {
-        server_id: server_id.to_owned(),
+        server_id: server_id.clone(),
         server_name: name,
         version: crate::COMPATIBLE_VERSION.to_owned(),
         git_commit: crate::GIT_COMMIT.to_owned(),
         host,
         port,
         auth_required: auth.required() && options.no_auth_user.is_empty(),
+        tls_required: options.tls.enabled,
+        tls_verify: options.tls.enabled && options.tls.verify,
         max_payload: options.max_payload,
         proto: 1,
         headers: !options.no_header_support,
         ..Info::default()
     };
+    let cluster = match identity.cluster_port {
+        Some(cluster_port) => Some(cluster(options, identity, cluster_port, &info)?),
+        None => None,
+    };
     Ok(Settings {
         info,
+        cluster,
         payload_bytes_max: u64::try_from(options.max_payload).unwrap_or(u64::MAX),
         control_line_bytes_max: options.max_control_line,
         subscriptions_max: usize::try_from(options.max_subscriptions)
@@ -47,30 +73,118 @@ pub fn settings(options: &Options, server_id: &str, port: u16) -> Result<Setting
         ping_interval: options.ping_interval,
         pings_out_max: options.ping_max,
         auth,
-        auth_timeout: Duration::from_secs_f64(options.auth_timeout),
+        // The time for CONNECT begins behind the handshake.
+        auth_timeout: Duration::from_secs_f64(
+            options.auth_timeout + handshake_seconds(&options.tls),
+        ),
     })
 }
 
-/// Host and port told to clients.
-fn advertised(options: &Options, port: u16) -> Result<(String, u16), String> {
-    let advertise = &options.client_advertise;
-    if advertise.is_empty() {
-        return Ok((options.host.clone(), port));
-    }
-    let Some((host, given)) = advertise
+fn handshake_seconds(tls: &TlsOptions) -> f64 {
+    if tls.enabled { tls.timeout } else { 0.0 }
+}
+
+/// `host[:port]`; without a port, or with none that can be, it is `default`.
+fn host_and_port_of(text: &str, default: u16) -> Result<(String, u16), std::num::ParseIntError> {
+    let Some((host, port)) = text
         .rsplit_once(':')
         .filter(|(host, _)| !host.contains(':') || host.ends_with(']'))
     else {
-        return Ok((advertise.clone(), port));
+        return Ok((text.to_owned(), default));
     };
-    let given: i32 = given.parse().map_err(|error| {
-        format!("Error setting server INFO with ClientAdvertise value of {advertise}, err={error}")
-    })?;
-    let given = u16::try_from(given)
-        .ok()
-        .filter(|given| *given > 0)
-        .unwrap_or(port);
-    Ok((host.trim_matches(['[', ']']).to_owned(), given))
+    let port = u16::try_from(port.parse::<i32>()?).ok();
+    let port = port.filter(|port| *port > 0).unwrap_or(default);
+    Ok((host.trim_matches(['[', ']']).to_owned(), port))
+}
+
+fn cluster(
+    options: &Options,
+    identity: &Identity,
+    port: u16,
+    client_info: &Info,
+) -> Result<ClusterSettings, String> {
+    let given = &options.cluster;
+    let (mut host, mut port, mut ip) = (given.host.clone(), port, String::new());
+    if !given.advertise.is_empty() {
+        (host, port) = host_and_port_of(&given.advertise, port).map_err(|error| {
+            format!(
+                "invalid Cluster.Advertise value of {}, err={error}",
+                given.advertise
+            )
+        })?;
+        ip = format!("nats-route://{}/", host_and_port(&host, port));
+    }
+    let auth = Auth {
+        single: (!given.user.is_empty())
+            .then(|| (given.user.clone(), Secret::new(&given.password.0))),
+        ..Auth::default()
+    };
+    let client_urls = client_urls(options, client_info);
+    let info = Info {
+        server_id: identity.server_id.clone(),
+        version: client_info.version.clone(),
+        git_commit: client_info.git_commit.clone(),
+        host,
+        port,
+        auth_required: auth.required(),
+        tls_required: given.tls.enabled,
+        tls_verify: given.tls.enabled,
+        max_payload: options.max_payload,
+        ip,
+        connect_urls: match given.no_advertise {
+            true => Vec::new(),
+            false => client_urls.clone(),
+        },
+        headers: true,
+        ..Info::default()
+    };
+    Ok(ClusterSettings {
+        info,
+        client_urls,
+        no_advertise: given.no_advertise,
+        auth,
+        auth_timeout: Duration::from_secs_f64(given.auth_timeout + handshake_seconds(&given.tls)),
+        user: given.user.clone(),
+        password: given.password.clone(),
+        routes: given.routes.clone(),
+        connect_retries: given.connect_retries,
+        pending_bytes_max: given.max_pending,
+    })
+}
+
+/// Where clients reach this server: the advertised address, or the bound one, or every address of
+/// the machine where that is unspecified.
+fn client_urls(options: &Options, info: &Info) -> Vec<String> {
+    let unspecified = options.host.is_empty()
+        || options
+            .host
+            .parse::<IpAddr>()
+            .is_ok_and(|ip| ip.is_unspecified());
+    if !options.client_advertise.is_empty() || !unspecified {
+        return vec![host_and_port(&info.host, info.port)];
+    }
+    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let mut urls: Vec<String> = addresses
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+        })
+        .filter(is_global_unicast)
+        .map(|ip| host_and_port(&ip.to_string(), info.port))
+        .collect();
+    urls.dedup();
+    urls
+}
+
+/// Go's notion: neither unspecified, loopback, multicast, broadcast nor link-local.
+fn is_global_unicast(ip: &IpAddr) -> bool {
+    let special = ip.is_unspecified() || ip.is_loopback() || ip.is_multicast();
+    !special
+        && match ip {
+            IpAddr::V4(v4) => !v4.is_broadcast() && !v4.is_link_local(),
+            IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+        }
 }
 
 fn auth(options: &Options) -> Auth {

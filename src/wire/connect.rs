@@ -112,6 +112,30 @@ impl Connect {
     }
 }
 
+/// CONNECT of a server that dials another one; its id is the name.
+pub fn route_connect_line(server_id: &str, login: Option<(&str, &str)>, tls: bool) -> String {
+    #[derive(serde::Serialize)]
+    struct Body<'a> {
+        verbose: bool,
+        pedantic: bool,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<&'a str>,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        pass: Option<&'a str>,
+        tls_required: bool,
+        name: &'a str,
+    }
+    let body = Body {
+        verbose: false,
+        pedantic: false,
+        user: login.map(|(user, _)| user),
+        pass: login.map(|(_, pass)| pass),
+        tls_required: tls,
+        name: server_id,
+    };
+    format!("CONNECT {}\r\n", crate::util::go_json::go_json(&body))
+}
+
 /// A CONNECT line fit for the log: secrets are replaced by asterisks.
 pub fn masked(json: &[u8]) -> String {
     let text = String::from_utf8_lossy(json);

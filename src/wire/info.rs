@@ -1,5 +1,6 @@
 //! The body of INFO: gnatsd 1.1.0's fields in its order, then those of 2.x that are true for us.
 
+use crate::util::go_json::go_json;
 use serde::{Deserialize, Serialize};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -59,23 +60,6 @@ impl Info {
     }
 }
 
-/// JSON as Go writes it: compact, with `<`, `>`, `&` and the two line separators escaped.
-pub fn go_json(value: &impl Serialize) -> String {
-    escape_as_go(&serde_json::to_string(value).expect("plain data always serializes"))
-}
-
-/// Those characters only ever stand inside strings, so plain replacement is right.
-pub fn escape_as_go(json: &str) -> String {
-    let mut escaped = String::with_capacity(json.len());
-    for c in json.chars() {
-        match c {
-            '<' | '>' | '&' | '\u{2028}' | '\u{2029}' => escaped += &format!("\\u{:04x}", c as u32),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,10 +80,5 @@ mod tests {
              \"go\":\"\",\"host\":\"127.0.0.1\",\"port\":21001,\"auth_required\":false,\
              \"tls_required\":false,\"tls_verify\":false,\"max_payload\":1048576} \r\n"
         );
-    }
-
-    #[test]
-    fn json_is_escaped_as_go_does() {
-        assert_eq!(go_json(&"a<b>&c"), r#""a\u003cb\u003e\u0026c""#);
     }
 }

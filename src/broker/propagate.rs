@@ -1,0 +1,220 @@
+//! What other servers are told of our interest, and how their messages name our subscriptions.
+//!
+//! The server protocol of gnatsd 1.1.0 (server/route.go): every subscription of a client goes to every
+//! route as `SUB subject [queue] RSID:cid:sid` (`QRSID` for members of queue groups), and its end as
+//! `UNSUB`. All routes live on loop 0. The other loops send it the lines their clients cause, in one
+//! sequence with their messages, so that a route hears of a reply subject before the request.
+//!
+//! The cid says which loop a client lives on (`loop_of`), so loop 0 need not know the clients of the
+//! others.
+
+use super::mail::RouteRef;
+use super::subs::{Subscription, Target};
+use super::{Broker, Slot};
+use crate::wire::args::number;
+use std::io::Write;
+
+pub(super) const QUEUE_SID_PREFIX: &[u8] = b"QRSID";
+const PLAIN_SID_PREFIX: &[u8] = b"RSID";
+
+/// The loop on which routes live.
+pub const ROUTE_LOOP: u16 = 0;
+
+/// Lines under way to one route are handed over in pieces of about this size.
+const LINES_BYTES: usize = 64 << 10;
+
+/// What happens to a subscription of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum News {
+    Added,
+    /// UNSUB with max.
+    Limited(u64),
+    /// About to be removed, but still in the table.
+    Removing,
+}
+
+/// `cid:sid`: one subscription of one client of this server.
+pub(super) struct Address<'a> {
+    pub cid: u64,
+    pub sid: &'a [u8],
+}
+
+impl<'a> Address<'a> {
+    /// A sid may have colons of its own (the original gets those wrong).
+    pub fn parse(text: &'a [u8]) -> Option<Self> {
+        let colon = text.iter().position(|byte| *byte == b':')?;
+        Some(Self {
+            cid: number(&text[..colon])?,
+            sid: &text[colon + 1..],
+        })
+    }
+}
+
+/// Which loop a connection is on.
+pub fn loop_of(cid: u64, loops: u16) -> u16 {
+    (cid.wrapping_sub(1) % u64::from(loops)) as u16
+}
+
+/// The first cid after `last` (0: none yet) that names this loop. Connections are spread evenly, so
+/// few numbers are left out.
+pub fn next_cid(last: u64, loop_index: u16, loops: u16) -> u64 {
+    let loops = u64::from(loops);
+    let ahead = (u64::from(loop_index) + loops - last % loops) % loops;
+    last + 1 + ahead
+}
+
+impl Broker {
+    pub(super) fn loop_of(&self, cid: u64) -> u16 {
+        loop_of(cid, self.peers.len() as u16)
+    }
+
+    /// The connection of this loop with this cid. Known only where there are routes to ask.
+    pub(super) fn slot_of(&self, cid: u64) -> Option<Slot> {
+        self.slots.get(&cid).copied()
+    }
+
+    /// Tells every route what happens to a subscription, if that is a client's.
+    pub(super) fn tell_routes(&mut self, id: u32, news: News) {
+        if self.settings.cluster.is_none() {
+            return;
+        }
+        let subscription = &self.receivers.subscriptions[id as usize];
+        let Target::Client(slot) = subscription.target() else {
+            return;
+        };
+        if self.loop_index == ROUTE_LOOP && self.routes.registered.is_empty() {
+            return;
+        }
+        let cid = self.receivers.clients[slot as usize].cid;
+        let mut line = std::mem::take(&mut self.route_line);
+        line.clear();
+        self.put_line(&mut line, id, cid, news);
+        if self.loop_index == ROUTE_LOOP {
+            self.pass_to_routes(None, &line);
+        } else {
+            self.outgoing(ROUTE_LOOP).push_route_lines(None, &line);
+        }
+        self.route_line = line;
+    }
+
+    fn put_line(&self, line: &mut Vec<u8>, id: u32, cid: u64, news: News) {
+        let subscription = &self.receivers.subscriptions[id as usize];
+        line.extend_from_slice(if news == News::Added {
+            b"SUB "
+        } else {
+            b"UNSUB "
+        });
+        if news == News::Added {
+            line.extend_from_slice(self.sublist.pattern(subscription.place.interest));
+            line.push(b' ');
+            line.extend_from_slice(self.queue_of(subscription).unwrap_or_default());
+            line.push(b' ');
+        }
+        line.extend_from_slice(match subscription.queue {
+            Some(_) => QUEUE_SID_PREFIX,
+            None => PLAIN_SID_PREFIX,
+        });
+        // A Vec takes whatever is written to it.
+        let _ = write!(line, ":{cid}:");
+        line.extend_from_slice(self.sid(id));
+        if let News::Limited(max) = news {
+            let _ = write!(line, " {max}");
+        }
+        line.extend_from_slice(b"\r\n");
+    }
+
+    fn queue_of(&self, subscription: &Subscription) -> Option<&[u8]> {
+        subscription
+            .queue
+            .map(|queue| self.sublist.queue_name(queue))
+    }
+
+    /// Lines from any loop, for one route or for all.
+    pub(super) fn pass_to_routes(&mut self, route: Option<RouteRef>, lines: &[u8]) {
+        match route {
+            Some(RouteRef { slot, cid }) => {
+                let known = self.client(slot).is_some_and(|client| client.cid == cid);
+                if known {
+                    self.append(slot, lines);
+                }
+            }
+            None => {
+                for index in 0..self.routes.registered.len() {
+                    self.append(self.routes.registered[index], lines);
+                }
+            }
+        }
+    }
+
+    /// A route was registered: it hears of every subscription there is, on all loops.
+    pub(super) fn tell_new_route(&mut self, slot: Slot) {
+        let cid = self.receivers.clients[slot as usize].cid;
+        let route = RouteRef { slot, cid };
+        self.tell_one_route(route);
+        for index in 0..self.peers.len() as u16 {
+            if index != self.loop_index {
+                self.outgoing(index).push_interest_wanted(route);
+            }
+        }
+    }
+
+    /// All subscriptions of this loop's clients, to one route.
+    pub(super) fn tell_one_route(&mut self, route: RouteRef) {
+        let mut lines = Vec::new();
+        let slots: Vec<Slot> = self.clients().map(|(slot, _)| slot).collect();
+        for slot in slots {
+            let client = &self.receivers.clients[slot as usize];
+            for id in &client.subscriptions {
+                let subscription = &self.receivers.subscriptions[*id as usize];
+                if matches!(subscription.target(), Target::Client(_)) {
+                    self.put_line(&mut lines, *id, client.cid, News::Added);
+                }
+            }
+            if lines.len() >= LINES_BYTES {
+                self.hand_over(route, &lines);
+                lines.clear();
+            }
+        }
+        if !lines.is_empty() {
+            self.hand_over(route, &lines);
+        }
+    }
+
+    fn hand_over(&mut self, route: RouteRef, lines: &[u8]) {
+        if self.loop_index == ROUTE_LOOP {
+            self.pass_to_routes(Some(route), lines);
+        } else {
+            self.outgoing(ROUTE_LOOP)
+                .push_route_lines(Some(route), lines);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cids_name_their_loop() {
+        for loops in [1, 2, 5] {
+            let mut cid = 0;
+            for index in (0..loops).chain(0..loops).rev() {
+                let last = cid;
+                cid = next_cid(last, index, loops);
+                assert_eq!(loop_of(cid, loops), index);
+                assert!((last + 1..=last + u64::from(loops)).contains(&cid));
+            }
+        }
+        assert_eq!(next_cid(0, 0, 1), 1);
+    }
+
+    #[test]
+    fn addresses() {
+        let parsed = |text: &'static [u8]| Address::parse(text).map(|a| (a.cid, a.sid));
+        assert_eq!(parsed(b"5:1"), Some((5, &b"1"[..])));
+        assert_eq!(parsed(b"5:x:1"), Some((5, &b"x:1"[..])));
+        assert_eq!(parsed(b"5:"), Some((5, &b""[..])));
+        assert_eq!(parsed(b"51"), None);
+        assert_eq!(parsed(b":1"), None);
+    }
+}

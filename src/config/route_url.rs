@@ -1,0 +1,97 @@
+//! Addresses of routes: `nats-route://user:password@host:port`, with any scheme.
+
+use super::options::Hidden;
+
+/// Where a route is dialled, and the credentials shown there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteUrl {
+    pub host: String,
+    pub port: u16,
+    pub user: String,
+    pub password: Hidden,
+}
+
+impl RouteUrl {
+    /// Any scheme will do, and none as well; the port must be there.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let failed = |why: &str| format!("error parsing route url [{text:?}]: {why}");
+        let with_scheme = match text.contains("://") {
+            true => text.to_owned(),
+            false => format!("nats-route://{text}"),
+        };
+        let url = url::Url::parse(&with_scheme).map_err(|error| failed(&error.to_string()))?;
+        let host = url.host_str().unwrap_or("").trim_matches(['[', ']']);
+        if host.is_empty() {
+            return Err(failed("missing host in address"));
+        }
+        let port = url.port_or_known_default();
+        let port = port.ok_or_else(|| failed("missing port in address"))?;
+        let decoded = |text: &str| {
+            let bytes = percent_encoding::percent_decode_str(text);
+            bytes.decode_utf8_lossy().into_owned()
+        };
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            user: decoded(url.username()),
+            password: Hidden(decoded(url.password().unwrap_or(""))),
+        })
+    }
+
+    /// `host:port`, as it is dialled and shown; IPv6 in brackets.
+    pub fn address(&self) -> String {
+        host_and_port(&self.host, self.port)
+    }
+
+    /// Whether both name the same place, whatever the case of letters; credentials do not count.
+    pub fn same_place(&self, host: &str, port: u16) -> bool {
+        self.port == port && self.host.eq_ignore_ascii_case(host)
+    }
+}
+
+pub fn host_and_port(host: &str, port: impl std::fmt::Display) -> String {
+    match host.contains(':') {
+        true => format!("[{host}]:{port}"),
+        false => format!("{host}:{port}"),
+    }
+}
+
+impl std::fmt::Display for RouteUrl {
+    /// Without credentials.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "nats-route://{}", self.address())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_all_spellings() {
+        let url = RouteUrl::parse("nats-route://us%65r:p%40w@Host.example:5111/").unwrap();
+        assert_eq!(
+            (url.user.as_str(), url.password.0.as_str()),
+            ("user", "p@w")
+        );
+        assert!(url.same_place("host.EXAMPLE", 5111));
+        assert!(!format!("{url} {url:?}").contains("p@w"));
+        assert_eq!(
+            RouteUrl::parse("127.0.0.1:6").unwrap().address(),
+            "127.0.0.1:6"
+        );
+        assert_eq!(
+            RouteUrl::parse("nats://[::1]:6").unwrap().address(),
+            "[::1]:6"
+        );
+        for bad in [
+            "nats://127.0.0.1",
+            "",
+            "nats://:5",
+            "nats://h:99999",
+            "127.0.0.1",
+        ] {
+            assert!(RouteUrl::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

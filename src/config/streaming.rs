@@ -1,0 +1,492 @@
+//! Options of the streaming server: the keys and flags of nats-streaming-server 0.9.2.
+//!
+//! They stand in a `streaming` map of the file; a file without one is, when streaming is on, read
+//! for streaming keys at its top level as well, as the original does.
+
+use super::file::{Data, Entry, Value};
+use super::options::Options;
+use super::table::{Group, Kind, Row, boolean, expected, go_duration, int, row, text};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum StoreKind {
+    #[default]
+    Memory,
+    File,
+}
+
+/// Limits of a channel; None: inherited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelLimitOptions {
+    pub max_subscriptions: Option<i64>,
+    pub max_msgs: Option<i64>,
+    pub max_bytes: Option<i64>,
+    pub max_age: Option<i64>,
+    pub max_inactivity: Option<i64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FileStoreOptions {
+    pub compact: bool,
+    pub compact_fragmentation: i64,
+    pub compact_interval: Duration,
+    pub compact_min_size: i64,
+    pub buffer_size: i64,
+    pub check_crc: bool,
+    pub crc_polynomial: i64,
+    pub sync: bool,
+    pub slice_max_msgs: i64,
+    pub slice_max_bytes: i64,
+    pub slice_max_age: Duration,
+    pub slice_archive_script: String,
+    pub descriptors_limit: i64,
+    pub parallel_recovery: i64,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamingOptions {
+    pub enabled: bool,
+    /// `-sc`: the file for the streaming part, where it is another one.
+    pub config_file: Option<PathBuf>,
+    pub cluster_id: String,
+    pub discover_prefix: String,
+    pub store: StoreKind,
+    pub dir: String,
+    pub debug: bool,
+    pub trace: bool,
+    /// Serve through this NATS server instead of our own.
+    pub nats_server: String,
+    pub max_channels: i64,
+    /// Defaults of all channels; nothing is None here.
+    pub limits: ChannelLimitOptions,
+    pub channels: BTreeMap<String, ChannelLimitOptions>,
+    pub file: FileStoreOptions,
+    pub heartbeat_interval: Duration,
+    pub heartbeat_timeout: Duration,
+    pub heartbeat_failures: i64,
+    pub replace_durable: bool,
+    pub io_batch_size: i64,
+    /// Asked for, and not to be had in this version.
+    pub missing: Vec<&'static str>,
+}
+
+impl Default for StreamingOptions {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            config_file: None,
+            cluster_id: "test-cluster".into(),
+            discover_prefix: "_STAN.discover".into(),
+            store: StoreKind::Memory,
+            dir: String::new(),
+            debug: false,
+            trace: false,
+            nats_server: String::new(),
+            max_channels: 100,
+            limits: ChannelLimitOptions {
+                max_subscriptions: Some(1000),
+                max_msgs: Some(1_000_000),
+                max_bytes: Some(1_024_000_000),
+                max_age: Some(0),
+                max_inactivity: Some(0),
+            },
+            channels: BTreeMap::new(),
+            file: FileStoreOptions {
+                compact: true,
+                compact_fragmentation: 50,
+                compact_interval: Duration::from_secs(300),
+                compact_min_size: 1 << 20,
+                buffer_size: 2 << 20,
+                check_crc: true,
+                crc_polynomial: 0xEDB8_8320,
+                sync: true,
+                slice_max_msgs: 0,
+                slice_max_bytes: 64 << 20,
+                slice_max_age: Duration::ZERO,
+                slice_archive_script: String::new(),
+                descriptors_limit: 0,
+                parallel_recovery: 1,
+            },
+            heartbeat_interval: Duration::from_secs(30),
+            heartbeat_timeout: Duration::from_secs(10),
+            heartbeat_failures: 10,
+            replace_durable: false,
+            io_batch_size: 1024,
+            missing: Vec::new(),
+        }
+    }
+}
+
+impl StreamingOptions {
+    /// What no single option shows. The texts are the original's.
+    pub fn check(&self) -> Result<(), String> {
+        if !self.enabled {
+            return Ok(());
+        }
+        if let Some(what) = self.missing.first() {
+            return Err(format!("{what} is not available in this version of midge"));
+        }
+        if self.max_channels < 0 {
+            return Err(format!(
+                "max channels limit cannot be negative ({})",
+                self.max_channels
+            ));
+        }
+        for (what, value) in [
+            ("subscriptions", self.limits.max_subscriptions),
+            ("messages", self.limits.max_msgs),
+            ("bytes", self.limits.max_bytes),
+            ("age", self.limits.max_age),
+            ("inactivity", self.limits.max_inactivity),
+        ] {
+            if let Some(value) = value.filter(|value| *value < 0) {
+                return Err(format!("max {what} limit cannot be negative ({value})"));
+            }
+        }
+        let literal = |name: &&String| !name.split('.').any(|token| token == "*" || token == ">");
+        let defined = self.channels.keys().filter(literal).count();
+        if self.max_channels > 0 && defined as i64 > self.max_channels {
+            return Err(format!(
+                "too many channels defined ({defined}). The max channels limit is set to {}",
+                self.max_channels
+            ));
+        }
+        if self.store == StoreKind::File && self.dir.is_empty() {
+            return Err("for FILE stores, root directory must be specified".into());
+        }
+        let file = &self.file;
+        for (bad, text) in [
+            (
+                file.buffer_size < 0,
+                "buffer size value must be a positive number",
+            ),
+            (
+                file.compact_interval < Duration::from_secs(1),
+                "compact interval value must at least be 1 seconds",
+            ),
+            (
+                file.compact_fragmentation < 1,
+                "compact fragmentation value must at least be 1",
+            ),
+            (
+                file.compact_min_size < 0,
+                "compact minimum file size value must be a positive number",
+            ),
+            (
+                !(1..=i64::from(u32::MAX)).contains(&file.crc_polynomial),
+                "crc polynomial should be between 1 and 4294967295",
+            ),
+            (
+                file.slice_max_msgs < 0 || file.slice_max_bytes < 0,
+                "slice max values must be positive numbers",
+            ),
+            (
+                file.descriptors_limit < 0,
+                "file descriptor limit must be a positive number",
+            ),
+            (
+                file.parallel_recovery < 1,
+                "parallel recovery value must be at least 1",
+            ),
+        ] {
+            if bad {
+                return Err(text.into());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Names of nested maps, as rows have them.
+fn block(name: &str) -> Option<&'static str> {
+    Some(match name {
+        "store_limits" | "storelimits" | "limits" => "store_limits",
+        "file" | "file_options" => "file",
+        "sql" | "sql_options" => "sql",
+        "cluster" => "cluster",
+        "tls" => "tls",
+        _ => return None,
+    })
+}
+
+/// Whether a key at the top of a file is one of ours and of nobody else.
+pub(super) fn knows(key: &str) -> bool {
+    let ours = |key: &str| super::table::find(&format!("streaming.{key}")).is_some();
+    let theirs = |key: &str| super::table::find(key).is_some();
+    let block_of_ours = block(key).is_some_and(|name| !matches!(name, "cluster" | "tls"));
+    block_of_ours || (ours(key) && !theirs(key))
+}
+
+/// Takes over what a file says of streaming. `wanted`: streaming is on in any case, so a file
+/// without a `streaming` map is read for our keys.
+pub(super) fn apply_file(
+    options: &mut Options,
+    entries: &[Entry],
+    wanted: bool,
+) -> Result<(), String> {
+    let mut errors = Vec::new();
+    let section = entries
+        .iter()
+        .find(|entry| entry.key.eq_ignore_ascii_case("streaming"));
+    match section.map(|entry| (&entry.value.data, entry)) {
+        Some((Data::Map(inner), _)) => {
+            options.streaming.enabled = true;
+            apply_block(options, "streaming", inner, &mut errors, false);
+        }
+        Some((_, entry)) => errors.push(format!(
+            "{}: expected streaming section to be a map/struct, got {}",
+            entry.value.at,
+            entry.value.kind()
+        )),
+        None if wanted => apply_block(options, "streaming", entries, &mut errors, true),
+        None => {}
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(errors.join("\n")),
+    }
+}
+
+fn apply_block(
+    options: &mut Options,
+    path: &str,
+    entries: &[Entry],
+    errors: &mut Vec<String>,
+    whole_file: bool,
+) {
+    for entry in entries {
+        let key = entry.key.to_ascii_lowercase();
+        if path == "streaming"
+            && let Some(name) = block(&key)
+        {
+            // Those of the NATS part, in a file for both.
+            if whole_file && matches!(name, "cluster" | "tls") {
+                continue;
+            }
+            match &entry.value.data {
+                Data::Map(inner) => {
+                    if name == "cluster" {
+                        options
+                            .streaming
+                            .missing
+                            .push("streaming in clustered mode");
+                    }
+                    let path = format!("{path}.{name}");
+                    apply_block(options, &path, inner, errors, whole_file);
+                }
+                _ => errors.push(format!(
+                    "{}: {key}: expected a map, got {}",
+                    entry.value.at,
+                    entry.value.kind()
+                )),
+            }
+            continue;
+        }
+        let row = super::table::find(&format!("{path}.{key}"));
+        if let Some(row) = row
+            && let Err(error) = (row.set)(options, &entry.value)
+        {
+            errors.push(format!("{}: {}: {error}", entry.value.at, entry.key));
+        }
+    }
+}
+
+/// A string and nothing else: numbers are not taken for names here.
+fn string(value: &Value) -> Result<String, String> {
+    match &value.data {
+        Data::Text(text) => Ok(text.clone()),
+        _ => expected(value, "a string"),
+    }
+}
+
+fn period(value: &Value) -> Result<i64, String> {
+    let text = string(value)?;
+    let (sign, digits) = match text.strip_prefix('-') {
+        Some(digits) => (-1, digits),
+        None => (1, text.as_str()),
+    };
+    if digits == "0" {
+        return Ok(0);
+    }
+    let duration = go_duration(digits)
+        .ok_or_else(|| format!("{text:?} is no duration such as \"2s\" or \"24h\""))?;
+    i64::try_from(duration.as_nanos())
+        .map(|nanos| sign * nanos)
+        .map_err(|_| format!("{text:?} is too long"))
+}
+
+fn positive_period(value: &Value) -> Result<Duration, String> {
+    match u64::try_from(period(value)?) {
+        Ok(nanos) => Ok(Duration::from_nanos(nanos)),
+        Err(_) => Err("a duration cannot be negative here".into()),
+    }
+}
+
+fn any_int(value: &Value) -> Result<i64, String> {
+    int(value, i64::MIN..=i64::MAX)
+}
+
+fn store_kind(value: &Value, streaming: &mut StreamingOptions) -> Result<(), String> {
+    let name = string(value)?;
+    streaming.store = match name.to_ascii_uppercase().as_str() {
+        "MEMORY" => StoreKind::Memory,
+        "FILE" => StoreKind::File,
+        "SQL" => {
+            streaming.missing.push("the SQL store");
+            return Ok(());
+        }
+        _ => return Err(format!("unknown store type: {name}")),
+    };
+    Ok(())
+}
+
+fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, String> {
+    let Data::Map(entries) = &value.data else {
+        return expected(value, "a map of channels");
+    };
+    let mut channels = BTreeMap::new();
+    for entry in entries {
+        let valid = crate::subject::token::is_valid_subscription(entry.key.as_bytes())
+            && !entry.key.contains('/');
+        if !valid {
+            return Err(format!("invalid channel name {:?}", entry.key));
+        }
+        let Data::Map(limits) = &entry.value.data else {
+            return expected(&entry.value, "a map of limits");
+        };
+        let mut own = ChannelLimitOptions::default();
+        for limit in limits {
+            let key = limit.key.to_ascii_lowercase();
+            let slot = match key.as_str() {
+                "max_subs" | "max_subscriptions" | "maxsubscriptions" | "msu" => {
+                    &mut own.max_subscriptions
+                }
+                "max_msgs" | "maxmsgs" | "max_count" | "maxcount" | "mm" => &mut own.max_msgs,
+                "max_bytes" | "maxbytes" | "mb" => &mut own.max_bytes,
+                "max_age" | "maxage" | "ma" => {
+                    own.max_age = Some(period(&limit.value)?);
+                    continue;
+                }
+                "max_inactivity" | "maxinactivity" | "mi" => {
+                    own.max_inactivity = Some(period(&limit.value)?);
+                    continue;
+                }
+                _ => continue,
+            };
+            *slot = Some(any_int(&limit.value)?);
+        }
+        channels.insert(entry.key.clone(), own);
+    }
+    Ok(channels)
+}
+
+/// Sets an option, which also turns streaming on.
+macro_rules! on {
+    (|$o:ident, $v:ident| $body:expr) => {
+        |options, $v| {
+            options.streaming.enabled = true;
+            let $o = &mut options.streaming;
+            $body;
+            Ok(())
+        }
+    };
+}
+
+#[rustfmt::skip]
+pub static ROWS: &[Row] = &[
+    row!("" [], ["streaming"], Bool, Streaming, "false", false, "Serve NATS Streaming as well; any other option of this group does so too.",
+        |o, v| { o.streaming.enabled = boolean(v)?; Ok(()) }, streaming),
+    row!("streaming.cluster_id" ["cid", "id"], ["cluster_id", "cid"], Text, Streaming, "test-cluster", false, "Cluster ID, which clients name when they connect.",
+        on!(|o, v| o.cluster_id = string(v)?)),
+    row!("streaming.discover_prefix" [], [], Text, Streaming, "_STAN.discover", false, "Prefix of the subject clients connect through.",
+        on!(|o, v| o.discover_prefix = string(v)?)),
+    row!("streaming.store" ["store_type", "storetype", "st"], ["store", "st"], Text, Streaming, "MEMORY", false, "Where messages are kept: MEMORY or FILE.",
+        on!(|o, v| store_kind(v, o)?)),
+    row!("streaming.dir" ["datastore"], ["dir"], Text, Streaming, "", false, "Directory of the FILE store.",
+        on!(|o, v| o.dir = string(v)?)),
+    row!("" [], ["sc", "stan_config"], Text, Streaming, "", false, "Configuration file for the streaming part.",
+        on!(|o, v| o.config_file = Some(PathBuf::from(text(v)?)))),
+    row!("streaming.stan_debug" ["sd"], ["SD", "stan_debug"], Bool, Streaming, "false", false, "Log what the streaming part does.",
+        on!(|o, v| o.debug = boolean(v)?)),
+    row!("streaming.stan_trace" ["sv"], ["SV", "stan_trace"], Bool, Streaming, "false", false, "Log every message of the streaming part.",
+        on!(|o, v| o.trace = boolean(v)?)),
+    row!("" [], ["SDV"], Bool, Streaming, "false", false, "Debug and trace of the streaming part.",
+        on!(|o, v| { o.debug = boolean(v)?; o.trace = o.debug })),
+    row!("streaming.nats_server_url" ["nats_server", "ns"], ["ns", "nats_server"], Text, Streaming, "the own one", false, "Serve through the NATS server at this URL instead.",
+        on!(|o, v| o.nats_server = string(v)?)),
+    row!("streaming.replace_durable" ["replace_durables", "replace_duplicate_durable", "replace_duplicate_durables"], ["replace_durable"], Bool, Streaming, "false", false, "A second subscription of an active durable replaces the first.",
+        on!(|o, v| o.replace_durable = boolean(v)?)),
+    row!("streaming.hb_interval" ["hbi", "server_to_client_hb_interval"], ["hbi", "hb_interval"], Text, Streaming, "30s", false, "Time between heartbeats to a client.",
+        on!(|o, v| o.heartbeat_interval = positive_period(v)?)),
+    row!("streaming.hb_timeout" ["hbt", "server_to_client_hb_timeout"], ["hbt", "hb_timeout"], Text, Streaming, "10s", false, "Time a client has to answer one.",
+        on!(|o, v| o.heartbeat_timeout = positive_period(v)?)),
+    row!("streaming.hb_fail_count" ["hbf", "server_to_client_hb_fail_count"], ["hbf", "hb_fail_count"], Int, Streaming, "10", false, "Unanswered heartbeats a client may have before it is closed.",
+        on!(|o, v| o.heartbeat_failures = any_int(v)?)),
+    row!("streaming.partitioning" [], [], Bool, Streaming, "false", false, "Share channels out among servers (not in this version).",
+        on!(|o, v| if boolean(v)? { o.missing.push("partitioning") })),
+    row!("streaming.ft_group" ["ft_group_name"], ["ft_group"], Text, Streaming, "", false, "Name of a fault tolerance group (not in this version).",
+        on!(|o, v| if !string(v)?.is_empty() { o.missing.push("fault tolerance") })),
+
+    row!("streaming.store_limits.max_channels" ["maxchannels", "mc"], ["mc", "max_channels"], Int, Streaming, "100", false, "Most channels; 0: no limit.",
+        on!(|o, v| o.max_channels = any_int(v)?)),
+    row!("streaming.store_limits.max_subs" ["max_subscriptions", "maxsubscriptions", "msu"], ["msu", "max_subs"], Int, Streaming, "1000", false, "Most subscriptions of a channel; 0: no limit.",
+        on!(|o, v| o.limits.max_subscriptions = Some(any_int(v)?))),
+    row!("streaming.store_limits.max_msgs" ["maxmsgs", "max_count", "maxcount", "mm"], ["mm", "max_msgs"], Int, Streaming, "1000000", false, "Most messages of a channel; 0: no limit.",
+        on!(|o, v| o.limits.max_msgs = Some(any_int(v)?))),
+    row!("streaming.store_limits.max_bytes" ["maxbytes", "mb"], ["mb", "max_bytes"], Int, Streaming, "976.56MB", false, "Most bytes of a channel; 0: no limit.",
+        on!(|o, v| o.limits.max_bytes = Some(any_int(v)?))),
+    row!("streaming.store_limits.max_age" ["maxage", "ma"], ["ma", "max_age"], Text, Streaming, "0s (no limit)", false, "How long messages are kept.",
+        on!(|o, v| o.limits.max_age = Some(period(v)?))),
+    row!("streaming.store_limits.max_inactivity" ["maxinactivity", "mi"], ["mi", "max_inactivity"], Text, Streaming, "0s (never)", false, "Delete channels that were not used for this long.",
+        on!(|o, v| o.limits.max_inactivity = Some(period(v)?))),
+    row!("streaming.store_limits.channels" ["channels_limits", "channelslimits", "per_channel", "per_channel_limits"], [], Block, Streaming, "", false, "Limits of single channels, by name or pattern.",
+        on!(|o, v| o.channels = channels(v)?)),
+
+    row!("streaming.file.compact" ["compact_enabled"], ["file_compact_enabled"], Bool, Streaming, "true", false, "Rewrite files of clients and subscriptions when much of them is dead.",
+        on!(|o, v| o.file.compact = boolean(v)?)),
+    row!("streaming.file.compact_frag" ["compact_fragmentation"], ["file_compact_frag"], Int, Streaming, "50", false, "How much, in percent.",
+        on!(|o, v| o.file.compact_fragmentation = any_int(v)?)),
+    row!("streaming.file.compact_interval" [], ["file_compact_interval"], Int, Streaming, "300", false, "Seconds between two such rewrites.",
+        on!(|o, v| o.file.compact_interval = Duration::from_secs(int(v, 0..=i64::MAX)? as u64))),
+    row!("streaming.file.compact_min_size" [], ["file_compact_min_size"], Int, Streaming, "1MB", false, "Smallest file that is rewritten.",
+        on!(|o, v| o.file.compact_min_size = any_int(v)?)),
+    row!("streaming.file.buffer_size" [], ["file_buffer_size"], Int, Streaming, "2MB", false, "Bytes gathered before they are written.",
+        on!(|o, v| o.file.buffer_size = any_int(v)?)),
+    row!("streaming.file.crc" ["do_crc"], ["file_crc"], Bool, Streaming, "true", false, "Check the checksums of what is read.",
+        on!(|o, v| o.file.check_crc = boolean(v)?)),
+    row!("streaming.file.crc_poly" [], ["file_crc_poly"], Int, Streaming, "3988292384", false, "Polynomial of the checksums.",
+        on!(|o, v| o.file.crc_polynomial = any_int(v)?)),
+    row!("streaming.file.sync" ["do_sync", "sync_on_flush"], ["file_sync"], Bool, Streaming, "true", false, "Acknowledge publishes only when they are on the disk.",
+        on!(|o, v| o.file.sync = boolean(v)?)),
+    row!("streaming.file.slice_max_msgs" ["slice_max_count", "slice_msgs", "slice_count"], ["file_slice_max_msgs"], Int, Streaming, "0 (no limit)", false, "Most messages of one file.",
+        on!(|o, v| o.file.slice_max_msgs = any_int(v)?)),
+    row!("streaming.file.slice_max_bytes" ["slice_max_size", "slice_bytes", "slice_size"], ["file_slice_max_bytes"], Int, Streaming, "64MB", false, "Most bytes of one file.",
+        on!(|o, v| o.file.slice_max_bytes = any_int(v)?)),
+    row!("streaming.file.slice_max_age" ["slice_age", "slice_max_time", "slice_time_limit"], ["file_slice_max_age"], Text, Streaming, "0s (no limit)", false, "Longest time one file is written to.",
+        on!(|o, v| o.file.slice_max_age = positive_period(v)?)),
+    row!("streaming.file.slice_archive_script" ["slice_archive", "slice_script"], ["file_slice_archive_script"], Text, Streaming, "", false, "Program that gets files no longer needed: channel, data file, index file.",
+        on!(|o, v| o.file.slice_archive_script = string(v)?)),
+    row!("streaming.file.file_descriptors_limit" ["fds_limit"], ["file_fds_limit"], Int, Streaming, "0 (no limit)", false, "Most files kept open.",
+        on!(|o, v| o.file.descriptors_limit = any_int(v)?)),
+    row!("streaming.file.parallel_recovery" [], ["file_parallel_recovery"], Int, Streaming, "1", false, "Channels read at a time at the start.",
+        on!(|o, v| o.file.parallel_recovery = any_int(v)?)),
+
+    row!("streaming.cluster.node_id" [], ["cluster_node_id"], Text, Streaming, "", false, "Name of this node in a Raft cluster (not in this version).",
+        on!(|o, v| { string(v)?; o.missing.push("streaming in clustered mode") })),
+    row!("streaming.cluster.peers" [], ["cluster_peers"], Text, Streaming, "", false, "The other nodes (not in this version).",
+        on!(|o, _v| o.missing.push("streaming in clustered mode"))),
+    row!("" [], ["clustered"], Bool, Streaming, "false", false, "Run as a node of a Raft cluster (not in this version).",
+        on!(|o, v| if boolean(v)? { o.missing.push("streaming in clustered mode") })),
+    row!("streaming.sql.driver" [], ["sql_driver"], Text, Streaming, "", false, "SQL driver, mysql or postgres (not in this version).",
+        on!(|o, v| { string(v)?; o.missing.push("the SQL store") })),
+    row!("streaming.sql.source" [], ["sql_source"], Text, Streaming, "", false, "SQL data source (not in this version).",
+        on!(|o, v| { string(v)?; o.missing.push("the SQL store") })),
+    row!("streaming.tls.client_cert" [], ["tls_client_cert"], Text, Streaming, "", false, "Certificate shown to the NATS server of -ns (not in this version).",
+        on!(|o, v| { string(v)?; o.missing.push("TLS to another NATS server") })),
+    row!("streaming.tls.client_key" [], ["tls_client_key"], Text, Streaming, "", false, "Its key (not in this version).",
+        on!(|o, v| { string(v)?; o.missing.push("TLS to another NATS server") })),
+    row!("streaming.tls.client_ca" ["client_cacert"], ["tls_client_cacert"], Text, Streaming, "", false, "Authorities for the certificate of that server (not in this version).",
+        on!(|o, v| { string(v)?; o.missing.push("TLS to another NATS server") })),
+];

@@ -1,0 +1,265 @@
+//! `/metrics`: the figures of /varz and /routez in Prometheus' text format.
+//!
+//! Names follow prometheus-nats-exporter where it has the figure (`gnatsd_varz_...`), so that
+//! dashboards made for it keep working; what only midge has begins with `midge_`.
+
+use super::model::{Routez, Varz};
+use std::fmt::{Display, Write};
+
+/// Loops' own figures beside the sums of /varz.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoopFigures {
+    pub connections: usize,
+    pub subscriptions: usize,
+    pub in_msgs: u64,
+    pub out_msgs: u64,
+}
+
+struct Text {
+    out: String,
+    server: String,
+}
+
+impl Text {
+    fn family(&mut self, name: &str, kind: &str, help: &str) {
+        let _ = writeln!(self.out, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    }
+
+    fn one(&mut self, name: &str, kind: &str, help: &str, value: impl Display) {
+        self.family(name, kind, help);
+        let _ = writeln!(self.out, "{name}{{server_id=\"{}\"}} {value}", self.server);
+    }
+
+    fn labelled(&mut self, name: &str, labels: &str, value: impl Display) {
+        let server = &self.server;
+        let _ = writeln!(
+            self.out,
+            "{name}{{server_id=\"{server}\",{labels}}} {value}"
+        );
+    }
+}
+
+/// A label's value: backslash, quote and line feed escaped.
+fn escaped(text: &str) -> String {
+    text.replace('\\', "\\\\")
+        .replace('"', "\\\"")
+        .replace('\n', "\\n")
+}
+
+pub fn text(varz: &Varz, routez: &Routez, loops: &[LoopFigures], uptime_seconds: f64) -> String {
+    let mut text = Text {
+        out: String::new(),
+        server: escaped(&varz.server_id),
+    };
+    let (gauge, counter) = ("gauge", "counter");
+    text.one(
+        "gnatsd_varz_connections",
+        gauge,
+        "Client connections.",
+        varz.connections,
+    );
+    text.one(
+        "gnatsd_varz_total_connections",
+        counter,
+        "Client connections since the start.",
+        varz.total_connections,
+    );
+    text.one(
+        "gnatsd_varz_subscriptions",
+        gauge,
+        "Subscriptions, those of routes included.",
+        varz.subscriptions,
+    );
+    text.one(
+        "gnatsd_varz_in_msgs",
+        counter,
+        "Messages received.",
+        varz.in_msgs,
+    );
+    text.one(
+        "gnatsd_varz_out_msgs",
+        counter,
+        "Messages sent.",
+        varz.out_msgs,
+    );
+    text.one(
+        "gnatsd_varz_in_bytes",
+        counter,
+        "Payload bytes received.",
+        varz.in_bytes,
+    );
+    text.one(
+        "gnatsd_varz_out_bytes",
+        counter,
+        "Payload bytes sent.",
+        varz.out_bytes,
+    );
+    text.one(
+        "gnatsd_varz_slow_consumers",
+        counter,
+        "Connections cut off because they did not read.",
+        varz.slow_consumers,
+    );
+    text.one(
+        "gnatsd_varz_mem",
+        gauge,
+        "Resident memory in bytes.",
+        varz.mem,
+    );
+    text.one(
+        "gnatsd_varz_cpu",
+        gauge,
+        "CPU use in percent of one core.",
+        varz.cpu.0,
+    );
+    text.one(
+        "gnatsd_varz_cores",
+        gauge,
+        "Cores this process may use.",
+        varz.cores,
+    );
+    text.one(
+        "gnatsd_varz_routes",
+        gauge,
+        "Registered routes.",
+        varz.routes,
+    );
+    text.one(
+        "gnatsd_varz_remotes",
+        gauge,
+        "Other servers in the cluster.",
+        varz.remotes,
+    );
+    text.one(
+        "gnatsd_varz_max_connections",
+        gauge,
+        "Most client connections allowed.",
+        varz.max_connections,
+    );
+    text.one(
+        "gnatsd_varz_max_payload",
+        gauge,
+        "Largest payload in bytes.",
+        varz.max_payload,
+    );
+    text.one(
+        "midge_uptime_seconds",
+        gauge,
+        "Seconds since the start.",
+        uptime_seconds,
+    );
+    text.family("midge_info", gauge, "Version of the server.");
+    text.labelled(
+        "midge_info",
+        &format!(
+            "version=\"{}\",server_name=\"{}\"",
+            crate::VERSION,
+            escaped(&varz.server_name)
+        ),
+        1,
+    );
+    for (name, kind, help, get) in [
+        (
+            "midge_loop_connections",
+            gauge,
+            "Client connections per event loop.",
+            (|l| l.connections as u64) as fn(&LoopFigures) -> u64,
+        ),
+        (
+            "midge_loop_subscriptions",
+            gauge,
+            "Subscriptions per event loop.",
+            |l| l.subscriptions as u64,
+        ),
+        (
+            "midge_loop_in_msgs",
+            counter,
+            "Messages received per event loop.",
+            |l| l.in_msgs,
+        ),
+        (
+            "midge_loop_out_msgs",
+            counter,
+            "Messages sent per event loop.",
+            |l| l.out_msgs,
+        ),
+    ] {
+        text.family(name, kind, help);
+        for (index, figures) in loops.iter().enumerate() {
+            text.labelled(name, &format!("loop=\"{index}\""), get(figures));
+        }
+    }
+    for (name, kind, help, get) in [
+        (
+            "gnatsd_routez_in_msgs",
+            counter,
+            "Messages received over a route.",
+            (|r| r.in_msgs) as fn(&super::model::RoutezEntry) -> u64,
+        ),
+        (
+            "gnatsd_routez_out_msgs",
+            counter,
+            "Messages sent over a route.",
+            |r| r.out_msgs,
+        ),
+        (
+            "gnatsd_routez_in_bytes",
+            counter,
+            "Payload bytes received over a route.",
+            |r| r.in_bytes,
+        ),
+        (
+            "gnatsd_routez_out_bytes",
+            counter,
+            "Payload bytes sent over a route.",
+            |r| r.out_bytes,
+        ),
+        (
+            "gnatsd_routez_pending_size",
+            gauge,
+            "Bytes waiting for a route.",
+            |r| r.pending_size as u64,
+        ),
+        (
+            "gnatsd_routez_subscriptions",
+            gauge,
+            "Subscriptions learned over a route.",
+            |r| r.subscriptions as u64,
+        ),
+    ] {
+        text.family(name, kind, help);
+        for route in &routez.routes {
+            let labels = format!(
+                "rid=\"{}\",remote_id=\"{}\"",
+                route.rid,
+                escaped(&route.remote_id)
+            );
+            text.labelled(name, &labels, get(route));
+        }
+    }
+    text.out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_line_is_a_comment_or_a_sample() {
+        let varz = Varz {
+            server_id: "a\"b".into(),
+            in_msgs: 7,
+            ..Varz::default()
+        };
+        let loops = [LoopFigures::default(); 2];
+        let text = text(&varz, &Routez::default(), &loops, 1.5);
+        assert!(text.contains("gnatsd_varz_in_msgs{server_id=\"a\\\"b\"} 7\n"));
+        assert!(text.contains("midge_loop_in_msgs{server_id=\"a\\\"b\",loop=\"1\"} 0\n"));
+        for line in text.lines() {
+            let sample = line
+                .rsplit_once(' ')
+                .is_some_and(|(_, value)| value.parse::<f64>().is_ok());
+            assert!(line.starts_with("# ") || sample, "{line}");
+        }
+    }
+}

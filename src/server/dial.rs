@@ -1,0 +1,113 @@
+//! Makes connections to other servers, each in a thread of its own: names are looked up and
+//! connections waited for without a loop noticing.
+
+use super::event_loop::{Command, Shared};
+use crate::broker::effect::Dial;
+use crate::broker::propagate::ROUTE_LOOP;
+use crate::config::route_url::RouteUrl;
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// A thread that looks a name up and waits needs little.
+const STACK_BYTES: usize = 256 << 10;
+
+/// The configured routes, which are tried for as long as they are configured.
+#[derive(Default)]
+pub struct Dialer {
+    configured: Mutex<Configured>,
+}
+
+#[derive(Default)]
+struct Configured {
+    routes: Vec<RouteUrl>,
+    /// Counts changes of the list: who tries an earlier one gives up.
+    version: u64,
+}
+
+impl Dialer {
+    /// Takes over a new list of routes and dials all of them.
+    pub fn configure(shared: &Arc<Shared>, routes: &[RouteUrl]) {
+        let mut configured = shared.dialer.lock();
+        configured.routes = routes.to_vec();
+        configured.version += 1;
+        drop(configured);
+        for url in routes {
+            let dial = Dial {
+                url: url.clone(),
+                explicit: true,
+                wait: Duration::ZERO,
+                retries: 0,
+            };
+            Self::dial(shared, dial);
+        }
+    }
+
+    /// Tries as often as the order says; a connection is handed to the loop of the routes.
+    pub fn dial(shared: &Arc<Shared>, dial: Dial) {
+        let version = shared.dialer.lock().version;
+        let thread_shared = shared.clone();
+        let spawned = std::thread::Builder::new()
+            .name("dial".into())
+            .stack_size(STACK_BYTES)
+            .spawn(move || thread_shared.dialer.work(&thread_shared, dial, version));
+        if let Err(error) = spawned {
+            log::error!("Error trying to connect to route: no thread: {error}");
+        }
+    }
+
+    fn work(&self, shared: &Shared, dial: Dial, version: u64) {
+        std::thread::sleep(dial.wait);
+        let mut tries = 0;
+        while !dial.explicit || self.is_wanted(&dial.url, version) {
+            log::debug!("Trying to connect to route on {}", dial.url.address());
+            match connect(&dial.url) {
+                Ok((stream, peer)) => {
+                    let fd = stream.into();
+                    let door = shared.mesh.door(ROUTE_LOOP);
+                    return door.command(Command::Route { fd, peer, dial });
+                }
+                Err(error) => log::error!(
+                    "Error trying to connect to route: dial tcp {}: {error}",
+                    dial.url.address()
+                ),
+            }
+            if !dial.explicit && tries >= dial.retries {
+                return;
+            }
+            tries += 1;
+            std::thread::sleep(RETRY_EVERY);
+        }
+    }
+
+    fn is_wanted(&self, url: &RouteUrl, version: u64) -> bool {
+        let configured = self.lock();
+        configured.version == version
+            && configured
+                .routes
+                .iter()
+                .any(|route| route.same_place(&url.host, url.port))
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Configured> {
+        // Nothing that holds the lock can fail in between.
+        self.configured.lock().unwrap_or_else(|e| e.into_inner())
+    }
+}
+
+/// The first address of the name that answers.
+fn connect(url: &RouteUrl) -> std::io::Result<(TcpStream, SocketAddr)> {
+    let mut last = std::io::ErrorKind::AddrNotAvailable.into();
+    for address in (url.host.as_str(), url.port).to_socket_addrs()? {
+        match TcpStream::connect_timeout(&address, CONNECT_TIME_MAX) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                return Ok((stream, address));
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,495 @@
+//! Answers of the monitoring port, put together from what the loops tell.
+//!
+//! Lists are fetched from each loop in parts, so that no request holds a loop up, however long the
+//! list is.
+
+use super::event_loop::{Command, Shared, Snapshot};
+use super::process::{CpuUse, resident_bytes, threads};
+use super::settings::Identity;
+use crate::broker::propagate::ROUTE_LOOP;
+use crate::broker::snapshot::{ConnectionInfo, Page};
+use crate::config::Options;
+use crate::monitor::http::{Request, Response};
+use crate::monitor::metrics::{self, LoopFigures};
+use crate::monitor::model::{
+    ClusterVarz, Connz, ConnzEntry, LoopEntry, Rounded, Routez, RoutezEntry, SlowConsumerEntry,
+    Subsz, Varz, uptime,
+};
+use crate::monitor::query::{ConnzOptions, Query, Sort};
+use crate::util::go_json::go_json_pretty;
+use crate::wire::parser::Kind;
+use chrono::{DateTime, Local, SecondsFormat};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::mpsc::{self, Sender};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A loop that does not answer within this is not healthy.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Endpoints whose requests are counted.
+const COUNTED: [&str; 5] = ["/", "/connz", "/routez", "/subsz", "/varz"];
+
+const ROOT_PAGE: &str = include_str!("../monitor/page.html");
+
+/// What the original shows for a connection that never did anything: its arithmetic overflows.
+const NEVER: &str = "0001-01-01T00:00:00Z";
+const IDLE_SINCE_NEVER: &str = "292y171d23h47m16s";
+
+pub struct Monitor {
+    shared: Arc<Shared>,
+    identity: Identity,
+    started_at: DateTime<Local>,
+    started: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    options: Options,
+    loaded_at: DateTime<Local>,
+    requests: BTreeMap<&'static str, u64>,
+    cpu: CpuUse,
+}
+
+impl Monitor {
+    pub fn new(shared: Arc<Shared>, options: &Options, identity: &Identity) -> Self {
+        let now = Local::now();
+        Self {
+            shared,
+            identity: identity.clone(),
+            started_at: now,
+            started: Instant::now(),
+            state: Mutex::new(State {
+                options: options.clone(),
+                loaded_at: now,
+                requests: COUNTED.iter().map(|path| (*path, 0)).collect(),
+                cpu: CpuUse::default(),
+            }),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    pub fn set_options(&self, options: &Options) {
+        self.state().options = options.clone();
+    }
+
+    /// For https; None where TLS was switched off by a reload.
+    pub fn tls(&self) -> Option<Arc<rustls::ServerConfig>> {
+        let terms = self.shared.tls.clients()?;
+        Some(terms.configs.monitor.clone())
+    }
+
+    pub fn reloaded(&self) {
+        self.state().loaded_at = Local::now();
+    }
+
+    pub fn answer(&self, request: &Request) -> Response {
+        let query = Query(&request.query);
+        let answer = self.document(&request.path, query);
+        let response = match answer {
+            Ok(response) => response,
+            Err(text) => return Response::text(400, &text),
+        };
+        let counted = match request.path.as_str() {
+            "/subscriptionsz" => "/subsz",
+            other => other,
+        };
+        if let Some(count) = self.state().requests.get_mut(counted) {
+            *count += 1;
+        }
+        match query.get("callback").filter(|name| !name.is_empty()) {
+            Some(name) if response.kind == Response::JSON => Response {
+                kind: "application/javascript",
+                body: format!("{name}({})", response.body),
+                ..response
+            },
+            _ => response,
+        }
+    }
+
+    /// The answer to a path; the error is the text of a status 400.
+    fn document(&self, path: &str, query: Query<'_>) -> Result<Response, String> {
+        let json = |value| Ok(Response::json(value));
+        match path {
+            "/" => Ok(Response::html(ROOT_PAGE.into())),
+            "/varz" => json(go_json_pretty(&self.varz())),
+            "/connz" => json(go_json_pretty(&self.connz(query.connz()?))),
+            "/routez" => json(go_json_pretty(&self.routez(query.switch("subs")?))),
+            "/subsz" | "/subscriptionsz" => json(go_json_pretty(&self.subsz())),
+            "/stacksz" => json(threads()),
+            "/metrics" => Ok(Response {
+                kind: "text/plain; version=0.0.4; charset=utf-8",
+                ..Response::text(200, &self.metrics())
+            }),
+            "/healthz" => Ok(self.health()),
+            _ => Ok(Response::not_found()),
+        }
+    }
+
+    fn health(&self) -> Response {
+        match self.snapshots().len() == self.shared.mesh.doors().len() {
+            true => Response::json("{\n  \"status\": \"ok\"\n}".into()),
+            false => Response {
+                status: 503,
+                ..Response::json(
+                    "{\n  \"status\": \"unavailable\",\n  \"error\": \"an event loop does not answer\"\n}"
+                        .into(),
+                )
+            },
+        }
+    }
+
+    // ---- asking the loops
+
+    /// One snapshot of each loop in their order, or fewer when some do not answer in time.
+    fn snapshots(&self) -> Vec<Snapshot> {
+        let (reply, answers) = mpsc::channel();
+        let doors = self.shared.mesh.doors();
+        for door in doors {
+            door.command(Command::Snapshot(reply.clone()));
+        }
+        drop(reply);
+        let until = Instant::now() + SNAPSHOT_TIMEOUT;
+        let next = || {
+            let left = until.saturating_duration_since(Instant::now());
+            answers.recv_timeout(left).ok()
+        };
+        let mut snapshots: Vec<Snapshot> = std::iter::from_fn(next).take(doors.len()).collect();
+        snapshots.sort_by_key(|snapshot| snapshot.loop_index);
+        snapshots
+    }
+
+    /// A list of one loop, part by part.
+    fn pages<T>(
+        &self,
+        loop_index: u16,
+        ask: impl Fn(u32, Sender<Page<T>>) -> Command,
+        mut take: impl FnMut(T),
+    ) {
+        let door = self.shared.mesh.door(loop_index);
+        let mut from = Some(0);
+        while let Some(start) = from {
+            let (reply, answer) = mpsc::channel();
+            door.command(ask(start, reply));
+            let Ok(page) = answer.recv_timeout(SNAPSHOT_TIMEOUT) else {
+                return;
+            };
+            page.items.into_iter().for_each(&mut take);
+            from = page.next;
+        }
+    }
+
+    fn connections(&self, loop_index: u16, kind: Kind, take: impl FnMut(ConnectionInfo)) {
+        let ask = |from, reply| Command::Connections { kind, from, reply };
+        self.pages(loop_index, ask, take);
+    }
+
+    /// Subjects of the subscriptions of these connections, by cid.
+    fn subjects(&self, cids: &HashSet<u64>) -> HashMap<u64, Vec<String>> {
+        let mut subjects: HashMap<u64, Vec<String>> = HashMap::new();
+        for loop_index in 0..self.shared.mesh.loops() {
+            let ask = |from, reply| Command::Subjects { from, reply };
+            self.pages(loop_index, ask, |(cid, subject)| {
+                if cids.contains(&cid) {
+                    let subject = String::from_utf8_lossy(&subject).into_owned();
+                    subjects.entry(cid).or_default().push(subject);
+                }
+            });
+        }
+        subjects
+    }
+
+    // ---- documents
+
+    fn varz(&self) -> Varz {
+        let snapshots = self.snapshots();
+        let sum = |get: &dyn Fn(&Snapshot) -> u64| snapshots.iter().map(get).sum::<u64>();
+        let mut remotes = HashSet::new();
+        if self.identity.cluster_port.is_some() {
+            self.connections(ROUTE_LOOP, Kind::Route, |connection| {
+                remotes.extend(connection.route.map(|route| route.remote_id));
+            });
+        }
+        let mut state = self.state();
+        state.cpu.look();
+        let options = &state.options;
+        let settings = super::settings::settings(options, &self.identity).unwrap_or_default();
+        let http_host = if options.http_host.is_empty() {
+            &options.host
+        } else {
+            &options.http_host
+        };
+        let slow = snapshots
+            .iter()
+            .flat_map(|snapshot| &snapshot.slow_consumers)
+            .map(|slow| SlowConsumerEntry {
+                cid: slow.cid,
+                address: slow.peer.to_string(),
+                name: slow.name.clone(),
+                pending_bytes: slow.pending_bytes,
+                cause: slow.cause.clone(),
+                time: time(slow.at.into()),
+            });
+        let cpu_of = |index: usize| state.cpu.loop_percents.get(index).copied();
+        let loops = snapshots
+            .iter()
+            .enumerate()
+            .map(|(index, loop_)| LoopEntry {
+                connections: loop_.connections,
+                subscriptions: loop_.subscriptions,
+                in_msgs: loop_.totals.traffic.messages_in,
+                out_msgs: loop_.totals.traffic.messages_out,
+                cpu: Rounded(cpu_of(index).unwrap_or(0.0)),
+            });
+        Varz {
+            server_id: self.identity.server_id.clone(),
+            version: settings.info.version,
+            git_commit: settings.info.git_commit,
+            go: String::new(),
+            host: settings.info.host,
+            auth_required: settings.info.auth_required,
+            addr: options.host.clone(),
+            max_connections: options.max_connections,
+            ping_interval: options.ping_interval.as_nanos() as u64,
+            ping_max: options.ping_max,
+            http_host: http_host.clone(),
+            http_port: options.http_port,
+            https_port: options.https_port,
+            auth_timeout: options.auth_timeout,
+            max_control_line: options.max_control_line,
+            cluster: ClusterVarz {
+                addr: options.cluster.host.clone(),
+                cluster_port: i32::from(self.identity.cluster_port.unwrap_or(0)),
+                auth_timeout: options.cluster.auth_timeout,
+            },
+            tls_required: settings.info.tls_required,
+            tls_verify: settings.info.tls_verify,
+            tls_timeout: options.tls.timeout,
+            port: settings.info.port,
+            max_payload: options.max_payload,
+            start: time(self.started_at),
+            now: time(Local::now()),
+            uptime: uptime(self.started.elapsed()),
+            mem: resident_bytes(),
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+            cpu: Rounded(state.cpu.percent),
+            connections: snapshots.iter().map(|s| s.connections).sum(),
+            total_connections: sum(&|s| s.totals.connections),
+            routes: snapshots.iter().map(|s| s.routes).sum(),
+            remotes: remotes.len(),
+            in_msgs: sum(&|s| s.totals.traffic.messages_in),
+            out_msgs: sum(&|s| s.totals.traffic.messages_out),
+            in_bytes: sum(&|s| s.totals.traffic.bytes_in),
+            out_bytes: sum(&|s| s.totals.traffic.bytes_out),
+            slow_consumers: sum(&|s| s.totals.slow_consumers),
+            subscriptions: snapshots.iter().map(|s| s.subscriptions).sum(),
+            http_req_stats: state.requests.clone(),
+            config_load_time: time(state.loaded_at),
+            server_name: settings.info.server_name,
+            threads: snapshots.len(),
+            max_pending: options.max_pending,
+            slow_consumer_list: slow.collect(),
+            loops: loops.collect(),
+        }
+    }
+
+    fn connz(&self, options: ConnzOptions) -> Connz {
+        let mut all = Vec::new();
+        for loop_index in 0..self.shared.mesh.loops() {
+            self.connections(loop_index, Kind::Client, |connection| all.push(connection));
+        }
+        if let Some(cid) = options.cid {
+            all.retain(|connection| connection.cid == cid);
+        }
+        sort(&mut all, options.sort);
+        let total = all.len();
+        let page: Vec<ConnectionInfo> = all
+            .into_iter()
+            .skip(options.offset)
+            .take(options.limit)
+            .collect();
+        let mut subjects = match options.subscriptions {
+            true => self.subjects(&page.iter().map(|connection| connection.cid).collect()),
+            false => HashMap::new(),
+        };
+        let connections: Vec<ConnzEntry> = page
+            .into_iter()
+            .map(|connection| {
+                let list = subjects.remove(&connection.cid).unwrap_or_default();
+                connz_entry(connection, options.user, list)
+            })
+            .collect();
+        Connz {
+            server_id: self.identity.server_id.clone(),
+            now: time(Local::now()),
+            num_connections: connections.len(),
+            total,
+            offset: options.offset,
+            limit: options.limit,
+            connections,
+        }
+    }
+
+    fn routez(&self, with_subjects: bool) -> Routez {
+        let mut routes = Vec::new();
+        if self.identity.cluster_port.is_some() {
+            self.connections(ROUTE_LOOP, Kind::Route, |connection| {
+                routes.push(connection)
+            });
+        }
+        let mut subjects = match with_subjects {
+            true => self.subjects(&routes.iter().map(|connection| connection.cid).collect()),
+            false => HashMap::new(),
+        };
+        let entry = |connection: ConnectionInfo| {
+            let route = connection.route?;
+            Some(RoutezEntry {
+                rid: connection.cid,
+                remote_id: route.remote_id,
+                did_solicit: route.did_solicit,
+                is_configured: route.is_configured,
+                ip: connection.peer.ip().to_string(),
+                port: connection.peer.port(),
+                pending_size: connection.pending_bytes,
+                in_msgs: connection.traffic.messages_in,
+                out_msgs: connection.traffic.messages_out,
+                in_bytes: connection.traffic.bytes_in,
+                out_bytes: connection.traffic.bytes_out,
+                subscriptions: connection.subscriptions,
+                subscriptions_list: subjects.remove(&connection.cid).unwrap_or_default(),
+            })
+        };
+        let routes: Vec<RoutezEntry> = routes.into_iter().filter_map(entry).collect();
+        Routez {
+            server_id: self.identity.server_id.clone(),
+            now: time(Local::now()),
+            num_routes: routes.len(),
+            routes,
+        }
+    }
+
+    fn subsz(&self) -> Subsz {
+        let snapshots = self.snapshots();
+        let sum = |get: &dyn Fn(&Snapshot) -> u64| snapshots.iter().map(get).sum::<u64>();
+        let matches = sum(&|s| s.totals.traffic.messages_in);
+        let deliveries = sum(&|s| s.totals.traffic.messages_out);
+        Subsz {
+            num_subscriptions: snapshots.iter().map(|s| s.subscriptions).sum(),
+            num_inserts: sum(&|s| s.totals.inserts),
+            num_removes: sum(&|s| s.totals.removes),
+            num_matches: matches,
+            max_fanout: snapshots
+                .iter()
+                .map(|s| s.totals.fanout_max)
+                .max()
+                .unwrap_or(0),
+            avg_fanout: deliveries as f64 / matches.max(1) as f64,
+            ..Subsz::default()
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let (varz, routez) = (self.varz(), self.routez(false));
+        let loops: Vec<LoopFigures> = varz
+            .loops
+            .iter()
+            .map(|entry| LoopFigures {
+                connections: entry.connections,
+                subscriptions: entry.subscriptions,
+                in_msgs: entry.in_msgs,
+                out_msgs: entry.out_msgs,
+            })
+            .collect();
+        metrics::text(&varz, &routez, &loops, self.started.elapsed().as_secs_f64())
+    }
+}
+
+/// cid upward; everything else downward.
+fn sort(connections: &mut [ConnectionInfo], by: Sort) {
+    connections.sort_by_key(|connection| connection.cid);
+    let key: fn(&ConnectionInfo) -> u64 = match by {
+        Sort::Cid | Sort::Uptime => return,
+        Sort::Subscriptions => |c| c.subscriptions as u64,
+        Sort::Pending => |c| c.pending_bytes as u64,
+        Sort::MessagesTo => |c| c.traffic.messages_out,
+        Sort::MessagesFrom => |c| c.traffic.messages_in,
+        Sort::BytesTo => |c| c.traffic.bytes_out,
+        Sort::BytesFrom => |c| c.traffic.bytes_in,
+        Sort::Last => return connections.sort_by_key(|c| Reverse(c.active_at)),
+        Sort::Idle => return connections.sort_by_key(|c| c.active_at),
+    };
+    connections.sort_by_key(|connection| Reverse(key(connection)));
+}
+
+fn connz_entry(connection: ConnectionInfo, with_user: bool, list: Vec<String>) -> ConnzEntry {
+    let now = SystemTime::now();
+    let since = |at: SystemTime| uptime(now.duration_since(at).unwrap_or_default());
+    ConnzEntry {
+        cid: connection.cid,
+        ip: connection.peer.ip().to_string(),
+        port: connection.peer.port(),
+        start: time(connection.started_at.into()),
+        last_activity: connection
+            .active_at
+            .map_or(NEVER.into(), |at| time(at.into())),
+        uptime: since(connection.started_at),
+        idle: connection.active_at.map_or(IDLE_SINCE_NEVER.into(), since),
+        pending_bytes: connection.pending_bytes,
+        in_msgs: connection.traffic.messages_in,
+        out_msgs: connection.traffic.messages_out,
+        in_bytes: connection.traffic.bytes_in,
+        out_bytes: connection.traffic.bytes_out,
+        subscriptions: connection.subscriptions,
+        name: connection.name,
+        lang: connection.lang,
+        version: connection.version,
+        tls_version: connection.tls.as_ref().map_or("", |tls| tls.version).into(),
+        tls_cipher_suite: connection
+            .tls
+            .map_or_else(|| "".into(), |tls| tls.cipher_suite),
+        authorized_user: if with_user {
+            connection.user
+        } else {
+            "".into()
+        },
+        subscriptions_list: list,
+    }
+}
+
+/// RFC 3339 with nanoseconds and without trailing zeros, as Go writes times.
+fn time(at: DateTime<Local>) -> String {
+    let text = at.to_rfc3339_opts(SecondsFormat::Nanos, true);
+    let Some((seconds, rest)) = text.split_once('.') else {
+        return text;
+    };
+    let zone = rest
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(rest.len());
+    match rest[..zone].trim_end_matches('0') {
+        "" => format!("{seconds}{}", &rest[zone..]),
+        fraction => format!("{seconds}.{fraction}{}", &rest[zone..]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use chrono::TimeZone;
+
+    #[test]
+    fn times_are_written_as_go_does() {
+        let at = Local.timestamp_opt(1_700_000_000, 432_403_660).unwrap();
+        assert!(
+            time(at).contains(".43240366") && !time(at).contains(".432403660"),
+            "{}",
+            time(at)
+        );
+        assert!(!time(Local.timestamp_opt(1_700_000_000, 0).unwrap()).contains('.'));
+    }
+}

@@ -1,0 +1,277 @@
+//! TLS between a socket and the broker.
+//!
+//! ```text
+//!   Greeting --INFO written--> Handshake --done--> Established
+//!   (plain text; clients only,      |
+//!    unless the handshake is first) '--fault, or too slow--> closed
+//! ```
+//!
+//! What the broker has pending for a flush becomes one stream of full records: it is gathered first.
+//! Until the handshake is done nothing the broker says leaves.
+
+use super::connection::Stage;
+use super::event_loop::EventLoop;
+use crate::broker::outbox::Piece;
+use crate::broker::{Slot, client::TlsInfo};
+use crate::config::options::TlsOptions;
+use crate::tls::{Configs, Fault, Session};
+use crate::uring::{Io, Kind, RecvBuf, Segment};
+use crate::wire::errors;
+use bytes::{Buf, Bytes};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+/// Plain text encrypted for one write.
+const WRITE_BYTES_MAX: usize = 256 << 10;
+const WRITE_PIECES_MAX: usize = 64;
+
+/// What new connections use; a reload changes it.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    pub configs: Configs,
+    pub timeout: Duration,
+    pub handshake_first: bool,
+}
+
+impl Terms {
+    /// None where the block is off.
+    pub fn load(options: &TlsOptions, mutual: bool) -> Result<Option<Self>, String> {
+        if !options.enabled {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            configs: crate::tls::load(options, mutual)?,
+            timeout: Duration::from_secs_f64(options.timeout),
+            handshake_first: options.handshake_first,
+        }))
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct TlsTerms {
+    clients: Mutex<Option<Arc<Terms>>>,
+    routes: Mutex<Option<Arc<Terms>>>,
+}
+
+impl TlsTerms {
+    pub fn set(&self, clients: Option<Terms>, routes: Option<Terms>) {
+        *lock(&self.clients) = clients.map(Arc::new);
+        *lock(&self.routes) = routes.map(Arc::new);
+    }
+
+    pub fn clients(&self) -> Option<Arc<Terms>> {
+        lock(&self.clients).clone()
+    }
+
+    pub fn routes(&self) -> Option<Arc<Terms>> {
+        lock(&self.routes).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // A value is only ever replaced as a whole.
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+/// The TLS side of one connection.
+#[derive(Debug)]
+pub struct TlsLink {
+    session: Session,
+    /// Bytes of the broker's output that still leave in plain text: INFO.
+    greeting_left: usize,
+    established: bool,
+    /// The session is over; only an alert may still be on its way.
+    failed: bool,
+    /// Ciphertext the kernel has not taken yet, and the plain text it stands for.
+    out: Bytes,
+    out_plain: usize,
+}
+
+impl TlsLink {
+    pub fn new(session: Session, greeting_left: usize) -> Box<Self> {
+        Box::new(Self {
+            session,
+            greeting_left,
+            established: false,
+            failed: false,
+            out: Bytes::new(),
+            out_plain: 0,
+        })
+    }
+
+    /// Whether output goes through the session by now.
+    pub fn is_covering(&self) -> bool {
+        self.greeting_left == 0
+    }
+
+    pub fn greeting_written(&mut self, bytes: usize) {
+        self.greeting_left -= bytes;
+    }
+}
+
+impl<I: Io> EventLoop<I> {
+    /// The handshake of a new connection is to be done by then.
+    pub(super) fn expect_handshake(&mut self, slot: Slot, timeout: Duration) {
+        let token = self.token(slot, Kind::Recv);
+        self.handshakes.push((self.now + timeout, token));
+    }
+
+    pub(super) fn next_handshake_deadline(&self) -> Option<Instant> {
+        self.handshakes.iter().map(|(at, _)| *at).min()
+    }
+
+    pub(super) fn end_late_handshakes(&mut self) {
+        let now = self.now;
+        let mut index = 0;
+        while let Some((at, token)) = self.handshakes.get(index).copied() {
+            let link = self.connection(token).and_then(|c| c.tls.as_deref());
+            let pending = link.is_some_and(|link| !link.established && !link.failed);
+            if pending && at > now {
+                index += 1;
+                continue;
+            }
+            self.handshakes.swap_remove(index);
+            if pending {
+                log::error!("{} - TLS handshake timeout", self.label(token.slot));
+                self.broker.dismiss(token.slot, None);
+            }
+        }
+    }
+
+    fn link(&mut self, slot: Slot) -> Option<&mut TlsLink> {
+        let connection = self.places[slot as usize].connection.as_mut()?;
+        connection.tls.as_deref_mut()
+    }
+
+    /// Ciphertext came in.
+    pub(super) fn received_tls(&mut self, slot: Slot, buf: &RecvBuf) {
+        let mut plain = std::mem::take(&mut self.plain);
+        plain.clear();
+        let connection = self.places[slot as usize].connection.as_mut();
+        let Some(link) = connection.and_then(|c| c.tls.as_deref_mut()) else {
+            return;
+        };
+        let result = link.session.receive(self.io.bytes(buf), &mut plain);
+        if !link.established && !link.session.is_handshaking() {
+            link.established = true;
+            self.established(slot);
+        }
+        if !plain.is_empty() {
+            self.broker.handle_bytes(slot, &plain, self.now);
+        }
+        self.plain = plain;
+        match result {
+            Ok(()) => self.write(slot),
+            Err(fault) => self.fail(slot, &fault),
+        }
+    }
+
+    fn established(&mut self, slot: Slot) {
+        let described = self.link(slot).and_then(|link| link.session.describe());
+        let Some(described) = described else {
+            return;
+        };
+        let label = self.label(slot);
+        log::debug!("{label} - TLS handshake complete");
+        log::debug!(
+            "{label} - TLS version {}, cipher suite {}",
+            described.version,
+            described.cipher_suite
+        );
+        let info = TlsInfo {
+            version: described.version,
+            cipher_suite: described.cipher_suite.into(),
+        };
+        self.broker.set_tls(slot, info);
+    }
+
+    fn fail(&mut self, slot: Slot, fault: &Fault) {
+        let label = self.label(slot);
+        let Some(link) = self.link(slot) else {
+            return;
+        };
+        match link.established {
+            true => log::debug!("{label} - TLS: {fault}"),
+            false => log::error!("{label} - TLS handshake error: {fault}"),
+        }
+        if *fault == Fault::PlainText {
+            // It will understand this better than an alert.
+            if let Some(connection) = &mut self.places[slot as usize].connection {
+                connection.tls = None;
+            }
+            return self.broker.refuse(slot, errors::TLS_REQUIRED);
+        }
+        link.failed = true;
+        self.broker.hang_up(slot);
+    }
+
+    /// Whether anything is still to be written to a connection that is on its way out.
+    pub(super) fn has_output(&mut self, slot: Slot) -> bool {
+        let pending = self.broker.has_output(slot);
+        match self.link(slot) {
+            None => pending,
+            Some(link) if !link.is_covering() => pending,
+            Some(link) => !link.out.is_empty() || (pending && link.established && !link.failed),
+        }
+    }
+
+    /// The next write through the session.
+    pub(super) fn write_tls(&mut self, slot: Slot) {
+        let token = self.token(slot, Kind::Write);
+        let Some(connection) = self.places[slot as usize].connection.as_mut() else {
+            return;
+        };
+        let flushing = matches!(connection.stage, Stage::Flushing { .. });
+        let fd = connection.fd;
+        let Some(link) = connection.tls.as_deref_mut() else {
+            return;
+        };
+        if link.out.is_empty() {
+            if link.established && !link.failed {
+                self.broker
+                    .start_write(slot, WRITE_PIECES_MAX, WRITE_BYTES_MAX, &mut self.pieces);
+                let mut plain = std::mem::take(&mut self.plain);
+                plain.clear();
+                for piece in self.pieces.drain(..) {
+                    match piece {
+                        Piece::Region { offset, len } => {
+                            plain.extend_from_slice(self.broker.output(offset, len));
+                        }
+                        Piece::Shared(bytes) => plain.extend_from_slice(&bytes),
+                    }
+                }
+                link.session.send(&plain);
+                link.out_plain = plain.len();
+                self.plain = plain;
+                let all = self.broker.client(slot).map(|c| c.outbox.pending());
+                if flushing && all == Some(link.out_plain) {
+                    link.session.close();
+                }
+            }
+            let mut out = Vec::new();
+            link.session.take_output(&mut out);
+            link.out = out.into();
+        }
+        if link.out.is_empty() {
+            return;
+        }
+        self.segments.push(Segment::Shared(link.out.clone()));
+        connection.writing = true;
+        self.io.write(token, fd, &self.segments);
+        self.segments.clear();
+    }
+
+    /// The kernel took ciphertext; returns the plain text that is out by now.
+    pub(super) fn written_tls(&mut self, slot: Slot, bytes: usize) -> usize {
+        let Some(link) = self.link(slot) else {
+            return 0;
+        };
+        link.out.advance(bytes);
+        match link.out.is_empty() {
+            true => std::mem::take(&mut link.out_plain),
+            false => 0,
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! The store that forgets: everything in memory, nothing to recover.
+
+use super::*;
+use prost::Message;
+use std::collections::VecDeque;
+
+pub struct MemoryStore {
+    limits_of: LimitsOf,
+    channels: Vec<Option<Channel>>,
+}
+
+#[derive(Default)]
+struct Channel {
+    limits: ChannelLimits,
+    /// Number of the first message in `messages`.
+    first: Seq,
+    messages: VecDeque<(i64, Bytes)>,
+    bytes: u64,
+    last_timestamp: i64,
+    told_of_limit: bool,
+    name: String,
+}
+
+impl MemoryStore {
+    pub fn new(limits_of: LimitsOf) -> Self {
+        Self {
+            limits_of,
+            channels: Vec::new(),
+        }
+    }
+
+    fn channel(&self, channel: ChannelId) -> &Channel {
+        let channel = self.channels[channel as usize].as_ref();
+        channel.expect("the channel was not deleted")
+    }
+
+    fn channel_mut(&mut self, channel: ChannelId) -> &mut Channel {
+        let channel = self.channels[channel as usize].as_mut();
+        channel.expect("the channel was not deleted")
+    }
+}
+
+impl Channel {
+    fn last(&self) -> Seq {
+        self.first + self.messages.len() as u64 - 1
+    }
+
+    fn drop_first(&mut self) {
+        if let Some((_, message)) = self.messages.pop_front() {
+            self.bytes -= message.len() as u64;
+            self.first += 1;
+        }
+    }
+
+    fn apply_limits(&mut self) {
+        let limits = self.limits;
+        let too_much = |channel: &Self| {
+            (limits.messages > 0 && channel.messages.len() as u64 > limits.messages)
+                || (limits.bytes > 0 && channel.bytes > limits.bytes && channel.messages.len() > 1)
+        };
+        if too_much(self) && !std::mem::replace(&mut self.told_of_limit, true) {
+            tell_of_limit(&self.name, self.messages.len() as u64, self.bytes, &limits);
+        }
+        while too_much(self) {
+            self.drop_first();
+        }
+    }
+}
+
+/// Said once per channel.
+pub(super) fn tell_of_limit(name: &str, messages: u64, bytes: u64, limits: &ChannelLimits) {
+    log::info!(
+        "STREAM: WARNING: Reached limits for store {name:?} (msgs={messages}/{} bytes={bytes}/{}), \
+         dropping old messages to make room for new ones",
+        limits.messages,
+        limits.bytes
+    );
+}
+
+impl Store for MemoryStore {
+    fn kind(&self) -> &'static str {
+        "MEMORY"
+    }
+
+    fn save_server(&mut self, _: &pb::ServerInfo) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn add_client(&mut self, _: &pb::ClientInfo) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn delete_client(&mut self, _: &str) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
+        self.channels.push(Some(Channel {
+            limits: (self.limits_of)(name),
+            first: 1,
+            name: name.to_owned(),
+            ..Channel::default()
+        }));
+        Ok(self.channels.len() as ChannelId - 1)
+    }
+
+    fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
+        self.channels[channel as usize] = None;
+        Ok(())
+    }
+
+    fn limits(&self, channel: ChannelId) -> ChannelLimits {
+        self.channel(channel).limits
+    }
+
+    fn bounds(&self, channel: ChannelId) -> Bounds {
+        let channel = self.channel(channel);
+        let last = channel.last();
+        Bounds {
+            first: if last == 0 { 0 } else { channel.first },
+            last,
+            messages: channel.messages.len() as u64,
+            bytes: channel.bytes,
+            last_timestamp: channel.last_timestamp,
+        }
+    }
+
+    fn append(&mut self, channel: ChannelId, mut message: pb::MsgProto) -> Result<Seq, StoreError> {
+        let channel = self.channel_mut(channel);
+        message.sequence = channel.last() + 1;
+        let encoded: Bytes = message.encode_to_vec().into();
+        channel.bytes += encoded.len() as u64;
+        channel.messages.push_back((message.timestamp, encoded));
+        channel.last_timestamp = message.timestamp;
+        channel.apply_limits();
+        Ok(message.sequence)
+    }
+
+    fn lookup(&mut self, channel: ChannelId, seq: Seq) -> Result<Option<Bytes>, StoreError> {
+        let channel = self.channel(channel);
+        let index = seq.checked_sub(channel.first);
+        let found = index.and_then(|index| channel.messages.get(index as usize));
+        Ok(found.map(|(_, message)| message.clone()))
+    }
+
+    fn first_since(&mut self, channel: ChannelId, timestamp: i64) -> Result<Seq, StoreError> {
+        let channel = self.channel(channel);
+        let older = channel.messages.partition_point(|(at, _)| *at < timestamp);
+        Ok(channel.first + older as u64)
+    }
+
+    fn expire(&mut self, channel: ChannelId, now: i64) -> Option<i64> {
+        let channel = self.channel_mut(channel);
+        let age = channel.limits.age;
+        if age == 0 {
+            return None;
+        }
+        while channel.messages.front().is_some_and(|(at, _)| at + age <= now) {
+            channel.drop_first();
+        }
+        channel.messages.front().map(|(at, _)| at + age)
+    }
+
+    fn add_sub(&mut self, _: ChannelId, _: &pb::SubState) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn update_sub(&mut self, _: ChannelId, _: &pb::SubState) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn delete_sub(&mut self, _: ChannelId, _: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn sub_sent(&mut self, _: ChannelId, _: u64, _: Seq) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn sub_acked(&mut self, _: ChannelId, _: u64, _: Seq) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn flush(&mut self, _: ChannelId) -> Result<Flushed, StoreError> {
+        Ok(Flushed::Now)
+    }
+
+    fn completed(&mut self) -> Option<Completion> {
+        None
+    }
+
+    fn maintain(&mut self, _: i64) {}
+
+    fn close(&mut self) {}
+}

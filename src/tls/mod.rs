@@ -1,0 +1,9 @@
+//! TLS by rustls: certificates and settings from files, and sessions as bytes in, bytes out.
+//!
+//! May import util and config. Must not know sockets, the ring, or NATS.
+
+mod load;
+mod session;
+
+pub use load::{Configs, load};
+pub use session::{Described, Fault, Session};
