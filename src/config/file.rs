@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 const DEPTH_MAX: usize = 32;
+const TOO_DEEP: &str = "inside each other";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Position {
@@ -86,8 +87,13 @@ fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<
         };
         format!("error opening config file: open {shown}: {reason}")
     })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| format!("{shown}: Parse error: the file is not UTF-8"))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let good = String::from_utf8_lossy(good);
+        let line = good.matches('\n').count() + 1;
+        let column = good.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        format!("{shown}:{line}:{column}: Parse error on line {line}: 'a byte that is not UTF-8'")
+    })?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     Reader::new(
         text.trim_start_matches('\u{feff}'),
@@ -186,7 +192,7 @@ impl<'a> Reader<'a> {
         if self.depth > DEPTH_MAX {
             return self.error(
                 &self.at(),
-                format!("more than {DEPTH_MAX} files or blocks inside each other"),
+                format!("more than {DEPTH_MAX} files or blocks {TOO_DEEP}"),
             );
         }
         let mut opened = None;
@@ -279,8 +285,11 @@ impl<'a> Reader<'a> {
         self.end_of_value()?;
         // Always relative to this file, even when it begins with a slash: as the original.
         let full = self.folder.join(path.trim_start_matches('/'));
-        read_into(&full, scopes, self.depth + 1)
-            .map_err(|error| format!("{at}: Error parsing include file '{path}', {error}."))
+        read_into(&full, scopes, self.depth + 1).map_err(|error| match error.contains(TOO_DEEP) {
+            // Most likely a file that includes itself: how often need not be shown.
+            true => error,
+            false => format!("{at}: Error parsing include file '{path}', {error}."),
+        })
     }
 
     fn end_of_value(&mut self) -> Result<(), String> {
@@ -303,7 +312,7 @@ impl<'a> Reader<'a> {
         if self.depth + scopes.len() > DEPTH_MAX {
             return self.error(
                 &at,
-                format!("more than {DEPTH_MAX} blocks inside each other"),
+                format!("more than {DEPTH_MAX} files or blocks {TOO_DEEP}"),
             );
         }
         let data = match self.peek() {

@@ -5,6 +5,8 @@
 pub mod cli;
 pub mod diff;
 pub mod file;
+#[cfg(test)]
+mod messages;
 pub mod options;
 pub mod route_url;
 pub mod signal;

@@ -155,11 +155,11 @@ pub(super) fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result
     };
     match range.contains(&number) {
         true => Ok(number),
-        false => Err(format!(
-            "{number} is out of range: expected {} to {}",
-            range.start(),
-            range.end()
-        )),
+        false => Err(match (*range.start(), *range.end()) {
+            (i64::MIN, end) => format!("{number} is out of range: expected at most {end}"),
+            (start, i64::MAX) => format!("{number} is out of range: expected at least {start}"),
+            (start, end) => format!("{number} is out of range: expected {start} to {end}"),
+        }),
     }
 }
 
@@ -529,15 +529,21 @@ fn cluster_authorization(cluster: &mut ClusterOptions, value: &Value) -> Result<
     trouble.or(())
 }
 
-fn routes(value: &Value) -> Result<Vec<RouteUrl>, String> {
-    match &value.data {
-        Data::Array(urls) => urls
-            .iter()
-            .map(|url| RouteUrl::parse(&text(url)?))
-            .collect(),
-        Data::Text(url) => Ok(vec![RouteUrl::parse(url)?]),
-        _ => expected(value, "a list of URLs"),
-    }
+fn routes(value: &Value) -> Result<Vec<RouteUrl>, Trouble> {
+    let values = match &value.data {
+        Data::Array(values) => values,
+        Data::Text(_) => std::slice::from_ref(value),
+        _ => return expected(value, "a list of URLs").map_err(Into::into),
+    };
+    let mut trouble = Trouble::default();
+    let urls = values
+        .iter()
+        .filter_map(|value| {
+            let url = text(value).and_then(|url| RouteUrl::parse(&url));
+            trouble.take(&value.at, url)
+        })
+        .collect();
+    trouble.or(urls)
 }
 
 fn comma_list(text: &str) -> impl Iterator<Item = &str> {
@@ -800,6 +806,8 @@ pub fn apply(
         }
         match (&entry.value.data, KNOWN_BLOCKS.contains(&key.as_str())) {
             (Data::Map(inner), true) => {
+                // Also an empty one: who writes it does not want to be without.
+                options.tls.enabled |= key == "tls";
                 for inner in inner {
                     let path = format!("{key}.{}", inner.key.to_ascii_lowercase());
                     apply_one(options, &path, inner, warnings, &mut errors);
@@ -837,14 +845,24 @@ fn apply_one(
         }
     } else if entry.used.get() {
         // It serves as a variable.
+    } else if path.starts_with("tls.") {
+        // Whoever mistypes `cert_file` must not be left without TLS.
+        errors.push(format!(
+            "{}: error parsing tls config, unknown field [{:?}]",
+            entry.at, entry.key
+        ));
     } else if let Some((_, so)) = NOT_SUPPORTED.iter().find(|(key, _)| *key == path) {
         warnings.push(format!(
             "{}: {:?} is not supported by midge and ignored: {so}",
             entry.at, entry.key
         ));
     } else {
-        let known = rows().filter(|row| !row.key.is_empty());
-        warnings.push(unknown(entry, path, known.map(|row| row.key)));
+        let names = rows().filter(|row| !row.key.is_empty()).map(|row| row.key);
+        warnings.push(unknown(
+            entry,
+            path,
+            names.chain(KNOWN_BLOCKS.iter().copied()),
+        ));
     }
 }
 
