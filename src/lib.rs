@@ -10,6 +10,7 @@ pub mod logging;
 pub mod monitor;
 pub mod passwd;
 pub mod server;
+pub mod stan;
 pub mod subject;
 pub mod tls;
 pub mod uring;

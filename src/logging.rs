@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 /// Target of records that end the process; they are labelled FTL.
 pub const FATAL: &str = "fatal";
 
+/// Target of the streaming part's debug lines, which have a switch of their own.
+pub const STREAM_DEBUG: &str = "stan-debug";
+
 /// Lines waiting for the writer before more are dropped.
 const QUEUE_LINES: usize = 16 << 10;
 /// Lines are written together up to this size.
@@ -100,6 +103,7 @@ pub fn init(options: &Options) -> Result<(), String> {
         .filter_level(LevelFilter::Off)
         .filter_module("midge", LevelFilter::Trace)
         .filter_module(FATAL, LevelFilter::Trace)
+        .filter_module(STREAM_DEBUG, LevelFilter::Trace)
         .format(format_line)
         .target(env_logger::Target::Pipe(Box::new(Enqueue)))
         .try_init()
@@ -234,6 +238,7 @@ fn open_file(path: &str) -> io::Result<File> {
 fn label(record: &Record<'_>) -> (&'static str, u8, u8) {
     match (record.target(), record.level()) {
         (FATAL, _) => ("FTL", 31, 2),
+        (STREAM_DEBUG, _) => ("DBG", 36, 7),
         (_, Level::Error) => ("ERR", 31, 3),
         (_, Level::Warn) => ("WRN", 33, 4),
         (_, Level::Info) => ("INF", 32, 5),

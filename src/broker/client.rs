@@ -61,6 +61,8 @@ pub struct Client {
     pub no_responders: bool,
     /// Authorization is required and no good CONNECT has come.
     pub unauthorized: bool,
+    /// A part of this process, the streaming engine: always authorized, never cut off.
+    pub internal: bool,
     /// A password is being checked elsewhere; input that came meanwhile waits in `deferred`.
     pub verifying: bool,
     /// It is the password of a CONNECT, which wants an answer, not one checked again after a reload.
@@ -131,6 +133,7 @@ impl Client {
             pedantic: defaults.pedantic && kind == Kind::Client,
             no_responders: false,
             unauthorized,
+            internal: false,
             verifying: false,
             answer_connect: false,
             ticket: None,

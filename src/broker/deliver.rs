@@ -677,7 +677,7 @@ impl Receivers {
     #[cold]
     fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
         let client = &self.clients[slot as usize];
-        if client.outbox.pending() > pending_bytes_max {
+        if client.outbox.pending() > pending_bytes_max && !client.internal {
             self.overflowed.push(slot);
         } else if !client.stuck {
             self.behind.push(slot);

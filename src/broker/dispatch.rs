@@ -313,10 +313,13 @@ impl Sink for Session<'_> {
         }
         let nonce = self.broker.nonce(self.slot);
         let client = &self.broker.receivers.clients[self.slot as usize];
-        let judged = client
-            .connect
-            .as_deref()
-            .map(|connect| self.broker.settings.auth.judge(connect, nonce));
+        let judged = match client.internal {
+            true => Some(Verdict::Granted(None)),
+            false => client
+                .connect
+                .as_deref()
+                .map(|connect| self.broker.settings.auth.judge(connect, nonce)),
+        };
         match judged.expect("CONNECT was read above") {
             Verdict::Granted(permissions) => {
                 let client = self.client();
@@ -363,8 +366,11 @@ impl Sink for Session<'_> {
             self.trace_in(format_args!("SUB {} {queue}{}", lossy(subject), lossy(sid)));
         }
         let now = self.broker.now;
-        let max = self.broker.settings.subscriptions_max;
-        let tokens_max = self.broker.settings.subscription_tokens_max;
+        // Limits are for those outside.
+        let limited = !self.client().internal;
+        let settings = &self.broker.settings;
+        let max = settings.subscriptions_max.filter(|_| limited);
+        let tokens_max = settings.subscription_tokens_max.filter(|_| limited);
         let client = self.client();
         client.active_at = Some(now);
         let care = match client

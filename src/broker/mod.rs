@@ -152,6 +152,7 @@ impl Broker {
     pub fn open_clients(&self) -> impl Iterator<Item = (Slot, &Client)> {
         self.clients()
             .filter(|(_, client)| client.kind == Kind::Client && client.phase == Phase::Open)
+            .filter(|(_, client)| !client.internal)
     }
 
     pub fn client(&self, slot: Slot) -> Option<&Client> {
@@ -236,6 +237,15 @@ impl Broker {
             "{} - Client connection created",
             self.receivers.clients[slot as usize].label()
         );
+        slot
+    }
+
+    /// A part of this process as a client.
+    pub fn open_internal(&mut self, cid: u64, peer: SocketAddr, now: Instant) -> Slot {
+        let slot = self.open(cid, peer, now);
+        let client = &mut self.receivers.clients[slot as usize];
+        client.internal = true;
+        client.unauthorized = false;
         slot
     }
 
@@ -437,7 +447,7 @@ impl Broker {
     fn judge_again(&mut self, slot: Slot) {
         let nonce = self.nonce(slot);
         let client = &mut self.receivers.clients[slot as usize];
-        if client.phase == Phase::Closing || client.kind != Kind::Client {
+        if client.phase == Phase::Closing || client.kind != Kind::Client || client.internal {
             return;
         }
         let default = crate::wire::connect::Connect::default();

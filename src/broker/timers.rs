@@ -102,7 +102,7 @@ impl Broker {
                 let deadline = self.settings.write_deadline;
                 match client.progress_at {
                     None => client.watched = false,
-                    Some(at) if now.duration_since(at) >= deadline => {
+                    Some(at) if now.duration_since(at) >= deadline && !client.internal => {
                         client.watched = false;
                         self.cut_off(
                             slot,
@@ -111,7 +111,8 @@ impl Broker {
                     }
                     Some(at) => {
                         let cid = client.cid;
-                        self.timers.push(at + deadline, slot, cid, Timer::Progress);
+                        let next = (at + deadline).max(now + deadline / 4);
+                        self.timers.push(next, slot, cid, Timer::Progress);
                     }
                 }
             }

@@ -6,3 +6,4 @@ pub mod http;
 pub mod metrics;
 pub mod model;
 pub mod query;
+pub mod streaming;

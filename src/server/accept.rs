@@ -168,6 +168,14 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
+    /// A socket whose other end is held by a thread of this process.
+    pub(super) fn open_internal(&mut self, fd: RawFd) {
+        let cid = self.acceptor.cid(self.index);
+        let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
+        let slot = self.broker.open_internal(cid, nowhere, self.now);
+        self.take_place(slot, fd, None, None);
+    }
+
     fn route_accepted(&mut self, fd: RawFd) {
         match self.io.peer_address(fd) {
             Ok(peer) => self.open_route(fd, peer, None),

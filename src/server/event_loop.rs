@@ -76,6 +76,10 @@ pub enum Command {
         peer: SocketAddr,
         dial: Dial,
     },
+    /// The other end of this descriptor is a part of this process.
+    Internal {
+        fd: OwnedFd,
+    },
     /// The list of configured routes was changed.
     DropConfiguredRoutes,
     ClientUrls(Arc<Vec<String>>),
@@ -622,7 +626,7 @@ impl<I: Io> EventLoop<I> {
         let is_client = self
             .broker
             .client(slot)
-            .is_some_and(|client| client.kind == wire::parser::Kind::Client);
+            .is_some_and(|client| client.kind == wire::parser::Kind::Client && !client.internal);
         self.broker.release(slot);
         if is_client {
             let door = self.shared.mesh.door(self.index);
@@ -691,6 +695,7 @@ impl<I: Io> EventLoop<I> {
             Command::Route { fd, peer, dial } => {
                 self.open_route(fd.into_raw_fd(), peer, Some(dial));
             }
+            Command::Internal { fd } => self.open_internal(fd.into_raw_fd()),
             Command::DropConfiguredRoutes => self.broker.drop_configured_routes(),
             Command::ClientUrls(urls) => self.broker.set_client_urls(urls),
             Command::Dismiss { count, text } => {

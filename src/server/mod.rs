@@ -9,11 +9,14 @@ mod event_loop;
 mod mailbox;
 mod monitor;
 mod monitor_http;
+mod monitor_streaming;
+mod nats_client;
 mod process;
 mod reload;
 mod run;
 mod settings;
 mod signals;
+mod streaming;
 mod tls_link;
 mod verifier;
 

@@ -4,8 +4,10 @@
 //! list is.
 
 use super::event_loop::{Command, Shared, Snapshot};
+use super::monitor_streaming;
 use super::process::{CpuUse, resident_bytes, threads};
 use super::settings::Identity;
+use super::streaming::Streaming;
 use crate::broker::propagate::ROUTE_LOOP;
 use crate::broker::snapshot::{ConnectionInfo, Page};
 use crate::config::Options;
@@ -22,7 +24,7 @@ use chrono::{DateTime, Local, SecondsFormat};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 /// A loop that does not answer within this is not healthy.
@@ -43,6 +45,7 @@ pub struct Monitor {
     started_at: DateTime<Local>,
     started: Instant,
     state: Mutex<State>,
+    streaming: OnceLock<Mutex<Streaming>>,
 }
 
 struct State {
@@ -66,7 +69,29 @@ impl Monitor {
                 requests: COUNTED.iter().map(|path| (*path, 0)).collect(),
                 cpu: CpuUse::default(),
             }),
+            streaming: OnceLock::new(),
         }
+    }
+
+    /// The engine is up; it is asked from here on, and stopped by `stop_streaming`.
+    pub fn set_streaming(&self, streaming: Streaming) {
+        let set = self.streaming.set(Mutex::new(streaming));
+        assert!(set.is_ok(), "there is one engine");
+    }
+
+    pub fn stop_streaming(&self) {
+        if let Some(mut streaming) = self.streaming() {
+            streaming.stop();
+        }
+    }
+
+    fn streaming(&self) -> Option<MutexGuard<'_, Streaming>> {
+        let streaming = self.streaming.get()?;
+        Some(
+            streaming
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner()),
+        )
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -128,8 +153,17 @@ impl Monitor {
                 ..Response::text(200, &self.metrics())
             }),
             "/healthz" => Ok(self.health()),
-            _ => Ok(Response::not_found()),
+            _ => Ok(self.streaming_document(path, query)),
         }
+    }
+
+    fn streaming_document(&self, path: &str, query: Query<'_>) -> Response {
+        let below = path == "/streaming" || path.starts_with("/streaming/");
+        let found = self.streaming().filter(|_| below).and_then(|streaming| {
+            let up = self.started.elapsed();
+            monitor_streaming::document(&streaming, path, query, self.started_at, up)
+        });
+        found.unwrap_or_else(Response::not_found)
     }
 
     fn health(&self) -> Response {
@@ -463,7 +497,7 @@ fn connz_entry(connection: ConnectionInfo, with_user: bool, list: Vec<String>) -
 }
 
 /// RFC 3339 with nanoseconds and without trailing zeros, as Go writes times.
-fn time(at: DateTime<Local>) -> String {
+pub(super) fn time(at: DateTime<Local>) -> String {
     let text = at.to_rfc3339_opts(SecondsFormat::Nanos, true);
     let Some((seconds, rest)) = text.split_once('.') else {
         return text;

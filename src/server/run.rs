@@ -8,6 +8,7 @@ use super::monitor::Monitor;
 use super::monitor_http;
 use super::reload;
 use super::settings::{Identity, settings};
+use super::streaming::Streaming;
 use super::tls_link::{Terms, TlsTerms};
 use super::verifier::Verifier;
 use crate::broker::Broker;
@@ -30,6 +31,8 @@ use std::time::{Duration, Instant};
 const REGION_BYTES: usize = 4 << 20;
 /// Connections the kernel accepts before we take them over.
 const BACKLOG: i32 = 4096;
+/// A port that is in use may become free for this long.
+const PORT_TIME_MAX: Duration = Duration::from_secs(1);
 /// Lame duck mode closes connections this often.
 const LAME_DUCK_STEP: Duration = Duration::from_millis(50);
 
@@ -152,9 +155,16 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             Some(listener)
         }
     };
-    let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
-    log::info!("Listening for client connections on {bound}");
-    ports.nats.push(format!("nats://{bound}"));
+    // Clients of a streaming server behind another NATS server connect there.
+    let external = options.streaming.enabled && !options.streaming.nats_server.is_empty();
+    let (listener, bound) = if external {
+        (None, SocketAddr::from(([0, 0, 0, 0], 0)))
+    } else {
+        let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
+        log::info!("Listening for client connections on {bound}");
+        ports.nats.push(format!("nats://{bound}"));
+        (Some(listener), bound)
+    };
     if options.tls.enabled {
         log::info!("TLS required for client connections");
     }
@@ -204,6 +214,18 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     for gate in gates {
         let _ = gate.send(());
     }
+    if options.streaming.enabled {
+        let started = Streaming::start(&options, |fd| {
+            shared.mesh.door(0).command(Command::Internal { fd });
+        });
+        match started {
+            Ok(streaming) => monitor.set_streaming(streaming),
+            Err(error) => {
+                let text = format!("STREAM: Failed to start: {error}");
+                return Err(StartError::Options(text));
+            }
+        }
+    }
     if cluster_port.is_some() {
         Dialer::configure(&shared, &options.cluster.routes);
     }
@@ -226,6 +248,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             _ => {}
         }
     }
+    running.monitor.stop_streaming();
     log::info!("Server Exiting..");
     if let Some(path) = ports_file
         && let Err(error) = std::fs::remove_file(&path)
@@ -283,7 +306,17 @@ fn listen(what: &'static str, host: &str, port: i32) -> Result<(OwnedFd, SocketA
             .or(bound.as_sockaddr_in6().map(|v6| v6.port()));
         Ok((fd, SocketAddr::new(address.ip(), port.unwrap_or(wanted))))
     };
-    open().map_err(|error| failed(error.into()))
+    // The kernel gives the port of a ring that was killed back a moment after its process has gone, so
+    // a server that is started again at once has to wait for it.
+    let until = Instant::now() + PORT_TIME_MAX;
+    loop {
+        match open() {
+            Err(nix::Error::EADDRINUSE) if wanted != 0 && Instant::now() < until => {
+                std::thread::sleep(PORT_TIME_MAX / 100);
+            }
+            result => return result.map_err(|error| failed(error.into())),
+        }
+    }
 }
 
 /// As many loops as asked for, or one per core this process may use.
@@ -305,7 +338,7 @@ type LoopThread = JoinHandle<std::io::Result<()>>;
 fn start_loops(
     shared: &Arc<Shared>,
     settings: &Arc<Settings>,
-    listeners: (OwnedFd, Option<OwnedFd>),
+    listeners: (Option<OwnedFd>, Option<OwnedFd>),
 ) -> Result<(Vec<LoopThread>, Vec<mpsc::Sender<()>>), StartError> {
     let mut listeners = Some(listeners);
     let (ready, started) = mpsc::channel();
@@ -315,7 +348,7 @@ fn start_loops(
         // The loop keeps it for as long as the process lives.
         let (clients, routes) = listeners.take().map_or((None, None), |(clients, routes)| {
             (
-                Some(clients.into_raw_fd()),
+                clients.map(IntoRawFd::into_raw_fd),
                 routes.map(IntoRawFd::into_raw_fd),
             )
         });

@@ -1,9 +1,15 @@
 //! The streaming engine: at-least-once delivery over channels that remember.
 //!
-//! May import util, subject and config. Deliberately absent: sockets, threads, the wall clock, the
-//! NATS wire format. Messages and `now` come in through `handle_*`, what is to be published goes out
+//! May import util, subject and config. Deliberately absent: sockets, the wall clock, the NATS wire
+//! format. Messages and `now` come in through `Engine::handle_*`, what is to be published goes out
 //! through an `Outlet`, and the disk is behind `store::Store`.
 
+mod channel;
+mod clients;
 pub mod engine;
+mod names;
+pub mod outlet;
 pub mod pb;
+pub mod report;
 pub mod store;
+mod subs;

@@ -155,7 +155,11 @@ impl Store for MemoryStore {
         if age == 0 {
             return None;
         }
-        while channel.messages.front().is_some_and(|(at, _)| at + age <= now) {
+        while channel
+            .messages
+            .front()
+            .is_some_and(|(at, _)| at + age <= now)
+        {
             channel.drop_first();
         }
         channel.messages.front().map(|(at, _)| at + age)
@@ -185,7 +189,7 @@ impl Store for MemoryStore {
         Ok(Flushed::Now)
     }
 
-    fn completed(&mut self) -> Option<Completion> {
+    fn completed(&mut self) -> Option<Result<Completion, StoreError>> {
         None
     }
 

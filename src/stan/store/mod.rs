@@ -77,7 +77,11 @@ pub enum StoreError {
         error: std::io::Error,
     },
     /// What is on the disk is not what was written.
-    Damaged { path: PathBuf, offset: u64, why: String },
+    Damaged {
+        path: PathBuf,
+        offset: u64,
+        why: String,
+    },
     /// The data cannot be used with these settings.
     Refused(String),
 }
@@ -147,7 +151,9 @@ pub trait Store: Send {
     /// Makes durable what was appended to a channel. On an error the messages not yet written are
     /// taken back, so their numbers are free again.
     fn flush(&mut self, channel: ChannelId) -> Result<Flushed, StoreError>;
-    fn completed(&mut self) -> Option<Completion>;
+    /// The next flush that is over. After an error it is not known what the disk has: nothing may be
+    /// acknowledged any more.
+    fn completed(&mut self) -> Option<Result<Completion, StoreError>>;
     /// Once a second or so: files and buffers nobody needs.
     fn maintain(&mut self, now: i64);
     /// Everything out, and durable.

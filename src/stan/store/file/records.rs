@@ -62,7 +62,10 @@ pub fn put_untyped(out: &mut Vec<u8>, crc: &Crc, payload: &[u8]) {
 
 /// Payloads are subscriptions and clients; larger ones than the format can hold are refused before.
 pub fn put_typed(out: &mut Vec<u8>, crc: &Crc, kind: u8, payload: &[u8]) {
-    assert!(payload.len() as u32 <= TYPED_SIZE_MAX, "a record too large for the format");
+    assert!(
+        payload.len() as u32 <= TYPED_SIZE_MAX,
+        "a record too large for the format"
+    );
     let word = u32::from(kind) << 24 | payload.len() as u32;
     out.extend_from_slice(&word.to_le_bytes());
     out.extend_from_slice(&crc.of(payload).to_le_bytes());
@@ -113,9 +116,15 @@ impl IndexEntry {
 /// What stands at a place in a file of records.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Found<'a> {
-    Record { kind: u8, payload: &'a [u8], next: usize },
+    Record {
+        kind: u8,
+        payload: &'a [u8],
+        next: usize,
+    },
     /// The length is plausible, the checksum is wrong; `next` is where another record may begin.
-    BadChecksum { next: usize },
+    BadChecksum {
+        next: usize,
+    },
     /// The file ends inside a record.
     Torn,
     /// Zeros to the end: room that was never written to.
@@ -124,13 +133,17 @@ pub enum Found<'a> {
 }
 
 /// Looks at `bytes[at..]`; `typed` as in the table above.
-pub fn look(bytes: &[u8], at: usize, typed: bool, crc: &Crc) -> Found<'_> {
+pub fn look<'a>(bytes: &'a [u8], at: usize, typed: bool, crc: &Crc) -> Found<'a> {
     let rest = &bytes[at..];
     if rest.is_empty() {
         return Found::End;
     }
     let Some(header) = rest.first_chunk::<HEADER_BYTES>() else {
-        return if rest.iter().all(|byte| *byte == 0) { Found::Zeros } else { Found::Torn };
+        return if rest.iter().all(|byte| *byte == 0) {
+            Found::Zeros
+        } else {
+            Found::Torn
+        };
     };
     let [a, b, c, d, sum @ ..] = *header;
     let word = u32::from_le_bytes([a, b, c, d]);
@@ -146,7 +159,11 @@ pub fn look(bytes: &[u8], at: usize, typed: bool, crc: &Crc) -> Found<'_> {
     };
     let next = at + HEADER_BYTES + size;
     match crc.of(payload) == u32::from_le_bytes(sum) && (!typed || kind > 0) {
-        true => Found::Record { kind, payload, next },
+        true => Found::Record {
+            kind,
+            payload,
+            next,
+        },
         false => Found::BadChecksum { next },
     }
 }
@@ -165,9 +182,18 @@ mod tests {
         assert_eq!(out[4..8], crc32fast::hash(payload).to_le_bytes());
         assert_eq!(
             look(&out, 0, false, &crc),
-            Found::Record { kind: 0, payload, next: 15 }
+            Found::Record {
+                kind: 0,
+                payload,
+                next: 15
+            }
         );
-        let entry = IndexEntry { seq: 1, offset: 4, timestamp: -5, size: 21 };
+        let entry = IndexEntry {
+            seq: 1,
+            offset: 4,
+            timestamp: -5,
+            size: 21,
+        };
         let mut index = Vec::new();
         entry.put(&mut index, &crc);
         let bytes: [u8; INDEX_BYTES] = index.try_into().unwrap();
@@ -177,7 +203,9 @@ mod tests {
 
     #[test]
     fn both_ways_to_compute_agree() {
-        let slow = Crc { table: Crc::new(0x82F6_3B78).table };
+        let slow = Crc {
+            table: Crc::new(0x82F6_3B78).table,
+        };
         assert_eq!(slow.of(b"123456789"), 0xE306_9283, "CRC-32C's check value");
         assert_eq!(Crc::new(0xEDB8_8320).of(b"123456789"), 0xCBF4_3926);
     }
@@ -187,7 +215,14 @@ mod tests {
         let crc = Crc::new(0xEDB8_8320);
         let mut out = Vec::new();
         put_typed(&mut out, &crc, 4, b"abc");
-        assert_eq!(look(&out, 0, true, &crc), Found::Record { kind: 4, payload: b"abc", next: 11 });
+        assert_eq!(
+            look(&out, 0, true, &crc),
+            Found::Record {
+                kind: 4,
+                payload: b"abc",
+                next: 11
+            }
+        );
         assert_eq!(look(&out, 11, true, &crc), Found::End);
         for end in 1..out.len() {
             assert_eq!(look(&out[..end], 0, true, &crc), Found::Torn);

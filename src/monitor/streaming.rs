@@ -1,0 +1,130 @@
+//! The documents below /streaming, field by field as NATS Streaming Server 0.9.2.
+
+use crate::util::go_json::go_json_pretty;
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Serverz {
+    pub cluster_id: String,
+    pub server_id: String,
+    pub version: String,
+    pub go: String,
+    pub state: &'static str,
+    pub now: String,
+    pub start_time: String,
+    pub uptime: String,
+    pub clients: usize,
+    pub subscriptions: usize,
+    pub channels: usize,
+    pub total_msgs: u64,
+    pub total_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Storez {
+    pub cluster_id: String,
+    pub server_id: String,
+    pub now: String,
+    #[serde(rename = "type")]
+    pub kind: &'static str,
+    pub limits: StoreLimits,
+    pub total_msgs: u64,
+    pub total_bytes: u64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct StoreLimits {
+    pub max_channels: i64,
+    #[serde(flatten)]
+    pub channel: Limits,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub channels: BTreeMap<String, Limits>,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Limits {
+    pub max_msgs: u64,
+    pub max_bytes: u64,
+    /// Nanoseconds.
+    pub max_age: i64,
+    pub max_subscriptions: u64,
+    /// Nanoseconds; the original's spelling.
+    #[serde(rename = "MaxInactivity")]
+    pub max_inactivity: i64,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Clientsz {
+    pub cluster_id: String,
+    pub server_id: String,
+    pub now: String,
+    pub offset: usize,
+    pub limit: usize,
+    pub count: usize,
+    pub total: usize,
+    pub clients: Vec<Clientz>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Clientz {
+    pub id: String,
+    pub hb_inbox: String,
+    /// By channel.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub subscriptions: BTreeMap<String, Vec<serde_json::Value>>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Channelsz {
+    pub cluster_id: String,
+    pub server_id: String,
+    pub now: String,
+    pub offset: usize,
+    pub limit: usize,
+    pub count: usize,
+    pub total: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub names: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub channels: Vec<Channelz>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Channelz {
+    pub name: String,
+    pub msgs: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscriptions: Vec<serde_json::Value>,
+}
+
+pub const MENU: &str = "<!DOCTYPE html>
+<html lang=\"en\">
+<head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>midge streaming</title></head>
+<body>
+<h1>Streaming</h1>
+<p><a href=\"/streaming/serverz\">server</a></p>
+<p><a href=\"/streaming/storez\">store</a></p>
+<p><a href=\"/streaming/clientsz\">clients</a></p>
+<p><a href=\"/streaming/channelsz\">channels</a></p>
+</body>
+</html>
+";
+
+/// Where a page of a list begins and ends: bad numbers count as 0, and no limit is 1024.
+pub fn page(offset: i64, limit: i64, total: usize) -> (usize, usize, std::ops::Range<usize>) {
+    let offset = usize::try_from(offset).unwrap_or(0);
+    let limit = usize::try_from(limit)
+        .ok()
+        .filter(|limit| *limit > 0)
+        .unwrap_or(1024);
+    let start = offset.min(total);
+    (offset, limit, start..start.saturating_add(limit).min(total))
+}
+
+pub fn json(value: &impl Serialize) -> String {
+    go_json_pretty(value)
+}

@@ -1,0 +1,178 @@
+//! Answers below /streaming, from what the engine tells.
+
+use super::monitor::time;
+use super::streaming::Streaming;
+use crate::monitor::http::Response;
+use crate::monitor::model::uptime;
+use crate::monitor::query::Query;
+use crate::monitor::streaming::{
+    Channelsz, Channelz, Clientsz, Clientz, Limits, MENU, Serverz, StoreLimits, Storez, json, page,
+};
+use crate::stan::report::{ChannelReport, ClientReport, Report};
+use crate::stan::store::ChannelLimits;
+use chrono::{DateTime, Local};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// None: no such page.
+pub fn document(
+    streaming: &Streaming,
+    path: &str,
+    query: Query<'_>,
+    started_at: DateTime<Local>,
+    up: Duration,
+) -> Option<Response> {
+    if path == "/streaming" {
+        return Some(Response::html(MENU.into()));
+    }
+    let name = path.strip_prefix("/streaming/")?;
+    if !matches!(name, "serverz" | "storez" | "clientsz" | "channelsz") {
+        return None;
+    }
+    let Some(report) = streaming.report() else {
+        let text = "Error getting information about channels state: the engine does not answer";
+        return Some(Response::text(500, text));
+    };
+    let now = time(Local::now());
+    let server_id = streaming.server_id.clone();
+    let cluster_id = report.cluster_id.clone();
+    let body = match name {
+        "serverz" => json(&Serverz {
+            cluster_id,
+            server_id,
+            version: crate::STREAMING_VERSION.into(),
+            go: String::new(),
+            state: "STANDALONE",
+            now,
+            start_time: time(started_at),
+            uptime: uptime(up),
+            clients: report.clients.len(),
+            subscriptions: report.channels.iter().map(|c| c.subscriptions.len()).sum(),
+            channels: report.channels.len(),
+            total_msgs: report.channels.iter().map(|c| c.msgs).sum(),
+            total_bytes: report.channels.iter().map(|c| c.bytes).sum(),
+        }),
+        "storez" => json(&Storez {
+            cluster_id,
+            server_id,
+            now,
+            kind: report.store,
+            limits: limits(streaming),
+            total_msgs: report.channels.iter().map(|c| c.msgs).sum(),
+            total_bytes: report.channels.iter().map(|c| c.bytes).sum(),
+        }),
+        "clientsz" => return Some(clientsz(report, query, server_id, now)),
+        _ => return Some(channelsz(report, query, server_id, now)),
+    };
+    Some(Response::json(body))
+}
+
+fn number(query: Query<'_>, name: &str) -> i64 {
+    query
+        .get(name)
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(0)
+}
+
+fn wants_subs(query: Query<'_>) -> bool {
+    query.get("subs").as_deref() == Some("1")
+}
+
+fn client(report: &Report, client: &ClientReport, with_subs: bool) -> Clientz {
+    let mut subscriptions: BTreeMap<String, Vec<serde_json::Value>> = BTreeMap::new();
+    for channel in report.channels.iter().filter(|_| with_subs) {
+        let own = channel.subscriptions.iter();
+        for sub in own.filter(|sub| sub.client_id == client.id && !sub.is_offline) {
+            let list = subscriptions.entry(channel.name.clone()).or_default();
+            list.extend(serde_json::to_value(sub));
+        }
+    }
+    Clientz {
+        id: client.id.clone(),
+        hb_inbox: client.hb_inbox.clone(),
+        subscriptions,
+    }
+}
+
+fn clientsz(report: Report, query: Query<'_>, server_id: String, now: String) -> Response {
+    let with_subs = wants_subs(query);
+    if let Some(id) = query.get("client").filter(|id| !id.is_empty()) {
+        return match report.clients.iter().find(|client| client.id == id) {
+            Some(found) => Response::json(json(&client(&report, found, with_subs))),
+            None => Response::text(404, &format!("Client {id} not found")),
+        };
+    }
+    let total = report.clients.len();
+    let (offset, limit, range) = page(number(query, "offset"), number(query, "limit"), total);
+    let shown = report.clients[range].iter();
+    let clients: Vec<Clientz> = shown.map(|one| client(&report, one, with_subs)).collect();
+    Response::json(json(&Clientsz {
+        cluster_id: report.cluster_id.clone(),
+        server_id,
+        now,
+        offset,
+        limit,
+        count: clients.len(),
+        total,
+        clients,
+    }))
+}
+
+fn channel(channel: &ChannelReport, with_subs: bool) -> Channelz {
+    let subs = channel.subscriptions.iter().filter(|_| with_subs);
+    Channelz {
+        name: channel.name.clone(),
+        msgs: channel.msgs,
+        bytes: channel.bytes,
+        first_seq: channel.first_seq,
+        last_seq: channel.last_seq,
+        subscriptions: subs.flat_map(serde_json::to_value).collect(),
+    }
+}
+
+fn channelsz(report: Report, query: Query<'_>, server_id: String, now: String) -> Response {
+    let with_subs = wants_subs(query);
+    if let Some(name) = query.get("channel").filter(|name| !name.is_empty()) {
+        return match report.channels.iter().find(|channel| channel.name == name) {
+            Some(found) => Response::json(json(&channel(found, with_subs))),
+            None => Response::text(404, &format!("Channel {name} not found")),
+        };
+    }
+    let total = report.channels.len();
+    let (offset, limit, range) = page(number(query, "offset"), number(query, "limit"), total);
+    let shown = &report.channels[range];
+    let mut answer = Channelsz {
+        cluster_id: report.cluster_id.clone(),
+        server_id,
+        now,
+        offset,
+        limit,
+        count: shown.len(),
+        total,
+        ..Channelsz::default()
+    };
+    match with_subs {
+        true => answer.channels = shown.iter().map(|one| channel(one, true)).collect(),
+        false => answer.names = shown.iter().map(|one| one.name.clone()).collect(),
+    }
+    Response::json(json(&answer))
+}
+
+fn limits(streaming: &Streaming) -> StoreLimits {
+    let of = |limits: ChannelLimits| Limits {
+        max_msgs: limits.messages,
+        max_bytes: limits.bytes,
+        max_age: limits.age,
+        max_subscriptions: limits.subscriptions,
+        max_inactivity: limits.inactivity,
+    };
+    let named = streaming.options.channels.keys();
+    StoreLimits {
+        max_channels: streaming.options.max_channels,
+        // A name no entry of the file can match shows the defaults.
+        channel: of(streaming.limits("")),
+        channels: named
+            .map(|name| (name.clone(), of(streaming.limits(name))))
+            .collect(),
+    }
+}

@@ -1,0 +1,79 @@
+//! One channel: its subscriptions and groups, and the publishes that wait for the disk.
+
+use super::subs::Sub;
+use crate::stan::store::{ChannelId, Seq};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// A publish that is stored, and acknowledged once it is durable.
+#[derive(Debug)]
+pub struct WaitingAck {
+    pub seq: Seq,
+    pub reply: Box<str>,
+    pub guid: String,
+}
+
+#[derive(Debug, Default)]
+pub struct Queue {
+    pub last_sent: Seq,
+    /// In the order in which they are asked.
+    pub members: VecDeque<u64>,
+    pub durable: bool,
+    /// The record that keeps a durable group's place while it has no members.
+    pub shadow: Option<u64>,
+}
+
+#[derive(Debug)]
+pub struct Channel {
+    pub name: String,
+    pub store: ChannelId,
+    pub subs: BTreeMap<u64, Sub>,
+    /// Subscriptions outside groups, in the order in which they came.
+    pub plain: Vec<u64>,
+    pub queues: BTreeMap<String, Queue>,
+    /// Durables outside groups, by the key that identifies them.
+    pub durables: HashMap<String, u64>,
+    pub last_sub_id: u64,
+    /// Messages up to this one are durable, and may be delivered.
+    pub durable_to: Seq,
+    pub waiting: VecDeque<WaitingAck>,
+    /// Something is to be flushed at the end of the turn.
+    pub dirty: bool,
+    /// Last publish, or end of the last subscription.
+    pub active_at: i64,
+    pub age_timer: bool,
+    pub inactivity_timer: bool,
+}
+
+impl Channel {
+    pub fn new(name: &str, store: ChannelId, now: i64) -> Self {
+        Self {
+            name: name.to_owned(),
+            store,
+            subs: BTreeMap::new(),
+            plain: Vec::new(),
+            queues: BTreeMap::new(),
+            durables: HashMap::new(),
+            last_sub_id: 0,
+            durable_to: 0,
+            waiting: VecDeque::new(),
+            dirty: false,
+            active_at: now,
+            age_timer: false,
+            inactivity_timer: false,
+        }
+    }
+
+    pub fn has_active_subs(&self) -> bool {
+        self.subs.values().any(|sub| sub.active)
+    }
+
+    pub fn new_sub_id(&mut self) -> u64 {
+        self.last_sub_id += 1;
+        self.last_sub_id
+    }
+}
+
+/// The original's identity of a durable, with its collisions.
+pub fn durable_key(client: &str, channel: &str, durable: &str) -> String {
+    format!("{client}-{channel}-{durable}")
+}

@@ -1,0 +1,103 @@
+//! Registered clients and their heartbeats.
+//!
+//! ```text
+//!   Idle --interval--> Beat sent --answer--> Idle (failures: 0)
+//!                          '-----timeout---> Idle (failures + 1), or closed when that is too many
+//! ```
+
+use crate::stan::pb::ClientInfo;
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+/// Where a channel stands in the engine's list.
+pub type ChannelIndex = usize;
+
+#[derive(Debug)]
+pub struct Client {
+    pub info: ClientInfo,
+    /// Names it in heartbeats; an answer to an earlier client of the same id is not its.
+    pub serial: u64,
+    pub failures: u32,
+    /// A heartbeat was sent and is not answered.
+    pub beat_out: bool,
+    pub subs: BTreeSet<(ChannelIndex, u64)>,
+    /// A connect request that waits for this client to show that it is gone.
+    pub challenger: Option<Challenger>,
+}
+
+#[derive(Debug)]
+pub struct Challenger {
+    pub info: ClientInfo,
+    pub reply: Box<str>,
+}
+
+#[derive(Debug, Default)]
+pub struct Clients {
+    pub by_id: BTreeMap<String, Client>,
+    by_serial: HashMap<u64, String>,
+    by_connection: HashMap<Bytes, String>,
+    last_serial: u64,
+}
+
+impl Clients {
+    pub fn insert(&mut self, info: ClientInfo) -> u64 {
+        self.last_serial += 1;
+        let (serial, id) = (self.last_serial, info.id.clone());
+        self.by_serial.insert(serial, id.clone());
+        if !info.conn_id.is_empty() {
+            self.by_connection.insert(info.conn_id.clone(), id.clone());
+        }
+        let client = Client {
+            info,
+            serial,
+            failures: 0,
+            beat_out: false,
+            subs: BTreeSet::new(),
+            challenger: None,
+        };
+        self.by_id.insert(id, client);
+        serial
+    }
+
+    pub fn remove(&mut self, id: &str) -> Option<Client> {
+        let client = self.by_id.remove(id)?;
+        self.by_serial.remove(&client.serial);
+        if self
+            .by_connection
+            .get(&client.info.conn_id)
+            .is_some_and(|known| known == id)
+        {
+            self.by_connection.remove(&client.info.conn_id);
+        }
+        Some(client)
+    }
+
+    pub fn get(&self, id: &str) -> Option<&Client> {
+        self.by_id.get(id)
+    }
+
+    pub fn get_mut(&mut self, id: &str) -> Option<&mut Client> {
+        self.by_id.get_mut(id)
+    }
+
+    pub fn with_serial(&mut self, serial: u64) -> Option<&mut Client> {
+        let id = self.by_serial.get(&serial)?;
+        self.by_id.get_mut(id)
+    }
+
+    /// Whether publishes of this client are taken: by its connection where it names one.
+    pub fn is_valid(&self, id: &str, connection: &Bytes) -> bool {
+        match connection.is_empty() {
+            true => self.by_id.contains_key(id),
+            false => self.by_connection.contains_key(connection),
+        }
+    }
+
+    pub fn has_connection(&self, connection: &Bytes) -> bool {
+        self.by_connection.contains_key(connection)
+    }
+
+    pub fn is_healthy(&self, id: &str) -> bool {
+        self.by_id.get(id).is_none_or(|client| client.failures == 0)
+    }
+}

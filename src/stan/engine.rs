@@ -1,0 +1,398 @@
+//! The engine: requests, time and the store's completions in; what is to be published out.
+//!
+//! Methods: `start` once, `handle_message` for each message, `handle_timeouts` when `next_deadline` has
+//! come, and `end_turn` after each batch of those. A publish is acknowledged in `end_turn`, or in a later one:
+//! only when the store says that it is durable (`acknowledge`), and there is no other way to an ack.
+
+mod deliver;
+mod members;
+mod publish;
+mod requests;
+mod timers;
+
+use super::channel::{Channel, durable_key};
+use super::clients::{ChannelIndex, Clients};
+use super::outlet::{Inlet, Outlet};
+use super::pb;
+use super::report::{ChannelReport, ClientReport, Report, SubReport};
+use super::store::{Recovered, Store, StoreError};
+use super::subs::Sub;
+use crate::util::random::Random;
+use prost::Message;
+use std::collections::HashMap;
+use timers::Timers;
+
+/// What the engine runs by. Times are nanoseconds.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub cluster_id: String,
+    pub discover_prefix: String,
+    /// 0: no limit.
+    pub max_channels: usize,
+    pub heartbeat_interval: i64,
+    pub heartbeat_timeout: i64,
+    pub heartbeat_failures: u32,
+    /// A second subscription of an active durable replaces the first.
+    pub replace_durable: bool,
+    pub debug: bool,
+}
+
+pub struct Engine {
+    settings: Settings,
+    store: Box<dyn Store>,
+    random: Random,
+    info: pb::ServerInfo,
+    ping_subject: String,
+    /// Prefix of the subjects heartbeats are answered on.
+    answers: String,
+    clients: Clients,
+    channels: Vec<Option<Channel>>,
+    by_name: HashMap<String, ChannelIndex>,
+    /// Who a message ack on this subject is of.
+    ack_inboxes: HashMap<String, (ChannelIndex, u64)>,
+    /// Ack inboxes outside the prefix, which have subscriptions of their own.
+    own_inlets: HashMap<String, Inlet>,
+    last_inlet: u32,
+    timers: Timers,
+    dirty: Vec<ChannelIndex>,
+    now: i64,
+}
+
+impl Engine {
+    /// From what the store held. Fails when that belongs to another cluster.
+    pub fn new(
+        settings: Settings,
+        mut store: Box<dyn Store>,
+        recovered: Recovered,
+        mut random: Random,
+        now: i64,
+    ) -> Result<Self, StoreError> {
+        let info = match recovered.server {
+            Some(info) if info.cluster_id != settings.cluster_id => {
+                return Err(StoreError::Refused(format!(
+                    "cluster ID {:?} does not match recovered value of {:?}",
+                    settings.cluster_id, info.cluster_id
+                )));
+            }
+            Some(info) => info,
+            None => {
+                let info = server_info(&settings, &random.id());
+                store.save_server(&info)?;
+                info
+            }
+        };
+        let mut engine = Self {
+            ping_subject: format!("{}.{}.pings", info.discovery_prefix(), settings.cluster_id),
+            answers: format!("_INBOX.{}", random.id()),
+            settings,
+            store,
+            random,
+            info,
+            clients: Clients::default(),
+            channels: Vec::new(),
+            by_name: HashMap::new(),
+            ack_inboxes: HashMap::new(),
+            own_inlets: HashMap::new(),
+            last_inlet: Inlet::FIRST_ACK,
+            timers: Timers::default(),
+            dirty: Vec::new(),
+            now,
+        };
+        engine.recover(recovered.clients, recovered.channels);
+        Ok(engine)
+    }
+
+    pub fn channel_count(&self) -> usize {
+        self.by_name.len()
+    }
+
+    pub fn info(&self) -> &pb::ServerInfo {
+        &self.info
+    }
+
+    /// Begins to serve: subscriptions, and what is due at once.
+    pub fn start(&mut self, out: &mut dyn Outlet, now: i64) {
+        self.now = now;
+        for (inlet, subject) in [
+            (Inlet::CONNECT, self.info.discovery.clone()),
+            (Inlet::PUBLISH, format!("{}.>", self.info.publish)),
+            (Inlet::SUBSCRIBE, self.info.subscribe.clone()),
+            (Inlet::UNSUBSCRIBE, self.info.unsubscribe.clone()),
+            (Inlet::SUB_CLOSE, self.info.sub_close.clone()),
+            (Inlet::CLOSE, self.info.close.clone()),
+            (Inlet::ACK, format!("{}.>", self.info.ack_subs)),
+            (Inlet::PING, self.ping_subject.clone()),
+            (Inlet::ANSWER, format!("{}.*", self.answers)),
+        ] {
+            out.subscribe(inlet, &subject);
+        }
+        for (subject, inlet) in &self.own_inlets {
+            out.subscribe(*inlet, subject);
+        }
+    }
+
+    /// A message on one of the engine's subscriptions.
+    pub fn handle_message(
+        &mut self,
+        inlet: Inlet,
+        subject: &str,
+        reply: Option<&str>,
+        payload: bytes::Bytes,
+        now: i64,
+        out: &mut dyn Outlet,
+    ) {
+        self.now = now;
+        match inlet {
+            Inlet::PUBLISH => self.handle_publish(payload, reply, out),
+            Inlet::CONNECT => self.handle_connect(payload, reply, out),
+            Inlet::SUBSCRIBE => self.handle_subscribe(payload, reply, out),
+            Inlet::UNSUBSCRIBE => self.handle_unsubscribe(payload, reply, true, out),
+            Inlet::SUB_CLOSE => self.handle_unsubscribe(payload, reply, false, out),
+            Inlet::CLOSE => self.handle_close(payload, reply, out),
+            Inlet::PING => self.handle_ping(payload, reply, out),
+            Inlet::ANSWER => self.handle_answer(subject, out),
+            _ => self.handle_ack(subject, &payload, out),
+        }
+    }
+
+    /// Everything out: what waited for the end of the server.
+    pub fn close(&mut self) {
+        self.store.close();
+    }
+
+    /// Once a second.
+    pub fn maintain(&mut self, now: i64) {
+        self.store.maintain(now);
+    }
+
+    fn channel(&mut self, index: ChannelIndex) -> &mut Channel {
+        let channel = self.channels[index].as_mut();
+        channel.expect("an index is dropped with its channel")
+    }
+
+    fn mark_dirty(&mut self, index: ChannelIndex) {
+        let channel = self.channel(index);
+        if !std::mem::replace(&mut channel.dirty, true) {
+            self.dirty.push(index);
+        }
+    }
+
+    fn debug(&self, line: std::fmt::Arguments<'_>) {
+        if self.settings.debug {
+            log::info!(target: "stan-debug", "STREAM: {line}");
+        }
+    }
+
+    // ---- start
+
+    fn recover(
+        &mut self,
+        clients: Vec<pb::ClientInfo>,
+        channels: Vec<super::store::RecoveredChannel>,
+    ) {
+        for info in clients {
+            let serial = self.clients.insert(info);
+            // The first heartbeat comes early: clients may have gone while we were not there.
+            let at = self.now + self.settings.heartbeat_timeout;
+            self.timers.push(at, timers::Timer::Heartbeat(serial));
+        }
+        for recovered in channels {
+            let index = self.channels.len();
+            let mut channel = Channel::new(&recovered.name, recovered.id, self.now);
+            channel.last_sub_id = recovered.last_sub_id;
+            channel.durable_to = self.store.bounds(recovered.id).last;
+            self.channels.push(Some(channel));
+            self.by_name.insert(recovered.name, index);
+            for sub in recovered.subscriptions {
+                self.recover_sub(index, sub);
+            }
+            self.watch_age(index);
+            self.watch_inactivity(index);
+        }
+    }
+
+    fn recover_sub(&mut self, index: ChannelIndex, recovered: super::store::RecoveredSub) {
+        let state = recovered.state;
+        let (id, store) = (state.id, self.channel(index).store);
+        let known = self.clients.get(&state.client_id).is_some();
+        let active = known && !state.is_closed;
+        let group = !state.queue_group.is_empty();
+        let keep = active
+            || (state.is_durable && (!group || state.client_id.is_empty() || state.is_closed));
+        if !keep {
+            if group && state.is_durable {
+                log::info!(
+                    "STREAM: WARN: Not recovering ghost durable queue subscriber: [{}]:[{}] subject={} inbox={}",
+                    state.client_id,
+                    state.queue_group,
+                    self.channel(index).name,
+                    state.inbox
+                );
+            }
+            let result = self.store.delete_sub(store, id);
+            self.log_error(result);
+            return;
+        }
+        let mut sub = Sub::new(state, active);
+        for seq in recovered.pending {
+            let Ok(Some(message)) = self.store.lookup(store, seq) else {
+                let result = self.store.sub_acked(store, id, seq);
+                self.log_error(result);
+                continue;
+            };
+            let sent_at = pb::MsgProto::decode(message).map_or(0, |message| message.timestamp);
+            let due = sent_at + sub.ack_wait();
+            let due = if due <= self.now {
+                self.now
+            } else {
+                self.now + sub.ack_wait()
+            };
+            let last_sent = sub.state.last_sent;
+            sub.note_sent(seq, due, 0);
+            sub.state.last_sent = last_sent.max(seq);
+        }
+        self.place_sub(index, sub);
+        self.arm(index, id);
+    }
+
+    /// Puts a subscription where delivery and acks find it.
+    fn place_sub(&mut self, index: ChannelIndex, sub: Sub) {
+        let id = sub.id();
+        let state = sub.state.clone();
+        let active = sub.active;
+        let channel = self.channel(index);
+        channel.subs.insert(id, sub);
+        if !state.queue_group.is_empty() {
+            let queue = channel.queues.entry(state.queue_group.clone()).or_default();
+            queue.durable = state.is_durable;
+            queue.last_sent = queue.last_sent.max(state.last_sent);
+            match active {
+                true => queue.members.push_back(id),
+                false => queue.shadow = Some(id),
+            }
+        } else {
+            if active {
+                channel.plain.push(id);
+            }
+            if state.is_durable {
+                let key = durable_key(&state.client_id, &channel.name, &state.durable_name);
+                channel.durables.insert(key, id);
+            }
+        }
+        if active {
+            self.attach(index, id, &state);
+        }
+    }
+
+    /// A client holds this subscription, and its acks come in here.
+    fn attach(&mut self, index: ChannelIndex, id: u64, state: &pb::SubState) {
+        if let Some(client) = self.clients.get_mut(&state.client_id) {
+            client.subs.insert((index, id));
+        }
+        self.ack_inboxes
+            .insert(state.ack_inbox.clone(), (index, id));
+        let covered = state
+            .ack_inbox
+            .strip_prefix(self.info.ack_subs.as_str())
+            .is_some_and(|rest| rest.starts_with('.'));
+        if !covered && !self.own_inlets.contains_key(&state.ack_inbox) {
+            self.last_inlet += 1;
+            self.own_inlets
+                .insert(state.ack_inbox.clone(), Inlet(self.last_inlet));
+        }
+    }
+
+    fn detach(&mut self, index: ChannelIndex, id: u64, state: &pb::SubState, out: &mut dyn Outlet) {
+        if let Some(client) = self.clients.get_mut(&state.client_id) {
+            client.subs.remove(&(index, id));
+        }
+        self.ack_inboxes.remove(&state.ack_inbox);
+        if let Some(inlet) = self.own_inlets.remove(&state.ack_inbox) {
+            out.unsubscribe(inlet);
+        }
+    }
+
+    fn log_error(&self, result: Result<(), StoreError>) {
+        if let Err(error) = result {
+            log::error!("STREAM: {error}");
+        }
+    }
+
+    // ---- monitoring
+
+    pub fn report(&self) -> Report {
+        let clients = self.clients.by_id.values().map(|client| ClientReport {
+            id: client.info.id.clone(),
+            hb_inbox: client.info.heartbeat_inbox.clone(),
+        });
+        let mut channels: Vec<ChannelReport> = self
+            .channels
+            .iter()
+            .flatten()
+            .map(|channel| {
+                let bounds = self.store.bounds(channel.store);
+                ChannelReport {
+                    name: channel.name.clone(),
+                    msgs: bounds.messages,
+                    bytes: bounds.bytes,
+                    first_seq: bounds.first,
+                    last_seq: bounds.last,
+                    subscriptions: channel
+                        .subs
+                        .values()
+                        .map(|sub| sub_report(channel, sub))
+                        .collect(),
+                }
+            })
+            .collect();
+        channels.sort_by(|a, b| a.name.cmp(&b.name));
+        Report {
+            cluster_id: self.info.cluster_id.clone(),
+            store: self.store.kind(),
+            clients: clients.collect(),
+            channels,
+        }
+    }
+}
+
+fn sub_report(channel: &Channel, sub: &Sub) -> SubReport {
+    let state = &sub.state;
+    let group = channel.queues.get(&state.queue_group);
+    SubReport {
+        client_id: state.client_id.clone(),
+        inbox: state.inbox.clone(),
+        ack_inbox: state.ack_inbox.clone(),
+        durable_name: state.durable_name.clone(),
+        queue_name: state.queue_group.clone(),
+        is_durable: state.is_durable,
+        is_offline: !sub.active,
+        max_inflight: state.max_in_flight,
+        ack_wait: state.ack_wait_seconds,
+        last_sent: group.map_or(state.last_sent, |group| group.last_sent),
+        pending_count: sub.pending.len(),
+        is_stalled: sub.is_stalled(),
+    }
+}
+
+fn server_info(settings: &Settings, id: &str) -> pb::ServerInfo {
+    let subject = |what: &str| format!("_STAN.{what}.{id}");
+    pb::ServerInfo {
+        cluster_id: settings.cluster_id.clone(),
+        discovery: format!("{}.{}", settings.discover_prefix, settings.cluster_id),
+        publish: subject("pub"),
+        subscribe: subject("sub"),
+        unsubscribe: subject("unsub"),
+        close: subject("close"),
+        sub_close: subject("subclose"),
+        ack_subs: subject("ack"),
+        node_id: String::new(),
+    }
+}
+
+impl pb::ServerInfo {
+    /// The discover subject without the cluster ID.
+    fn discovery_prefix(&self) -> &str {
+        let prefix = self.discovery.strip_suffix(self.cluster_id.as_str());
+        prefix.map_or(&*self.discovery, |prefix| prefix.trim_end_matches('.'))
+    }
+}

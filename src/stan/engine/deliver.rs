@@ -1,0 +1,331 @@
+//! Delivery: new messages in order, old ones again when nobody acknowledged them.
+
+use super::Engine;
+use super::timers::Timer;
+use crate::stan::clients::ChannelIndex;
+use crate::stan::outlet::Outlet;
+use crate::stan::pb;
+use crate::stan::store::{Seq, StoreError};
+use crate::stan::subs::SECOND;
+use bytes::Bytes;
+use prost::Message;
+
+/// A message this close to its deadline counts as due.
+const SLACK: i64 = 15 * SECOND / 1000;
+
+/// Who of a group gets a message.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Choice {
+    /// Members that are stalled are passed over; without another one nobody gets it.
+    New,
+    /// Somebody gets it.
+    Again,
+}
+
+impl Engine {
+    /// New messages to everybody who has room for them.
+    pub(super) fn deliver(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        for at in 0.. {
+            let Some(id) = self.channel(index).plain.get(at).copied() else {
+                break;
+            };
+            self.deliver_to(index, id, out);
+        }
+        let groups: Vec<String> = self.channel(index).queues.keys().cloned().collect();
+        for group in groups {
+            self.deliver_to_group(index, &group, out);
+        }
+    }
+
+    /// The next message behind this one, and its number. A damaged one is left out.
+    fn message_after(&mut self, index: ChannelIndex, last: Seq) -> Option<(Seq, Bytes)> {
+        let channel = self.channel(index);
+        let (store, durable_to) = (channel.store, channel.durable_to);
+        let mut seq = last + 1;
+        while seq <= durable_to {
+            seq = seq.max(self.store.bounds(store).first);
+            if seq > durable_to {
+                return None;
+            }
+            match self.store.lookup(store, seq) {
+                Ok(Some(message)) => return Some((seq, message)),
+                Ok(None) | Err(StoreError::Damaged { .. }) => seq += 1,
+                Err(error) => {
+                    log::error!("STREAM: {error}");
+                    return None;
+                }
+            }
+        }
+        None
+    }
+
+    pub(super) fn deliver_to(&mut self, index: ChannelIndex, id: u64, out: &mut dyn Outlet) {
+        loop {
+            let Some(sub) = self.channel(index).subs.get(&id) else {
+                return;
+            };
+            if !sub.active || sub.is_stalled() {
+                return;
+            }
+            let last_sent = sub.state.last_sent;
+            let Some((seq, message)) = self.message_after(index, last_sent) else {
+                return;
+            };
+            self.send(index, id, seq, &message, out);
+        }
+    }
+
+    pub(super) fn deliver_to_group(
+        &mut self,
+        index: ChannelIndex,
+        group: &str,
+        out: &mut dyn Outlet,
+    ) {
+        loop {
+            let Some(queue) = self.channel(index).queues.get(group) else {
+                return;
+            };
+            let last_sent = queue.last_sent;
+            let Some(id) = self.choose(index, group, Choice::New) else {
+                return;
+            };
+            let Some((seq, message)) = self.message_after(index, last_sent) else {
+                return;
+            };
+            self.moved_on(index, group, id);
+            if let Some(queue) = self.channel(index).queues.get_mut(group) {
+                queue.last_sent = seq;
+            }
+            self.send(index, id, seq, &message, out);
+        }
+    }
+
+    /// Among the members with room, of clients that answer their heartbeats, the one with the fewest
+    /// messages pending, and of those the first.
+    fn choose(&mut self, index: ChannelIndex, group: &str, choice: Choice) -> Option<u64> {
+        let channel = self.channels[index].as_ref()?;
+        let queue = channel.queues.get(group)?;
+        let members = || queue.members.iter().filter_map(|id| channel.subs.get(id));
+        let free = || members().filter(|sub| !sub.is_stalled());
+        let healthy = free().filter(|sub| self.clients.is_healthy(&sub.state.client_id));
+        let best = healthy.min_by_key(|sub| sub.pending.len());
+        let best = best.or_else(|| free().next());
+        let best = match choice {
+            Choice::New => best,
+            Choice::Again => best.or_else(|| members().next()),
+        };
+        best.map(|sub| sub.id())
+    }
+
+    /// Who was asked from the head of the list goes to its end.
+    fn moved_on(&mut self, index: ChannelIndex, group: &str, id: u64) {
+        if let Some(queue) = self.channel(index).queues.get_mut(group)
+            && queue.members.front() == Some(&id)
+        {
+            queue.members.rotate_left(1);
+        }
+    }
+
+    /// Sends a message for the first time.
+    fn send(
+        &mut self,
+        index: ChannelIndex,
+        id: u64,
+        seq: Seq,
+        message: &[u8],
+        out: &mut dyn Outlet,
+    ) {
+        let now = self.now;
+        let channel = self.channel(index);
+        let store = channel.store;
+        let Some(sub) = channel.subs.get_mut(&id) else {
+            return;
+        };
+        let due = now + sub.ack_wait();
+        sub.note_sent(seq, due, 0);
+        out.publish(&sub.state.inbox, None, message);
+        let result = self.store.sub_sent(store, id, seq);
+        self.log_error(result);
+        self.mark_dirty(index);
+        self.arm(index, id);
+    }
+
+    /// Sends a message again, flagged, and counts from now or from its old deadline.
+    fn send_again(
+        &mut self,
+        index: ChannelIndex,
+        id: u64,
+        seq: Seq,
+        due: i64,
+        message: &[u8],
+        out: &mut dyn Outlet,
+    ) {
+        let now = self.now;
+        let Some(sub) = self.channel(index).subs.get_mut(&id) else {
+            return;
+        };
+        let redeliveries = sub
+            .pending
+            .get(&seq)
+            .map_or(0, |pending| pending.redeliveries)
+            + 1;
+        let next = due + sub.ack_wait();
+        let next = if next <= now {
+            now + sub.ack_wait()
+        } else {
+            next
+        };
+        sub.note_sent(seq, next, redeliveries);
+        let marks = pb::MsgProto {
+            redelivered: true,
+            redelivery_count: redeliveries,
+            ..pb::MsgProto::default()
+        };
+        // Fields of a message may come in any order, so the stored bytes need no change.
+        let flagged = [message, &marks.encode_to_vec()].concat();
+        out.publish(&sub.state.inbox, None, &flagged);
+    }
+
+    /// The timer of a subscription: everything whose deadline is over is sent again.
+    pub(super) fn handle_due(
+        &mut self,
+        index: ChannelIndex,
+        id: u64,
+        at: i64,
+        out: &mut dyn Outlet,
+    ) {
+        let now = self.now;
+        let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        let Some(sub) = channel
+            .subs
+            .get_mut(&id)
+            .filter(|sub| sub.timer_at == Some(at))
+        else {
+            return;
+        };
+        sub.timer_at = None;
+        if !sub.active {
+            return;
+        }
+        let group = sub.state.queue_group.clone();
+        if group.is_empty() && !self.clients.is_healthy(&sub.state.client_id) {
+            let again = now + sub.ack_wait();
+            sub.timer_at = Some(again);
+            self.timers.push(again, Timer::Due(index, id));
+            return;
+        }
+        let mut due = Vec::new();
+        while let Some(seq) = sub.take_due(now + SLACK) {
+            let deadline = sub.pending.get(&seq).map_or(now, |pending| pending.due);
+            due.push((deadline, seq));
+        }
+        for (deadline, seq) in due {
+            self.redeliver(index, id, &group, seq, deadline, out);
+        }
+        self.arm(index, id);
+    }
+
+    fn redeliver(
+        &mut self,
+        index: ChannelIndex,
+        id: u64,
+        group: &str,
+        seq: Seq,
+        due: i64,
+        out: &mut dyn Outlet,
+    ) {
+        let store = self.channel(index).store;
+        let message = match self.store.lookup(store, seq) {
+            Ok(Some(message)) => message,
+            // It is not there any more: nobody needs to acknowledge it.
+            _ => return self.forget_pending(index, id, seq),
+        };
+        let target = match group.is_empty() {
+            true => Some(id),
+            false => self.choose(index, group, Choice::Again),
+        };
+        let target = target.unwrap_or(id);
+        if target != id {
+            self.moved_on(index, group, target);
+            self.forget_pending(index, id, seq);
+            let result = self.store.sub_sent(store, target, seq);
+            self.log_error(result);
+            self.mark_dirty(index);
+        }
+        self.send_again(index, target, seq, due, &message, out);
+        self.arm(index, target);
+    }
+
+    /// As an ack, without anybody having sent one.
+    fn forget_pending(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
+        let channel = self.channel(index);
+        let store = channel.store;
+        if let Some(sub) = channel.subs.get_mut(&id) {
+            sub.pending.remove(&seq);
+        }
+        let result = self.store.sub_acked(store, id, seq);
+        self.log_error(result);
+        self.mark_dirty(index);
+    }
+
+    /// Everything pending goes out again at once, in order: a durable has come back.
+    pub(super) fn redeliver_all(&mut self, index: ChannelIndex, id: u64, out: &mut dyn Outlet) {
+        let now = self.now;
+        let channel = self.channel(index);
+        let store = channel.store;
+        let Some(sub) = channel.subs.get(&id) else {
+            return;
+        };
+        let all: Vec<Seq> = sub.pending.keys().copied().collect();
+        for seq in all {
+            match self.store.lookup(store, seq) {
+                Ok(Some(message)) => self.send_again(index, id, seq, now, &message, out),
+                _ => self.forget_pending(index, id, seq),
+            }
+        }
+        self.arm(index, id);
+    }
+
+    pub(super) fn handle_ack(&mut self, subject: &str, payload: &[u8], out: &mut dyn Outlet) {
+        let Ok(ack) = pb::Ack::decode(payload) else {
+            return;
+        };
+        let Some(named) = self.by_name.get(&ack.subject).copied() else {
+            log::error!(
+                "STREAM: Unable to process ack seq={}, channel {} not found",
+                ack.sequence,
+                ack.subject
+            );
+            return;
+        };
+        let Some((index, id)) = self.ack_inboxes.get(subject).copied() else {
+            return;
+        };
+        if index != named {
+            return;
+        }
+        let channel = self.channel(index);
+        let Some(sub) = channel.subs.get(&id) else {
+            return;
+        };
+        let group = sub.state.queue_group.clone();
+        // A member may acknowledge what was given to another one since.
+        let mut owner = id;
+        if !sub.pending.contains_key(&ack.sequence)
+            && let Some(queue) = channel.queues.get(&group)
+        {
+            let holds = |id: &&u64| {
+                let sub = channel.subs.get(id);
+                sub.is_some_and(|sub| sub.pending.contains_key(&ack.sequence))
+            };
+            owner = queue.members.iter().find(holds).copied().unwrap_or(id);
+        }
+        self.forget_pending(index, owner, ack.sequence);
+        match group.is_empty() {
+            true => self.deliver_to(index, id, out),
+            false => self.deliver_to_group(index, &group, out),
+        }
+    }
+}

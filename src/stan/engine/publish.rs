@@ -1,0 +1,189 @@
+//! Publishes, and their acks.
+
+use super::Engine;
+use crate::stan::channel::{Channel, WaitingAck};
+use crate::stan::clients::ChannelIndex;
+use crate::stan::names::is_valid_channel;
+use crate::stan::outlet::Outlet;
+use crate::stan::pb;
+use crate::stan::store::{Flushed, Seq, StoreError};
+use bytes::Bytes;
+use prost::Message;
+
+const INVALID_PUBLISH: &str = "stan: invalid publish request";
+const TOO_MANY_CHANNELS: &str = "too many channels";
+
+impl Engine {
+    pub(super) fn handle_publish(
+        &mut self,
+        payload: Bytes,
+        reply: Option<&str>,
+        out: &mut dyn Outlet,
+    ) {
+        let message = match pb::PubMsg::decode(payload.clone()) {
+            Ok(message) => message,
+            // Servers talk to each other on the same subjects.
+            Err(_) if pb::CtrlMsg::decode(payload).is_ok() => return,
+            Err(_) => return refuse(reply, "", INVALID_PUBLISH, out),
+        };
+        if message.guid.is_empty()
+            || !is_valid_channel(&message.subject)
+            || !self.clients.is_valid(&message.client_id, &message.conn_id)
+        {
+            return refuse(reply, &message.guid, INVALID_PUBLISH, out);
+        }
+        let index = match self.channel_named(&message.subject) {
+            Ok(index) => index,
+            Err(text) => return refuse(reply, &message.guid, &text, out),
+        };
+        let now = self.now;
+        let channel = self.channel(index);
+        channel.active_at = now;
+        let store = channel.store;
+        let stored = pb::MsgProto {
+            timestamp: now.max(self.store.bounds(store).last_timestamp),
+            subject: message.subject,
+            reply: message.reply,
+            data: message.data,
+            ..pb::MsgProto::default()
+        };
+        match self.store.append(store, stored) {
+            Ok(seq) => {
+                if let Some(reply) = reply {
+                    self.channel(index).waiting.push_back(WaitingAck {
+                        seq,
+                        reply: reply.into(),
+                        guid: message.guid,
+                    });
+                }
+                self.mark_dirty(index);
+            }
+            Err(error) => {
+                let text = error.to_string();
+                refuse(reply, &message.guid, &text, out);
+                self.take_back(index, &error, out);
+            }
+        }
+    }
+
+    /// The channel of this name, made if need be.
+    pub(super) fn channel_named(&mut self, name: &str) -> Result<ChannelIndex, String> {
+        if let Some(index) = self.by_name.get(name) {
+            return Ok(*index);
+        }
+        let max = self.settings.max_channels;
+        if max > 0 && self.by_name.len() >= max {
+            log::error!("STREAM: channel {name:?}: {TOO_MANY_CHANNELS}");
+            return Err(TOO_MANY_CHANNELS.into());
+        }
+        let store = self.store.create_channel(name).map_err(|error| {
+            log::error!("STREAM: channel {name:?}: {error}");
+            error.to_string()
+        })?;
+        let index = self.channels.len();
+        self.channels
+            .push(Some(Channel::new(name, store, self.now)));
+        self.by_name.insert(name.to_owned(), index);
+        log::info!("STREAM: Channel {name:?} has been created");
+        self.watch_inactivity(index);
+        Ok(index)
+    }
+
+    /// Flushes what was touched, acknowledges what is durable, and delivers it; and writes down what
+    /// that led to, so that nothing waits for the next turn.
+    pub fn end_turn(&mut self, now: i64, out: &mut dyn Outlet) -> Result<(), StoreError> {
+        self.now = now;
+        loop {
+            let dirty = std::mem::take(&mut self.dirty);
+            let idle = dirty.is_empty();
+            for index in dirty {
+                self.flush(index, out);
+            }
+            while let Some(completion) = self.store.completed() {
+                let completion = completion?;
+                let of = |channel: &Channel| channel.store == completion.channel;
+                let index = self
+                    .channels
+                    .iter()
+                    .position(|c| c.as_ref().is_some_and(of));
+                if let Some(index) = index {
+                    self.durable(index, completion.up_to, out);
+                }
+            }
+            if idle && self.dirty.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    fn flush(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        let channel = self.channel(index);
+        channel.dirty = false;
+        let store = channel.store;
+        match self.store.flush(store) {
+            Ok(Flushed::Now) => {
+                let last = self.store.bounds(store).last;
+                self.durable(index, last, out);
+            }
+            Ok(Flushed::Later) => {}
+            Err(error) => self.take_back(index, &error, out),
+        }
+    }
+
+    /// Messages of a channel up to this one are durable: subscribers get them, then publishers their
+    /// acks.
+    fn durable(&mut self, index: ChannelIndex, up_to: Seq, out: &mut dyn Outlet) {
+        let channel = self.channel(index);
+        if up_to > channel.durable_to {
+            channel.durable_to = up_to;
+            self.deliver(index, out);
+            self.watch_age(index);
+        }
+        self.acknowledge(index, out);
+    }
+
+    fn acknowledge(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        let channel = self.channel(index);
+        let mut encoded = Vec::new();
+        while let Some(first) = channel.waiting.front()
+            && first.seq <= channel.durable_to
+            && let Some(WaitingAck { reply, guid, .. }) = channel.waiting.pop_front()
+        {
+            let ack = pb::PubAck {
+                guid,
+                error: String::new(),
+            };
+            encoded.clear();
+            ack.encode(&mut encoded).expect("a Vec grows");
+            out.publish(&reply, None, &encoded);
+        }
+    }
+
+    /// The store could not write: what it took back is refused.
+    fn take_back(&mut self, index: ChannelIndex, error: &StoreError, out: &mut dyn Outlet) {
+        log::error!("STREAM: {error}");
+        let store = self.channel(index).store;
+        let last = self.store.bounds(store).last;
+        let text = error.to_string();
+        let channel = self.channel(index);
+        while channel
+            .waiting
+            .back()
+            .is_some_and(|waiting| waiting.seq > last)
+        {
+            if let Some(waiting) = channel.waiting.pop_back() {
+                refuse(Some(&waiting.reply), &waiting.guid, &text, out);
+            }
+        }
+    }
+}
+
+fn refuse(reply: Option<&str>, guid: &str, error: &str, out: &mut dyn Outlet) {
+    if let Some(reply) = reply {
+        let ack = pb::PubAck {
+            guid: guid.to_owned(),
+            error: error.to_owned(),
+        };
+        out.publish(reply, None, &ack.encode_to_vec());
+    }
+}

@@ -1,0 +1,137 @@
+//! Deadlines of the engine.
+
+use super::Engine;
+use crate::stan::clients::ChannelIndex;
+use crate::stan::outlet::Outlet;
+use crate::stan::subs::SECOND;
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+
+/// Entries of what has gone since are recognised when they come up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Timer {
+    /// Messages of a subscription may be due.
+    Due(ChannelIndex, u64),
+    /// Send one.
+    Heartbeat(u64),
+    /// It should have been answered.
+    HeartbeatOver(u64),
+    /// A client did not answer the probe for whoever wants its id.
+    ProbeOver(u64),
+    Age(ChannelIndex),
+    Inactivity(ChannelIndex),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Timers(BinaryHeap<Reverse<(i64, Timer)>>);
+
+impl Timers {
+    pub fn push(&mut self, at: i64, timer: Timer) {
+        self.0.push(Reverse((at, timer)));
+    }
+
+    fn take(&mut self, now: i64) -> Option<(i64, Timer)> {
+        let Reverse((at, _)) = self.0.peek()?;
+        match *at <= now {
+            true => self.0.pop().map(|Reverse(entry)| entry),
+            false => None,
+        }
+    }
+}
+
+impl Engine {
+    pub fn next_deadline(&self) -> Option<i64> {
+        self.timers.0.peek().map(|Reverse((at, _))| *at)
+    }
+
+    pub fn handle_timeouts(&mut self, now: i64, out: &mut dyn Outlet) {
+        self.now = now;
+        while let Some((at, timer)) = self.timers.take(now) {
+            match timer {
+                Timer::Due(index, id) => self.handle_due(index, id, at, out),
+                Timer::Heartbeat(serial) => self.send_heartbeat(serial, out),
+                Timer::HeartbeatOver(serial) => self.heartbeat_over(serial, out),
+                Timer::ProbeOver(serial) => self.probe_over(serial, out),
+                Timer::Age(index) => self.handle_age(index),
+                Timer::Inactivity(index) => self.handle_inactivity(index, out),
+            }
+        }
+    }
+
+    /// Sets the timer of a subscription to its earliest deadline.
+    pub(super) fn arm(&mut self, index: ChannelIndex, id: u64) {
+        let Some(sub) = self.channel(index).subs.get_mut(&id) else {
+            return;
+        };
+        if !sub.active {
+            return;
+        }
+        let Some(due) = sub.next_due() else {
+            return;
+        };
+        if sub.timer_at.is_some_and(|at| at <= due) {
+            return; // it will look again
+        }
+        sub.timer_at = Some(due);
+        self.timers.push(due, Timer::Due(index, id));
+    }
+
+    pub(super) fn watch_age(&mut self, index: ChannelIndex) {
+        let store = self.channel(index).store;
+        let now = self.now;
+        let Some(at) = self.store.expire(store, now) else {
+            return;
+        };
+        if !std::mem::replace(&mut self.channel(index).age_timer, true) {
+            self.timers
+                .push(at.max(now + SECOND / 10), Timer::Age(index));
+        }
+    }
+
+    fn handle_age(&mut self, index: ChannelIndex) {
+        if let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut) {
+            channel.age_timer = false;
+            self.watch_age(index);
+        }
+    }
+
+    /// A channel nobody uses is deleted after a while, where the limits say so.
+    pub(super) fn watch_inactivity(&mut self, index: ChannelIndex) {
+        let store = self.channel(index).store;
+        let limit = self.store.limits(store).inactivity;
+        let channel = self.channel(index);
+        if limit == 0 || channel.has_active_subs() || channel.inactivity_timer {
+            return;
+        }
+        channel.inactivity_timer = true;
+        let at = channel.active_at + limit;
+        self.timers.push(at, Timer::Inactivity(index));
+    }
+
+    fn handle_inactivity(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        let now = self.now;
+        let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut) else {
+            return;
+        };
+        channel.inactivity_timer = false;
+        let limit = self.store.limits(channel.store).inactivity;
+        if channel.has_active_subs() {
+            return;
+        }
+        if channel.active_at + limit > now || !channel.waiting.is_empty() {
+            return self.watch_inactivity(index);
+        }
+        self.delete_channel(index, out);
+    }
+
+    fn delete_channel(&mut self, index: ChannelIndex, _out: &mut dyn Outlet) {
+        let Some(channel) = self.channels[index].take() else {
+            return;
+        };
+        self.by_name.remove(&channel.name);
+        self.dirty.retain(|other| *other != index);
+        let result = self.store.delete_channel(channel.store);
+        self.log_error(result);
+        log::info!("STREAM: Channel {:?} has been deleted", channel.name);
+    }
+}

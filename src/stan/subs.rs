@@ -1,0 +1,114 @@
+//! One subscription: what it was sent, and what of that it has not acknowledged.
+//!
+//! ```text
+//!             new message                    ack
+//!   Ready --------------------> Pending -----------> (forgotten)
+//!     ^                          |    ^ AckWait over: sent again, to a member of the group
+//!     |                          '----'
+//!     |  pending >= MaxInFlight: stalled, until an ack
+//!
+//!   durable: active <--resume / close--> offline (keeps its place and what is pending)
+//! ```
+
+use crate::stan::pb::SubState;
+use crate::stan::store::Seq;
+use std::collections::{BTreeMap, VecDeque};
+
+pub const SECOND: i64 = 1_000_000_000;
+
+#[derive(Clone, Copy, Debug)]
+pub struct Pending {
+    /// When it is to be sent again.
+    pub due: i64,
+    /// How often it was sent beyond the first time.
+    pub redeliveries: u32,
+}
+
+#[derive(Debug)]
+pub struct Sub {
+    pub state: SubState,
+    pub pending: BTreeMap<Seq, Pending>,
+    /// Deadlines in order; entries whose message was acknowledged or sent since are stale.
+    due: VecDeque<(i64, Seq)>,
+    /// The timer that is set.
+    pub timer_at: Option<i64>,
+    /// False: a durable, or a durable group's place, that waits for its client.
+    pub active: bool,
+}
+
+impl Sub {
+    pub fn new(state: SubState, active: bool) -> Self {
+        Self {
+            state,
+            pending: BTreeMap::new(),
+            due: VecDeque::new(),
+            timer_at: None,
+            active,
+        }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.state.id
+    }
+
+    pub fn ack_wait(&self) -> i64 {
+        i64::from(self.state.ack_wait_seconds) * SECOND
+    }
+
+    pub fn is_stalled(&self) -> bool {
+        self.pending.len() >= self.state.max_in_flight.max(1) as usize
+    }
+
+    /// Notes a message as sent, to be acknowledged until `due`.
+    pub fn note_sent(&mut self, seq: Seq, due: i64, redeliveries: u32) {
+        self.pending.insert(seq, Pending { due, redeliveries });
+        let at = self.due.partition_point(|(other, _)| *other <= due);
+        self.due.insert(at, (due, seq));
+        self.state.last_sent = self.state.last_sent.max(seq);
+    }
+
+    /// The earliest deadline.
+    pub fn next_due(&mut self) -> Option<i64> {
+        while let Some((due, seq)) = self.due.front() {
+            if self
+                .pending
+                .get(seq)
+                .is_some_and(|pending| pending.due == *due)
+            {
+                return Some(*due);
+            }
+            self.due.pop_front();
+        }
+        None
+    }
+
+    /// Takes the next message whose deadline is over by then.
+    pub fn take_due(&mut self, until: i64) -> Option<Seq> {
+        let due = self.next_due()?;
+        if due > until {
+            return None;
+        }
+        self.due.pop_front().map(|(_, seq)| seq)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_come_in_order_and_stale_ones_do_not() {
+        let mut sub = Sub::new(SubState::default(), true);
+        sub.note_sent(1, 30, 0);
+        sub.note_sent(2, 10, 0);
+        sub.note_sent(3, 20, 0);
+        sub.pending.remove(&3);
+        assert_eq!(sub.take_due(5), None);
+        assert_eq!(sub.take_due(100), Some(2));
+        sub.note_sent(2, 40, 1);
+        assert_eq!(sub.take_due(100), Some(1));
+        sub.pending.remove(&1);
+        assert_eq!((sub.take_due(100), sub.take_due(100)), (Some(2), None));
+        assert_eq!(sub.state.last_sent, 3);
+    }
+}
