@@ -547,11 +547,16 @@ pub fn integer(text: &str) -> Option<i64> {
     digits.parse::<i64>().ok()?.checked_mul(factor)
 }
 
-/// Any text: an error or a tree, never a panic.
+/// Any text: an error or a tree, and what the options make of that; never a panic.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let _ = read_text(&text, "fuzz");
+    if let Ok(entries) = read_text(&text, "fuzz") {
+        let mut options = super::Options::default();
+        let mut warnings = Vec::new();
+        let _ = super::table::apply(&mut options, &entries, &mut warnings, false);
+        let _ = options.check();
+    }
 }
 
 #[cfg(test)]
@@ -657,6 +662,21 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "[ab{}\\[\\]=:;,\"'$#/0-9.\\\\\\n()-]{0,60}") {
+            fuzz(text.as_bytes());
+        }
+
+        #[test]
+        fn any_value_of_an_option_is_taken_or_refused(
+            values in proptest::collection::vec((0usize..1000, "[-]?[0-9]{1,20}(kb|gb|s|ms|h)?|[a-z.:*>\\[\\]{}', @$/]{0,12}|\"[^\"\\\\]{0,9}\""), 0..6)
+        ) {
+            let keys: Vec<&str> = crate::config::table::rows().map(|row| row.key).collect();
+            let mut text = String::new();
+            for (index, value) in values {
+                let key = keys[index % keys.len()];
+                let blocks: Vec<&str> = key.split('.').collect();
+                text += &blocks.join(" { ");
+                text += &format!(": {value}\n{}", "}\n".repeat(blocks.len() - 1));
+            }
             fuzz(text.as_bytes());
         }
     }
