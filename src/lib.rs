@@ -13,6 +13,7 @@ pub mod server;
 pub mod stan;
 pub mod subject;
 pub mod tls;
+pub mod top;
 pub mod uring;
 pub mod util;
 pub mod wire;

@@ -21,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ),
     ("uring", &["uring", "util"]),
     ("tls", &["tls", "util", "config"]),
+    ("top", &["top", "util", "VERSION"]),
     ("stan", &["stan", "util", "subject", "config"]),
     ("broker", &["broker", "util", "wire", "subject", "config"]),
     ("monitor", &["monitor", "util", "config", "VERSION"]),
@@ -81,7 +82,7 @@ fn imports_follow_the_table() {
             .to_str()
             .unwrap();
         let home = first.trim_end_matches(".rs");
-        if matches!(home, "lib" | "main") {
+        if matches!(home, "lib" | "main" | "bin") {
             continue;
         }
         let (_, allowed) = ALLOWED

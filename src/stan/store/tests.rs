@@ -374,7 +374,9 @@ fn files_of_subscriptions_are_rewritten() {
 fn a_flush_with_sync_is_over_when_the_store_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let (ring, bell) = std::sync::mpsc::channel();
-    let wake: Wake = Arc::new(move || drop(ring.send(())));
+    let wake: Wake = Arc::new(move || {
+        let _ = ring.send(());
+    });
     let synced = options(|o| o.sync = true);
     let (mut store, _) = FileStore::open(folder.path(), synced, limits(0, 0, 0), &wake).unwrap();
     let channel = store.create_channel("foo").unwrap();
