@@ -118,12 +118,14 @@ impl Server {
 
     /// SIGHUP, and waits for the line that says how it went.
     pub fn reload(&self) {
-        let words = "oad server configuration";
-        let told =
-            || self.log().matches(words).count() + self.log().matches("Reloaded server").count();
+        let told = || {
+            let log = self.log();
+            let ends = ["Failed to reload server", "Reloaded server"];
+            ends.map(|words| log.matches(words).count())
+        };
         let before = told();
         self.signal(nix::sys::signal::Signal::SIGHUP);
-        until(words, || told() > before);
+        until("the end of a reload", || told() != before);
     }
 
     pub fn stop(mut self) {

@@ -1,0 +1,175 @@
+//! Servers that form a cluster: what crosses a route, once, with headers, and in order, on any loops.
+
+mod support;
+
+use support::{Client, Op, Server, free_port, until};
+
+/// A server that takes routes; and its port for them.
+fn node(routes: &[u16], threads: &str) -> (Server, u16) {
+    let port = free_port();
+    let cluster = format!("nats://127.0.0.1:{port}");
+    let routes: Vec<String> = routes
+        .iter()
+        .map(|p| format!("nats://127.0.0.1:{p}"))
+        .collect();
+    let routes = routes.join(",");
+    let arguments = [
+        "--threads",
+        threads,
+        "--cluster",
+        &cluster,
+        "--routes",
+        &routes,
+        "-D",
+    ];
+    (Server::start(&arguments), port)
+}
+
+/// Waits until what one client publishes reaches the other.
+fn settle(publisher: &mut Client, subscriber: &mut Client) {
+    subscriber.send(b"SUB settle.me settle\r\n");
+    subscriber.ping();
+    until("interest to cross the route", || {
+        publisher.publish("settle.me", b"");
+        publisher.ping();
+        subscriber.ping();
+        subscriber
+            .kept()
+            .iter()
+            .any(|op| matches!(op, Op::Msg { sid, .. } if sid == "settle"))
+    });
+    subscriber.send(b"UNSUB settle\r\n");
+    subscriber.ping();
+    subscriber.kept();
+}
+
+#[test]
+fn messages_cross_in_order_whatever_loops_they_start_and_end_on() {
+    let (a, port) = node(&[], "2");
+    let (b, _) = node(&[port], "2");
+    let mut publishers: Vec<Client> = (0..2).map(|_| a.client()).collect();
+    let mut subscribers: Vec<Client> = (0..2).map(|_| b.client()).collect();
+    for subscriber in &mut subscribers {
+        settle(&mut publishers[0], subscriber);
+        subscriber.send(b"SUB order.* 1\r\n");
+        subscriber.ping();
+        settle(&mut publishers[1], subscriber);
+    }
+    const COUNT: u32 = 2000;
+    for number in 0..COUNT {
+        for (index, publisher) in publishers.iter_mut().enumerate() {
+            publisher.publish(&format!("order.{index}"), &number.to_le_bytes());
+        }
+    }
+    for subscriber in &mut subscribers {
+        let mut next = [0u32; 2];
+        while next != [COUNT; 2] {
+            let Op::Msg {
+                subject, payload, ..
+            } = subscriber.op()
+            else {
+                continue;
+            };
+            let from = usize::from(subject.ends_with('1'));
+            assert_eq!(payload, next[from].to_le_bytes());
+            next[from] += 1;
+        }
+    }
+    b.stop();
+    a.stop();
+}
+
+#[test]
+fn a_group_over_two_servers_gets_each_message_once() {
+    let (a, port) = node(&[], "2");
+    let (b, _) = node(&[port], "2");
+    let mut publisher = a.client();
+    let mut members: Vec<Client> = (0..6)
+        .map(|i| if i % 2 == 0 { a.client() } else { b.client() })
+        .collect();
+    for member in &mut members {
+        member.send(b"SUB work crew 7\r\n");
+        member.ping();
+    }
+    let mut witness = b.client();
+    settle(&mut publisher, &mut witness);
+    const COUNT: usize = 3000;
+    for _ in 0..COUNT {
+        publisher.publish("work", b"x");
+    }
+    publisher.ping();
+    settle(&mut publisher, &mut witness);
+    let shares: Vec<usize> = members
+        .iter_mut()
+        .map(|member| {
+            member.ping();
+            member.kept().len()
+        })
+        .collect();
+    assert_eq!(shares.iter().sum::<usize>(), COUNT, "{shares:?}");
+    // Even over all members: each of six expects 500.
+    assert!(
+        shares.iter().all(|share| (350..650).contains(share)),
+        "{shares:?}"
+    );
+    b.stop();
+    a.stop();
+}
+
+#[test]
+fn headers_cross_and_requests_without_responders_fail_at_once() {
+    let (a, port) = node(&[], "1");
+    let (b, _) = node(&[port], "2");
+    let (mut asker, mut other) = (a.client(), b.client());
+    settle(&mut asker, &mut other);
+    other.send(b"SUB head 1\r\n");
+    other.ping();
+    settle(&mut asker, &mut other);
+    asker.send(b"HPUB head 18 20\r\nNATS/1.0\r\nA: b\r\n\r\nhi\r\n");
+    let Op::Msg {
+        headers, payload, ..
+    } = other.op()
+    else {
+        panic!("no message");
+    };
+    assert_eq!(headers, b"NATS/1.0\r\nA: b\r\n\r\n");
+    assert_eq!(payload, b"hi");
+    asker.send(b"SUB in.box 9\r\nPUB nobody.there in.box 0\r\n\r\n");
+    asker.ping();
+    let answers = asker.kept();
+    let refused =
+        |op: &Op| matches!(op, Op::Msg { headers, .. } if headers.starts_with(b"NATS/1.0 503"));
+    assert!(answers.iter().any(refused), "{answers:?}");
+    b.stop();
+    a.stop();
+}
+
+#[test]
+fn a_mesh_forms_from_one_seed_and_heals() {
+    let (a, seed) = node(&[], "2");
+    let (b, _) = node(&[seed], "1");
+    let (c, c_port) = node(&[seed], "2");
+    let (mut on_b, mut on_c) = (b.client(), c.client());
+    settle(&mut on_b, &mut on_c);
+    // Without the seed the others still know each other.
+    a.stop();
+    settle(&mut on_b, &mut on_c);
+    drop(on_c);
+    c.stop();
+    let cluster = format!("nats://127.0.0.1:{c_port}");
+    let seed_again = format!("nats://127.0.0.1:{seed}");
+    let a = Server::start(&["--threads", "1", "--cluster", &seed_again]);
+    let c = Server::start(&[
+        "--threads",
+        "1",
+        "--cluster",
+        &cluster,
+        "--routes",
+        &seed_again,
+    ]);
+    let mut on_c = c.client();
+    settle(&mut on_b, &mut on_c);
+    c.stop();
+    b.stop();
+    a.stop();
+}
