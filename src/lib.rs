@@ -8,6 +8,7 @@ pub mod broker;
 pub mod config;
 pub mod logging;
 pub mod monitor;
+pub mod passwd;
 pub mod server;
 pub mod stan;
 pub mod subject;

@@ -1,19 +1,22 @@
 //! Log lines in the layout of gnatsd, written by a thread of their own.
 //!
 //! `[pid] YYYY/MM/DD HH:MM:SS.uuuuuu [LVL] text`. Whoever logs never waits: lines go through a
-//! bounded queue, and when that is full they are counted and the count is logged later. May import
-//! util and config; must not know who logs.
+//! bounded queue, and when that is full they are counted and the count is logged later. What waits
+//! in the queue is written at once, not line by line. May import util and config; must not know who
+//! logs.
 
 use crate::config::Options;
 use log::{Level, LevelFilter, Record};
 use std::fs::{File, OpenOptions};
 use std::io::{self, IsTerminal, Write};
-use std::net::{TcpStream, UdpSocket};
+use std::net::{TcpStream, ToSocketAddrs, UdpSocket};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::time::{Duration, Instant};
 
 /// Target of records that end the process; they are labelled FTL.
 pub const FATAL: &str = "fatal";
@@ -23,9 +26,19 @@ pub const STREAM_DEBUG: &str = "stan-debug";
 
 /// Lines waiting for the writer before more are dropped.
 const QUEUE_LINES: usize = 16 << 10;
+/// Lines are written together up to this size.
+const BATCH_BYTES: usize = 64 << 10;
+/// The writer comes before the event loops where it may: a line late by a time slice of each of
+/// them is a line that is missing when something crashes. It has little to do.
+const WRITER_NICE: i32 = -5;
+/// A syslog server at the other end of a TCP connection may take this long.
+const SYSLOG_PATIENCE: Duration = Duration::from_secs(2);
+/// Time between attempts to reach one that was lost.
+const SYSLOG_RETRY: Duration = Duration::from_secs(1);
 
 static QUEUE: OnceLock<SyncSender<Job>> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
+static DROPPED_EVER: AtomicU64 = AtomicU64::new(0);
 static DEBUG: AtomicBool = AtomicBool::new(false);
 static TIMES: AtomicBool = AtomicBool::new(true);
 static COLOURS: AtomicBool = AtomicBool::new(false);
@@ -41,14 +54,35 @@ enum Job {
 
 enum Sink {
     Stderr,
-    File { path: String, file: File },
+    File(LogFile),
     Syslog { tag: String, wire: SyslogWire },
 }
 
 enum SyslogWire {
     Local(UnixDatagram),
     Udp(UdpSocket),
-    Tcp(TcpStream),
+    Tcp {
+        address: String,
+        /// None while the server cannot be reached.
+        stream: Option<TcpStream>,
+        lost_at: Instant,
+    },
+}
+
+struct LogFile {
+    path: String,
+    file: File,
+    bytes: u64,
+    /// It is moved away when it would grow beyond this; 0: never.
+    bytes_max: u64,
+    /// Moved files to keep; 0: all.
+    files_max: usize,
+}
+
+/// Where the lines will go, opened and ready.
+pub struct Prepared {
+    sink: Sink,
+    levels: Options,
 }
 
 /// Starts logging as the options say. Called once, before anything is logged.
@@ -57,9 +91,13 @@ pub fn init(options: &Options) -> Result<(), String> {
     QUEUE.set(queue).map_err(|_| "logging was started twice")?;
     let sink = open(options)?;
     set_levels(options);
+    let body = move || {
+        crate::util::set_thread_nice(WRITER_NICE);
+        write_all(sink, &jobs);
+    };
     std::thread::Builder::new()
         .name("log".into())
-        .spawn(move || write_all(sink, &jobs))
+        .spawn(body)
         .map_err(|error| format!("log thread: {error}"))?;
     env_logger::Builder::new()
         .filter_level(LevelFilter::Off)
@@ -74,12 +112,23 @@ pub fn init(options: &Options) -> Result<(), String> {
     Ok(())
 }
 
+/// Opens what changed options ask for, without writing to it yet.
+pub fn prepare(options: &Options) -> Result<Prepared, String> {
+    Ok(Prepared {
+        sink: open(options)?,
+        levels: options.clone(),
+    })
+}
+
 /// Takes over changed options; lines logged before this still go where they went.
-pub fn reconfigure(options: &Options) -> Result<(), String> {
-    let sink = open(options)?;
-    send(Job::Switch(sink));
-    set_levels(options);
-    Ok(())
+pub fn switch(prepared: Prepared) {
+    send(Job::Switch(prepared.sink));
+    set_levels(&prepared.levels);
+}
+
+/// Lines dropped since the start, because they came faster than they could be written.
+pub fn dropped() -> u64 {
+    DROPPED_EVER.load(Relaxed)
 }
 
 /// Opens the log file anew, after it was moved away.
@@ -116,10 +165,10 @@ fn set_levels(options: &Options) {
 /// A file wins over a remote syslog, that over the local one, and standard error is what is left.
 fn open(options: &Options) -> Result<Sink, String> {
     if !options.log_file.is_empty() {
-        let path = options.log_file.clone();
-        let file =
-            open_file(&path).map_err(|error| format!("could not open log file {path}: {error}"))?;
-        return Ok(Sink::File { path, file });
+        let path = &options.log_file;
+        let file = LogFile::open(path, options.log_size_bytes_max, options.log_files_max)
+            .map_err(|error| format!("could not open log file {path}: {error}"))?;
+        return Ok(Sink::File(file));
     }
     let tag = std::env::args().next().unwrap_or_default();
     let tag = tag.rsplit('/').next().unwrap_or_default().to_owned();
@@ -138,7 +187,11 @@ fn open(options: &Options) -> Result<Sink, String> {
                 socket.connect(address).map_err(failed)?;
                 SyslogWire::Udp(socket)
             }
-            "tcp" => SyslogWire::Tcp(TcpStream::connect(address).map_err(failed)?),
+            "tcp" => SyslogWire::Tcp {
+                address: address.to_owned(),
+                stream: Some(connect(address).map_err(failed)?),
+                lost_at: Instant::now(),
+            },
             "unix" | "unixgram" => SyslogWire::Local(local_syslog(address).map_err(failed)?),
             other => return Err(format!("error invalid network type: {other:?}")),
         };
@@ -159,6 +212,18 @@ fn local_syslog(path: &str) -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.connect(path)?;
     Ok(socket)
+}
+
+fn connect(address: &str) -> io::Result<TcpStream> {
+    let mut result = Err(io::ErrorKind::AddrNotAvailable.into());
+    for address in address.to_socket_addrs()? {
+        result = TcpStream::connect_timeout(&address, SYSLOG_PATIENCE);
+        if let Ok(stream) = &result {
+            stream.set_write_timeout(Some(SYSLOG_PATIENCE))?;
+            break;
+        }
+    }
+    result
 }
 
 fn open_file(path: &str) -> io::Result<File> {
@@ -214,7 +279,7 @@ impl Write for Enqueue {
         if let Some(queue) = QUEUE.get().filter(|_| !line.is_empty())
             && let Err(TrySendError::Full(_)) = queue.try_send(Job::Line(line.to_vec()))
         {
-            DROPPED.fetch_add(1, Relaxed);
+            count_dropped(1);
         }
         Ok(line.len())
     }
@@ -224,10 +289,29 @@ impl Write for Enqueue {
     }
 }
 
+fn count_dropped(lines: u64) {
+    DROPPED.fetch_add(lines, Relaxed);
+    DROPPED_EVER.fetch_add(lines, Relaxed);
+}
+
 fn write_all(mut sink: Sink, jobs: &Receiver<Job>) {
-    for job in jobs {
+    let mut batch = Vec::with_capacity(BATCH_BYTES);
+    let mut next = jobs.recv().ok();
+    while let Some(job) = next.take() {
         match job {
-            Job::Line(line) => sink.write(&line),
+            Job::Line(line) => {
+                batch.extend_from_slice(&line);
+                // Syslog takes one line at a time.
+                while batch.len() < BATCH_BYTES && sink.takes_many() && next.is_none() {
+                    match jobs.try_recv() {
+                        Ok(Job::Line(line)) => batch.extend_from_slice(&line),
+                        Ok(other) => next = Some(other),
+                        Err(_) => break,
+                    }
+                }
+                sink.write(&batch);
+                batch.clear();
+            }
             Job::Switch(other) => sink = other,
             Job::Reopen => sink.reopen(),
             Job::Flush(done) => drop(done),
@@ -238,60 +322,172 @@ fn write_all(mut sink: Sink, jobs: &Receiver<Job>) {
                 "{dropped} log lines were dropped because the log could not be written fast enough"
             );
         }
+        if next.is_none() {
+            next = jobs.recv().ok();
+        }
     }
 }
 
-impl Sink {
-    /// A log that cannot be written must not take the server down.
-    fn write(&mut self, line: &[u8]) {
-        let _ = match self {
-            Self::Stderr => io::stderr().write_all(line),
-            Self::File { file, .. } => file.write_all(line),
-            Self::Syslog { tag, wire } => {
-                let (severity, text) = line.split_at(1);
-                let severity = severity[0].wrapping_sub(b'0');
-                // Local messages belong to facility daemon, remote ones to none.
-                let local = matches!(wire, SyslogWire::Local(_));
-                let priority = severity + if local { 3 * 8 } else { 0 };
-                let time = chrono::Local::now();
-                let pid = std::process::id();
-                let mut datagram = match local {
-                    true => format!(
-                        "<{priority}>{} {tag}[{pid}]: ",
-                        time.format("%b %e %H:%M:%S")
-                    ),
-                    false => {
-                        let host = nix::unistd::gethostname()
-                            .ok()
-                            .and_then(|host| host.into_string().ok());
-                        let time = time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
-                        format!(
-                            "<{priority}>{time} {} {tag}[{pid}]: ",
-                            host.as_deref().unwrap_or("localhost")
-                        )
-                    }
-                }
-                .into_bytes();
-                datagram.extend_from_slice(text);
-                match wire {
-                    SyslogWire::Local(socket) => socket.send(&datagram).map(drop),
-                    SyslogWire::Udp(socket) => socket.send(&datagram).map(drop),
-                    SyslogWire::Tcp(stream) => stream.write_all(&datagram),
-                }
+impl LogFile {
+    fn open(path: &str, bytes_max: u64, files_max: usize) -> io::Result<Self> {
+        let file = open_file(path)?;
+        let bytes = file.metadata()?.len();
+        Ok(Self {
+            path: path.to_owned(),
+            file,
+            bytes,
+            bytes_max,
+            files_max,
+        })
+    }
+
+    /// Whole lines.
+    fn write(&mut self, mut lines: &[u8]) -> io::Result<()> {
+        while self.bytes_max > 0 && self.bytes + lines.len() as u64 > self.bytes_max {
+            // As many lines as still fit; a line longer than the limit has a file of its own.
+            let room = usize::try_from(self.bytes_max.saturating_sub(self.bytes));
+            let room = room.unwrap_or(usize::MAX).min(lines.len());
+            let end = memchr::memrchr(b'\n', &lines[..room]).map_or(0, |at| at + 1);
+            let (now, later) = lines.split_at(end);
+            self.append(now)?;
+            lines = later;
+            if self.bytes == 0 {
+                let end = memchr::memchr(b'\n', lines).map_or(lines.len(), |at| at + 1);
+                let (now, later) = lines.split_at(end);
+                self.append(now)?;
+                lines = later;
             }
+            if lines.is_empty() {
+                return Ok(());
+            }
+            if self.rotate().is_err() {
+                break; // a log too long is better than none
+            }
+        }
+        self.append(lines)
+    }
+
+    fn append(&mut self, lines: &[u8]) -> io::Result<()> {
+        self.file.write_all(lines)?;
+        self.bytes += lines.len() as u64;
+        Ok(())
+    }
+
+    /// Moves the file away under the time, as later servers name it, and begins a new one.
+    fn rotate(&mut self) -> io::Result<()> {
+        let time = chrono::Local::now().format("%Y.%m.%d.%H.%M.%S.%9f");
+        std::fs::rename(&self.path, format!("{}.{time}", self.path))?;
+        self.file = open_file(&self.path)?;
+        self.bytes = 0;
+        if self.files_max > 0 {
+            let mut moved = moved_files(Path::new(&self.path))?;
+            moved.sort_unstable();
+            let surplus = moved.len().saturating_sub(self.files_max);
+            for old in &moved[..surplus] {
+                std::fs::remove_file(old)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        *self = Self::open(&self.path, self.bytes_max, self.files_max)?;
+        Ok(())
+    }
+}
+
+/// What `rotate` made of a log file before; their names sort by time.
+fn moved_files(path: &Path) -> io::Result<Vec<PathBuf>> {
+    let folder = path.parent().filter(|folder| *folder != Path::new(""));
+    let name = path.file_name().and_then(|name| name.to_str());
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder.unwrap_or(Path::new(".")))? {
+        let path = entry?.path();
+        let time = path
+            .file_name()
+            .and_then(|other| other.to_str()?.strip_prefix(name?)?.strip_prefix('.'));
+        let parts = |time: &str| time.split('.').map(str::len).eq([4, 2, 2, 2, 2, 2, 9]);
+        let digits = |time: &str| time.bytes().all(|c| c.is_ascii_digit() || c == b'.');
+        if time.is_some_and(|time| parts(time) && digits(time)) {
+            found.push(path);
+        }
+    }
+    Ok(found)
+}
+
+impl Sink {
+    fn takes_many(&self) -> bool {
+        !matches!(self, Self::Syslog { .. })
+    }
+
+    /// A log that cannot be written must not take the server down.
+    fn write(&mut self, lines: &[u8]) {
+        let result = match self {
+            Self::Stderr => io::stderr().write_all(lines),
+            Self::File(file) => file.write(lines),
+            Self::Syslog { tag, wire } => wire.send(tag, lines),
         };
+        if result.is_err() {
+            // Only counted: a line about it would not get through either.
+            DROPPED_EVER.fetch_add(memchr::memchr_iter(b'\n', lines).count() as u64, Relaxed);
+        }
     }
 
     fn reopen(&mut self) {
         match self {
-            Self::File { path, file } => match open_file(path) {
-                Ok(fresh) => {
-                    *file = fresh;
-                    log::info!("File log re-opened");
-                }
-                Err(error) => log::error!("could not re-open log file {path}: {error}"),
+            Self::File(log) => match log.reopen() {
+                Ok(()) => log::info!("File log re-opened"),
+                Err(error) => log::error!("could not re-open log file {}: {error}", log.path),
             },
             _ => log::info!("File log re-open ignored, not a file logger"),
+        }
+    }
+}
+
+impl SyslogWire {
+    /// `line` begins with a digit, its severity.
+    fn send(&mut self, tag: &str, line: &[u8]) -> io::Result<()> {
+        let (severity, text) = line.split_at(1);
+        let severity = severity[0].wrapping_sub(b'0');
+        let time = chrono::Local::now();
+        let pid = std::process::id();
+        // Local messages belong to facility daemon, remote ones to none.
+        let head = match self {
+            Self::Local(_) => {
+                let time = time.format("%b %e %H:%M:%S");
+                format!("<{}>{time} {tag}[{pid}]: ", severity + 3 * 8)
+            }
+            _ => {
+                let host = nix::unistd::gethostname().ok();
+                let host = host.and_then(|host| host.into_string().ok());
+                let time = time.to_rfc3339_opts(chrono::SecondsFormat::Secs, true);
+                let host = host.as_deref().unwrap_or("localhost");
+                format!("<{severity}>{time} {host} {tag}[{pid}]: ")
+            }
+        };
+        let mut datagram = head.into_bytes();
+        datagram.extend_from_slice(text);
+        match self {
+            Self::Local(socket) => socket.send(&datagram).map(drop),
+            Self::Udp(socket) => socket.send(&datagram).map(drop),
+            Self::Tcp {
+                address,
+                stream,
+                lost_at,
+            } => {
+                if stream.is_none() && lost_at.elapsed() >= SYSLOG_RETRY {
+                    *lost_at = Instant::now();
+                    *stream = connect(address).ok();
+                }
+                let sent = match stream {
+                    Some(stream) => stream.write_all(&datagram),
+                    None => Err(io::ErrorKind::NotConnected.into()),
+                };
+                if sent.is_err() && stream.take().is_some() {
+                    *lost_at = Instant::now();
+                }
+                sent
+            }
         }
     }
 }
@@ -326,5 +522,69 @@ mod tests {
         );
         assert_eq!(rest, " [INF] Server is ready\n");
         assert!(record(Level::Error, FATAL, "x").ends_with("[FTL] x\n"));
+    }
+
+    #[test]
+    fn a_log_file_is_moved_away_when_it_is_full() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.log");
+        // Files of others beside it stay.
+        std::fs::write(folder.path().join("a.log.old"), "x").unwrap();
+        let mut log = LogFile::open(path.to_str().unwrap(), 20, 2).unwrap();
+        log.write(b"one\ntwo\n").unwrap();
+        log.write(b"three four\nfive\nsix\n").unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"five\nsix\n");
+        let moved = moved_files(&path).unwrap();
+        assert_eq!(moved.len(), 1);
+        assert_eq!(std::fs::read(&moved[0]).unwrap(), b"one\ntwo\nthree four\n");
+        for _ in 0..5 {
+            log.write(b"a line longer than the limit\n").unwrap();
+        }
+        let moved = moved_files(&path).unwrap();
+        assert_eq!(moved.len(), 2, "{moved:?}");
+        assert!(folder.path().join("a.log.old").exists());
+        // What is there counts when the file is opened again.
+        let again = LogFile::open(path.to_str().unwrap(), 20, 2).unwrap();
+        assert_eq!(again.bytes, log.bytes);
+    }
+
+    #[test]
+    fn a_lost_syslog_connection_is_made_again() {
+        use std::io::{BufRead, BufReader};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut wire = SyslogWire::Tcp {
+            stream: Some(connect(&address).unwrap()),
+            address,
+            lost_at: Instant::now(),
+        };
+        let read_one = |listener: &std::net::TcpListener| {
+            let mut reader = BufReader::new(listener.accept().unwrap().0);
+            move || {
+                let mut line = String::new();
+                reader.read_line(&mut line).unwrap();
+                line
+            }
+        };
+        let mut first = read_one(&listener);
+        wire.send("midge", b"5one\n").unwrap();
+        let line = first();
+        assert!(
+            line.starts_with("<5>") && line.ends_with("]: one\n"),
+            "{line}"
+        );
+        drop(first);
+        let until = Instant::now() + Duration::from_secs(20);
+        let second = std::thread::spawn(move || read_one(&listener)());
+        while !second.is_finished() {
+            assert!(Instant::now() < until);
+            let _ = wire.send("midge", b"3again\n");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let line = second.join().unwrap();
+        assert!(
+            line.starts_with("<3>") && line.ends_with("]: again\n"),
+            "{line}"
+        );
     }
 }

@@ -1,13 +1,29 @@
 //! Flags to options, options to a running server; the only place that exits.
 
 use midge::config::cli::{self, Command};
-use midge::{logging, server};
+use midge::{logging, passwd, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args_os();
     let program = cli::program_name(arguments.next().as_deref());
-    let arguments = arguments.map(|argument| argument.to_string_lossy().into_owned());
+    let arguments: Vec<String> = arguments
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
+    if let [command, rest @ ..] = arguments.as_slice()
+        && command == "passwd"
+    {
+        return match passwd::run(rest) {
+            Ok(text) => {
+                print!("{text}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => {
+                eprintln!("{program}: {error}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     match cli::parse(&program, arguments) {
         Ok(Command::Print(text)) => {
             print!("{text}");
@@ -22,7 +38,10 @@ fn main() -> ExitCode {
             options,
             warnings,
         }) => {
-            if let Err(error) = logging::init(&options) {
+            let started = server::hold_signals()
+                .map_err(|error| error.to_string())
+                .and_then(|_| logging::init(&options));
+            if let Err(error) = started {
                 return fail(&program, &error);
             }
             for warning in warnings {

@@ -26,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("broker", &["broker", "util", "wire", "subject", "config"]),
     ("monitor", &["monitor", "util", "config", "VERSION"]),
     ("logging", &["logging", "util", "config"]),
+    ("passwd", &["passwd"]),
     (
         "server",
         &[

@@ -1,6 +1,7 @@
 //! Who may connect, and with which permissions.
 
 use super::perms::Permissions;
+use crate::util::nkey::{self, PublicKey};
 use crate::wire::connect::Connect;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -47,6 +48,31 @@ enum Check {
     Hash { hash: Box<str>, given: Box<str> },
 }
 
+/// What takes too long to check on an event loop.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Proof {
+    /// A password against a bcrypt hash.
+    Password { hash: Box<str>, given: Box<str> },
+    /// An Ed25519 signature of a nonce.
+    Signature {
+        key: PublicKey,
+        signature: Box<[u8]>,
+        nonce: Nonce,
+    },
+}
+
+impl std::fmt::Debug for Proof {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Password { .. } => "Password",
+            Self::Signature { .. } => "Signature",
+        })
+    }
+}
+
+/// Told in INFO, for the client to sign.
+pub type Nonce = [u8; 15];
+
 /// Takes the same time wherever the two differ; only the length shows.
 fn equal_in_constant_time(a: &[u8], b: &[u8]) -> bool {
     a.len() == b.len()
@@ -63,6 +89,8 @@ pub struct User {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Auth {
     pub users: HashMap<String, User>,
+    /// Users that sign a nonce in place of showing a password.
+    pub nkeys: HashMap<PublicKey, Option<Arc<Permissions>>>,
     pub token: Option<Secret>,
     pub single: Option<(String, Secret)>,
     /// Stands in for clients that name no user.
@@ -73,21 +101,27 @@ pub struct Auth {
 pub enum Verdict {
     Granted(Option<Arc<Permissions>>),
     Denied,
-    /// The password must be checked against a hash, which takes too long for an event loop.
     Verify {
-        hash: Box<str>,
-        given: Box<str>,
+        proof: Proof,
         permissions: Option<Arc<Permissions>>,
     },
 }
 
 impl Auth {
     pub fn required(&self) -> bool {
-        !self.users.is_empty() || self.token.is_some() || self.single.is_some()
+        self.has_users() || self.token.is_some() || self.single.is_some()
     }
 
-    pub fn judge(&self, connect: &Connect) -> Verdict {
-        let (secret, given, permissions) = if !self.users.is_empty() {
+    pub fn has_users(&self) -> bool {
+        !self.users.is_empty() || !self.nkeys.is_empty()
+    }
+
+    /// `nonce` is what this connection was told to sign.
+    pub fn judge(&self, connect: &Connect, nonce: Option<Nonce>) -> Verdict {
+        let (secret, given, permissions) = if self.has_users() {
+            if !connect.nkey.is_empty() && !self.nkeys.is_empty() {
+                return self.judge_signature(connect, nonce);
+            }
             let anonymous =
                 connect.user.is_empty() && connect.pass.is_empty() && connect.auth_token.is_empty();
             if let Some(user) = self.no_auth_user.as_ref().filter(|_| anonymous) {
@@ -115,10 +149,26 @@ impl Auth {
             Check::Equal => Verdict::Granted(permissions),
             Check::Different => Verdict::Denied,
             Check::Hash { hash, given } => Verdict::Verify {
-                hash,
-                given,
+                proof: Proof::Password { hash, given },
                 permissions,
             },
+        }
+    }
+
+    fn judge_signature(&self, connect: &Connect, nonce: Option<Nonce>) -> Verdict {
+        let known = nkey::decode_user(&connect.nkey)
+            .and_then(|key| Some((key, self.nkeys.get(&key)?.clone())));
+        let signature = nkey::decode_base64(&connect.sig);
+        match (known, signature, nonce) {
+            (Some((key, permissions)), Some(signature), Some(nonce)) => Verdict::Verify {
+                proof: Proof::Signature {
+                    key,
+                    signature: signature.into(),
+                    nonce,
+                },
+                permissions,
+            },
+            _ => Verdict::Denied,
         }
     }
 }
@@ -137,32 +187,32 @@ mod tests {
     fn each_way_to_authorize() {
         let open = Auth::default();
         assert!(!open.required());
-        assert_eq!(open.judge(&connect("{}")), Verdict::Granted(None));
+        assert_eq!(open.judge(&connect("{}"), None), Verdict::Granted(None));
 
         let token = Auth {
             token: Some(Secret::new("t")),
             ..Auth::default()
         };
         assert_eq!(
-            token.judge(&connect(r#"{"auth_token":"t"}"#)),
+            token.judge(&connect(r#"{"auth_token":"t"}"#), None),
             Verdict::Granted(None)
         );
         assert_eq!(
-            token.judge(&connect(r#"{"auth_token":"x"}"#)),
+            token.judge(&connect(r#"{"auth_token":"x"}"#), None),
             Verdict::Denied
         );
-        assert_eq!(token.judge(&connect("{}")), Verdict::Denied);
+        assert_eq!(token.judge(&connect("{}"), None), Verdict::Denied);
 
         let single = Auth {
             single: Some(("u".into(), Secret::new("p"))),
             ..Auth::default()
         };
         assert_eq!(
-            single.judge(&connect(r#"{"user":"u","pass":"p"}"#)),
+            single.judge(&connect(r#"{"user":"u","pass":"p"}"#), None),
             Verdict::Granted(None)
         );
         assert_eq!(
-            single.judge(&connect(r#"{"user":"u","pass":"q"}"#)),
+            single.judge(&connect(r#"{"user":"u","pass":"q"}"#), None),
             Verdict::Denied
         );
 
@@ -175,13 +225,42 @@ mod tests {
             ..Auth::default()
         };
         assert!(matches!(
-            users.judge(&connect(r#"{"user":"u","pass":"p"}"#)),
+            users.judge(&connect(r#"{"user":"u","pass":"p"}"#), None),
             Verdict::Verify { .. }
         ));
         assert_eq!(
-            users.judge(&connect(r#"{"user":"x","pass":"p"}"#)),
+            users.judge(&connect(r#"{"user":"x","pass":"p"}"#), None),
             Verdict::Denied
         );
         assert!(!format!("{users:?}").contains("$2a$"));
+    }
+
+    #[test]
+    fn users_with_keys() {
+        let key = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+        let auth = Auth {
+            nkeys: HashMap::from([(nkey::decode_user(key).unwrap(), None)]),
+            ..Auth::default()
+        };
+        assert!(auth.required());
+        let nonce = Some(*b"aGVsbG8gd29ybGQ");
+        let good = connect(&format!(r#"{{"nkey":"{key}","sig":"AAAA"}}"#));
+        assert!(matches!(
+            auth.judge(&good, nonce),
+            Verdict::Verify {
+                proof: Proof::Signature { .. },
+                ..
+            }
+        ));
+        // Before a reload brought keys, nobody was told a nonce.
+        assert_eq!(auth.judge(&good, None), Verdict::Denied);
+        for bad in [
+            "{}".to_string(),
+            format!(r#"{{"nkey":"{key}","sig":"not base64!"}}"#),
+            r#"{"nkey":"UAAA","sig":"AAAA"}"#.to_string(),
+            r#"{"user":"","pass":""}"#.to_string(),
+        ] {
+            assert_eq!(auth.judge(&connect(&bad), nonce), Verdict::Denied, "{bad}");
+        }
     }
 }

@@ -7,7 +7,7 @@
 //! ```
 
 use super::outbox::Outbox;
-use super::perms::Permissions;
+use super::perms::{Answers, Permissions};
 use super::route::Route;
 use crate::wire::connect::Connect;
 use crate::wire::parser::{Kind, Parser};
@@ -65,6 +65,10 @@ pub struct Client {
     pub internal: bool,
     /// A password is being checked elsewhere; input that came meanwhile waits in `deferred`.
     pub verifying: bool,
+    /// It is the password of a CONNECT, which wants an answer, not one checked again after a reload.
+    pub answer_connect: bool,
+    /// Whoever checks it need not go on once this is gone.
+    pub ticket: Option<Arc<()>>,
     pub deferred: Vec<u8>,
     /// Its first PING after CONNECT was answered: from here on it takes another INFO.
     pub first_pong_sent: bool,
@@ -81,6 +85,8 @@ pub struct Client {
     pub held_by: u32,
     pub kind: Kind,
     pub permissions: Option<Arc<Permissions>>,
+    /// Subjects it may answer on, where its permissions let it answer; rare, hence boxed.
+    pub answers: Option<Box<Answers>>,
     /// There exactly where `kind` is Route.
     pub route: Option<Box<Route>>,
     /// Once a TLS handshake is done.
@@ -129,6 +135,8 @@ impl Client {
             unauthorized,
             internal: false,
             verifying: false,
+            answer_connect: false,
+            ticket: None,
             deferred: Vec::new(),
             first_pong_sent: false,
             info_is_old: false,
@@ -139,6 +147,7 @@ impl Client {
             watched: false,
             kind,
             permissions: None,
+            answers: None,
             route: None,
             tls: None,
             parser: Parser::new(kind),
@@ -161,6 +170,36 @@ impl Client {
 
     pub fn name(&self) -> &str {
         self.connect.as_ref().map_or("", |connect| &connect.name)
+    }
+
+    /// Logs a line on its way out as gnatsd does: without a word on INFO, the sign of +OK, or the
+    /// quotes of an error.
+    #[cold]
+    pub fn trace_out(&self, line: &[u8]) {
+        let line = String::from_utf8_lossy(line);
+        let line = line.trim_end().trim_start_matches('+');
+        match line.strip_prefix("-ERR ") {
+            Some(text) => log::trace!("{} - <<- [-ERR {}]", self.label(), text.trim_matches('\'')),
+            None if line.starts_with("INFO ") => {}
+            None => log::trace!("{} - <<- [{line}]", self.label()),
+        }
+    }
+
+    /// What a connection said of itself, for the log.
+    pub fn introduction(&self) -> String {
+        let Some(connect) = &self.connect else {
+            return String::new();
+        };
+        let mut text = format!("Client is {:?}", connect.name);
+        if !connect.lang.is_empty() {
+            text += &format!(", {:?} {:?}", connect.lang, connect.version);
+        }
+        for (what, who) in [("user", &connect.user), ("nkey", &connect.nkey)] {
+            if !who.is_empty() {
+                text += &format!(", {what} {who:?}");
+            }
+        }
+        text
     }
 
     /// gnatsd's way to name a connection in the log.

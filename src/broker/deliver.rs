@@ -87,6 +87,8 @@ pub(super) struct Receivers {
     expired: Vec<u32>,
     pub behind: Vec<Slot>,
     overflowed: Vec<Slot>,
+    /// Clients that got a request and may answer it whatever else they may publish.
+    pub requested: Vec<Slot>,
 }
 
 impl Broker {
@@ -460,6 +462,14 @@ impl Broker {
 
     #[cold]
     fn finish_rare(&mut self, origin: &Origin, delivery: &Delivery<'_, '_>) {
+        for slot in std::mem::take(&mut self.receivers.requested) {
+            let client = &mut self.receivers.clients[slot as usize];
+            let responses = client.permissions.as_ref().and_then(|p| p.responses);
+            if let (Some(responses), Some(reply)) = (responses, delivery.message.reply()) {
+                let answers = client.answers.get_or_insert_default();
+                answers.grant(reply, &responses, self.now);
+            }
+        }
         for subscription in std::mem::take(&mut self.receivers.expired) {
             if let Some(Target::Client(slot) | Target::Route(slot)) = self
                 .receivers
@@ -577,11 +587,15 @@ impl Receivers {
             expired: Vec::new(),
             behind: Vec::new(),
             overflowed: Vec::new(),
+            requested: Vec::new(),
         }
     }
 
     fn anything_left(&self) -> bool {
-        !(self.expired.is_empty() && self.behind.is_empty() && self.overflowed.is_empty())
+        !(self.requested.is_empty()
+            && self.expired.is_empty()
+            && self.behind.is_empty()
+            && self.overflowed.is_empty())
     }
 
     pub fn set_limits(&mut self, settings: &Settings) {
@@ -616,6 +630,7 @@ impl Receivers {
             return None;
         }
         let message = delivery.message;
+        let mut may_answer = false;
         if subscription.care != super::subs::Care::Nothing {
             if subscription.care.filtered() {
                 let subject = message.subject.bytes();
@@ -626,6 +641,11 @@ impl Receivers {
                 {
                     return None;
                 }
+                may_answer = message.reply_bytes > 0
+                    && client
+                        .permissions
+                        .as_ref()
+                        .is_some_and(|p| p.responses.is_some());
             }
             if subscription.care.limited() {
                 let max = self.limits[&id];
@@ -643,6 +663,9 @@ impl Receivers {
         };
         append_message(delivery, client, sid, &mut self.pool);
         subscription.delivered += 1;
+        if may_answer {
+            self.requested.push(slot);
+        }
         mark_dirty(client, slot, &mut self.dirty);
         if client.outbox.pending() > hold::HIGH_WATER_BYTES {
             self.note_backlog(slot, self.pending_bytes_max);
@@ -728,9 +751,29 @@ fn append_message(
     } else {
         append_unusual(client, pool, delivery, sid, headers);
     }
+    if log::log_enabled!(log::Level::Trace) {
+        trace_delivery(client, message, sid, headers);
+    }
     client.traffic.messages_out += 1;
     client.traffic.bytes_out += message.body_bytes as u64;
     delivery.receivers += 1;
+}
+
+#[cold]
+fn trace_delivery(client: &Client, message: &Message<'_>, sid: Padded<'_>, headers: bool) {
+    let lossy = String::from_utf8_lossy;
+    let (subject, sid) = (lossy(message.subject.bytes()), lossy(sid.bytes()));
+    let reply = message
+        .reply()
+        .map_or(String::new(), |reply| format!("{} ", lossy(reply)));
+    let sizes = match (message.header_bytes, headers) {
+        (Some(header_bytes), true) => format!("{header_bytes} {}", message.body_bytes),
+        (Some(header_bytes), false) => (message.body_bytes - header_bytes as usize).to_string(),
+        (None, _) => message.body_bytes.to_string(),
+    };
+    let verb = if headers { "HMSG" } else { "MSG" };
+    let line = format!("{verb} {subject} {sid} {reply}{sizes}");
+    client.trace_out(line.as_bytes());
 }
 
 /// `MSG subject sid ` or `HMSG subject sid `.

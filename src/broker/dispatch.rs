@@ -3,7 +3,7 @@
 use super::auth::Verdict;
 use super::client::Phase;
 use super::deliver::Origin;
-use super::effect::{CloseReason, Effect};
+use super::effect::CloseReason;
 use super::perms::Subscribing;
 use super::route::RouteSession;
 use super::subs::Care;
@@ -152,6 +152,7 @@ impl Session<'_> {
     #[cold]
     fn trace_message(&mut self, message: &Message<'_>) {
         let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let shown_bytes = self.broker.settings.traced_bytes_max;
         let verb = if message.header_bytes.is_some() {
             "HPUB"
         } else {
@@ -165,10 +166,11 @@ impl Session<'_> {
             lossy(arguments)
         ));
         let label = self.client().label();
-        log::trace!(
-            "{label} - ->> MSG_PAYLOAD: [{}]",
-            lossy(&message.body()[..message.body_bytes])
-        );
+        let payload = &message.body()[..message.body_bytes];
+        match shown_bytes.and_then(|max| payload.get(..max)) {
+            Some(start) => log::trace!("{label} - ->> MSG_PAYLOAD: [{}...]", lossy(start)),
+            None => log::trace!("{label} - ->> MSG_PAYLOAD: [{}]", lossy(payload)),
+        }
     }
 
     #[cold]
@@ -189,13 +191,15 @@ impl Session<'_> {
     /// The checks most connections do not need; false when the message must not be delivered.
     #[cold]
     fn check_publish(&mut self, subject: &[u8]) -> bool {
+        let now = self.broker.now;
         let client = self.client();
         let forbidden = subject.starts_with(RESERVED_PREFIX)
             || client
                 .permissions
                 .as_ref()
                 .is_some_and(|p| !p.may_publish(subject));
-        if forbidden {
+        let answer = |answers: &mut Box<super::perms::Answers>| answers.take(subject, now);
+        if forbidden && !client.answers.as_mut().is_some_and(answer) {
             self.refuse_publish(subject);
             return false;
         }
@@ -284,6 +288,7 @@ impl Sink for Session<'_> {
             self.trace_in(format_args!("CONNECT {}", masked(json)));
         }
         let now = self.broker.now;
+        let headers = self.broker.settings.info.headers;
         let client = self.client();
         client.active_at = Some(now);
         let mut connect = client.connect.take().unwrap_or_default();
@@ -296,8 +301,8 @@ impl Sink for Session<'_> {
         client.verbose = connect.verbose;
         client.pedantic = connect.pedantic;
         client.echo = connect.echo;
-        client.headers = connect.headers;
-        client.no_responders = connect.no_responders && connect.headers;
+        client.headers = connect.headers && headers;
+        client.no_responders = connect.no_responders && client.headers;
         let without_headers = connect.no_responders && !connect.headers;
         let (protocol, verbose) = (connect.protocol, connect.verbose);
         if !(0..=PROTOCOL_MAX).contains(&protocol) {
@@ -306,40 +311,29 @@ impl Sink for Session<'_> {
         if without_headers {
             return self.stop(errors::NO_RESPONDERS_NEEDS_HEADERS);
         }
+        let nonce = self.broker.nonce(self.slot);
         let client = &self.broker.receivers.clients[self.slot as usize];
         let judged = match client.internal {
             true => Some(Verdict::Granted(None)),
             false => client
                 .connect
                 .as_deref()
-                .map(|connect| self.broker.settings.auth.judge(connect)),
+                .map(|connect| self.broker.settings.auth.judge(connect, nonce)),
         };
         match judged.expect("CONNECT was read above") {
             Verdict::Granted(permissions) => {
                 let client = self.client();
                 client.unauthorized = false;
                 client.permissions = permissions;
+                log::debug!("{} - {}", client.label(), client.introduction());
             }
             Verdict::Denied => {
                 self.log_authorization_error();
                 return self.stop(errors::AUTHORIZATION_VIOLATION);
             }
-            Verdict::Verify {
-                hash,
-                given,
-                permissions,
-            } => {
-                let slot = self.slot;
-                let client = self.client();
-                client.verifying = true;
-                let cid = client.cid;
-                self.broker.effects.push(Effect::Verify {
-                    slot,
-                    cid,
-                    hash,
-                    given,
-                    permissions,
-                });
+            Verdict::Verify { proof, permissions } => {
+                self.client().answer_connect = true;
+                self.broker.verify(self.slot, proof, permissions);
                 return Err(Stop);
             }
         }
@@ -372,7 +366,11 @@ impl Sink for Session<'_> {
             self.trace_in(format_args!("SUB {} {queue}{}", lossy(subject), lossy(sid)));
         }
         let now = self.broker.now;
-        let max = self.broker.settings.subscriptions_max;
+        // Limits are for those outside.
+        let limited = !self.client().internal;
+        let settings = &self.broker.settings;
+        let max = settings.subscriptions_max.filter(|_| limited);
+        let tokens_max = settings.subscription_tokens_max.filter(|_| limited);
         let client = self.client();
         client.active_at = Some(now);
         let care = match client
@@ -399,6 +397,10 @@ impl Sink for Session<'_> {
         };
         if !token::is_valid_subscription(subject) {
             self.complain(errors::INVALID_SUBJECT);
+            return Ok(());
+        }
+        if tokens_max.is_some_and(|max| subject.split(|c| *c == b'.').count() > max) {
+            self.complain(&errors::too_many_tokens(subject));
             return Ok(());
         }
         if max.is_some_and(|max| client.subscriptions.len() >= max) {
@@ -468,10 +470,13 @@ impl Sink for Session<'_> {
 impl Session<'_> {
     #[cold]
     fn log_authorization_error(&mut self) {
-        let named = !self.broker.settings.auth.users.is_empty();
+        let named = self.broker.settings.auth.has_users();
         let client = self.client();
         let label = client.label();
         match client.connect.as_ref().filter(|_| named) {
+            Some(connect) if connect.user.is_empty() && !connect.nkey.is_empty() => {
+                log::error!("{label} - Authorization Error - Nkey {:?}", connect.nkey);
+            }
             Some(connect) => log::error!("{label} - Authorization Error - User {:?}", connect.user),
             None => log::error!("{label} - Authorization Error"),
         }

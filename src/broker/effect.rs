@@ -1,9 +1,10 @@
 //! The closed list of things the broker asks its surroundings for. All are rare: nothing here
 //! happens once per message.
 
+use super::auth::Proof;
 use super::perms::Permissions;
 use crate::config::route_url::RouteUrl;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 #[derive(Debug)]
@@ -12,13 +13,14 @@ pub enum Effect {
     Close { slot: u32, why: CloseReason },
     /// Receivers caught up: read from this connection again.
     Resume { slot: u32 },
-    /// Compare a password with a bcrypt hash off the loop, then call `handle_verdict`.
+    /// Check this off the loop, then call `handle_verdict`.
     Verify {
         slot: u32,
         cid: u64,
-        hash: Box<str>,
-        given: Box<str>,
+        proof: Proof,
         permissions: Option<Arc<Permissions>>,
+        /// Gone when nobody waits for the answer any more.
+        ticket: Weak<()>,
     },
     /// Make a connection to another server, and hand it to `open_route`.
     Dial(Dial),

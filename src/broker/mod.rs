@@ -37,6 +37,8 @@ use outbox::Piece;
 use peers::Peer;
 use settings::Settings;
 use std::collections::HashMap;
+use std::collections::hash_map::RandomState;
+use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -58,6 +60,8 @@ pub struct Broker {
     effects: Vec<Effect>,
     timers: Timers,
     random: Random,
+    /// Secret from which the nonces are made.
+    nonce_key: RandomState,
     /// Lists reused from message to message: patterns that match, and other loops it goes to.
     matched: Vec<InterestId>,
     matched_peers: Vec<u16>,
@@ -125,6 +129,7 @@ impl Broker {
             effects: Vec::new(),
             timers: Timers::default(),
             random,
+            nonce_key: RandomState::new(),
             matched: Vec::new(),
             matched_peers: Vec::new(),
             reached_routes: Vec::new(),
@@ -249,8 +254,42 @@ impl Broker {
         let mut info = self.settings.info.clone();
         info.client_id = client.cid;
         info.client_ip = client.peer.ip().to_string();
+        if let Some(nonce) = self.nonce(slot) {
+            info.nonce = String::from_utf8_lossy(&nonce).into_owned();
+        }
         info.connect_urls = self.client_urls.to_vec();
         info.client_line()
+    }
+
+    /// What this connection is told to sign: a keyed hash of its number, so that nobody can know it
+    /// before, and it need not be kept.
+    fn nonce(&self, slot: Slot) -> Option<auth::Nonce> {
+        let cid = self.receivers.clients[slot as usize].cid;
+        self.settings.nonces.then(|| {
+            let half = |index: u8| self.nonce_key.hash_one((cid, index)).to_le_bytes();
+            let (first, second) = (half(0), half(1));
+            let bytes = std::array::from_fn(|i| if i < 8 { first[i] } else { second[i - 8] });
+            crate::util::nkey::encode_nonce(bytes)
+        })
+    }
+
+    /// Has a proof checked; until the answer comes, nothing is read from the connection.
+    fn verify(
+        &mut self,
+        slot: Slot,
+        proof: auth::Proof,
+        permissions: Option<Arc<perms::Permissions>>,
+    ) {
+        let client = &mut self.receivers.clients[slot as usize];
+        client.verifying = true;
+        let ticket = client.ticket.insert(Arc::new(()));
+        self.effects.push(Effect::Verify {
+            slot,
+            cid: client.cid,
+            proof,
+            permissions,
+            ticket: Arc::downgrade(ticket),
+        });
     }
 
     /// The peer closed the connection or the socket failed.
@@ -273,6 +312,7 @@ impl Broker {
             return;
         }
         client.phase = Phase::Closing;
+        client.ticket = None;
         let (kind, cid) = (client.kind, client.cid);
         match kind {
             Kind::Client => log::debug!("{} - Client connection closed", client.label()),
@@ -350,6 +390,9 @@ impl Broker {
     fn append(&mut self, slot: Slot, bytes: &[u8]) {
         let client = &mut self.receivers.clients[slot as usize];
         if client.phase == Phase::Open {
+            if log::log_enabled!(log::Level::Trace) {
+                client.trace_out(bytes);
+            }
             client.outbox.append(&mut self.receivers.pool, bytes);
             mark_dirty(client, slot, &mut self.receivers.dirty);
         }
@@ -402,6 +445,7 @@ impl Broker {
     }
 
     fn judge_again(&mut self, slot: Slot) {
+        let nonce = self.nonce(slot);
         let client = &mut self.receivers.clients[slot as usize];
         if client.phase == Phase::Closing || client.kind != Kind::Client || client.internal {
             return;
@@ -410,27 +454,23 @@ impl Broker {
         let verdict = self
             .settings
             .auth
-            .judge(client.connect.as_deref().unwrap_or(&default));
+            .judge(client.connect.as_deref().unwrap_or(&default), nonce);
         match verdict {
+            auth::Verdict::Granted(permissions) if client.verifying => {
+                // The answer that is under way is to a question of yesterday.
+                let (cid, now) = (client.cid, self.now);
+                self.handle_verdict(slot, cid, permissions, true, now);
+            }
             auth::Verdict::Granted(permissions) => {
                 client.permissions = permissions;
                 self.end_forbidden_subscriptions(slot);
             }
             auth::Verdict::Denied => self.refuse(slot, errors::AUTHORIZATION_VIOLATION),
-            auth::Verdict::Verify {
-                hash,
-                given,
-                permissions,
-            } => {
-                client.verifying = true;
-                let cid = client.cid;
-                self.effects.push(Effect::Verify {
-                    slot,
-                    cid,
-                    hash,
-                    given,
-                    permissions,
-                });
+            auth::Verdict::Verify { proof, permissions } => {
+                // A CONNECT whose check is under way still waits for its +OK.
+                let login = client.verifying && client.answer_connect;
+                client.answer_connect = login;
+                self.verify(slot, proof, permissions);
             }
         }
     }
@@ -527,16 +567,35 @@ impl Broker {
             return;
         }
         client.verifying = false;
+        client.ticket = None;
+        let answer = std::mem::take(&mut client.answer_connect);
         if !good {
-            log::error!("{} - Authorization Error", client.label());
+            let who = client
+                .connect
+                .as_ref()
+                .filter(|_| self.settings.auth.has_users());
+            let label = client.label();
+            match who {
+                Some(connect) if connect.user.is_empty() && !connect.nkey.is_empty() => {
+                    log::error!("{label} - Authorization Error - Nkey {:?}", connect.nkey);
+                }
+                Some(connect) => {
+                    log::error!("{label} - Authorization Error - User {:?}", connect.user);
+                }
+                None => log::error!("{label} - Authorization Error"),
+            }
             return self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
         }
         client.unauthorized = false;
         client.permissions = permissions;
         let (verbose, deferred) = (client.verbose, std::mem::take(&mut client.deferred));
-        if verbose {
-            self.append(slot, crate::wire::encode::OK);
+        if answer {
+            log::debug!("{} - {}", client.label(), client.introduction());
+            if verbose {
+                self.append(slot, crate::wire::encode::OK);
+            }
         }
+        self.end_forbidden_subscriptions(slot);
         self.handle_bytes(slot, &deferred, now);
         if self.wants_bytes(slot) {
             self.effects.push(Effect::Resume { slot });

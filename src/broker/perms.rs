@@ -5,6 +5,8 @@
 //! catches of denied subjects is held back message by message.
 
 use crate::subject::token::{is_subset, pattern_matches};
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
 
 /// A pattern, and for subscriptions perhaps the queue groups it is meant for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +37,70 @@ pub struct Rules {
 pub struct Permissions {
     pub publish: Rules,
     pub subscribe: Rules,
+    /// Who gets a request may answer it, whatever the rules say.
+    pub responses: Option<Responses>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Responses {
+    /// Answers to one request; None: any number.
+    pub messages_max: Option<u32>,
+    /// Time to answer; None: any.
+    pub expires: Option<Duration>,
+}
+
+/// Most requests one connection may have to answer; those beyond it cannot be answered.
+const ANSWERS_MAX: usize = 1 << 16;
+/// Below this many there is no looking for those that are over.
+const ANSWERS_TIDY_MIN: usize = 64;
+
+/// The subjects a connection may answer on.
+#[derive(Debug, Default)]
+pub struct Answers {
+    open: HashMap<Box<[u8]>, Answer>,
+    /// With this many, those that are over are looked for.
+    tidy_at: usize,
+}
+
+#[derive(Debug)]
+struct Answer {
+    left: Option<u32>,
+    until: Option<Instant>,
+}
+
+impl Answers {
+    /// A request came, with this reply subject.
+    pub fn grant(&mut self, reply: &[u8], responses: &Responses, now: Instant) {
+        let over = |answer: &Answer| answer.until.is_some_and(|until| until <= now);
+        if self.open.len() >= self.tidy_at.max(ANSWERS_TIDY_MIN) {
+            self.open.retain(|_, answer| !over(answer));
+            self.tidy_at = 2 * self.open.len();
+        }
+        if self.open.len() < ANSWERS_MAX {
+            let answer = Answer {
+                left: responses.messages_max,
+                until: responses.expires.map(|time| now + time),
+            };
+            self.open.insert(reply.into(), answer);
+        }
+    }
+
+    /// Whether this subject is a reply that may still be given; it counts as given.
+    pub fn take(&mut self, subject: &[u8], now: Instant) -> bool {
+        let Some(answer) = self.open.get_mut(subject) else {
+            return false;
+        };
+        if answer.until.is_some_and(|until| until <= now) {
+            self.open.remove(subject);
+            return false;
+        }
+        match &mut answer.left {
+            None => {}
+            Some(1) => drop(self.open.remove(subject)),
+            Some(left) => *left -= 1,
+        }
+        true
+    }
 }
 
 /// The verdict on a subscription.
@@ -71,7 +137,8 @@ impl Permissions {
         let overlaps = |rule: &Rule| {
             rule.queue_fits(queue) && crate::subject::token::overlaps(subject, &rule.subject)
         };
-        match self.subscribe.deny.iter().any(overlaps) {
+        // So is whether a message is a request.
+        match self.responses.is_some() || self.subscribe.deny.iter().any(overlaps) {
             true => Subscribing::Filtered,
             false => Subscribing::Allowed,
         }
@@ -140,5 +207,36 @@ mod tests {
             assert_eq!(got, expect, "{subject} {queue:?}");
         }
         assert!(permissions.may_receive(b"a.b", None) && !permissions.may_receive(b"a.x", None));
+    }
+
+    #[test]
+    fn answering() {
+        let now = Instant::now();
+        let second = Duration::from_secs(1);
+        let twice = Responses {
+            messages_max: Some(2),
+            expires: Some(second),
+        };
+        let mut answers = Answers::default();
+        answers.grant(b"r", &twice, now);
+        assert!(!answers.take(b"other", now));
+        assert!(answers.take(b"r", now) && answers.take(b"r", now) && !answers.take(b"r", now));
+        answers.grant(b"r", &twice, now);
+        assert!(!answers.take(b"r", now + second));
+        let always = Responses {
+            messages_max: None,
+            expires: None,
+        };
+        answers.grant(b"r", &always, now);
+        assert!((0..10).all(|_| answers.take(b"r", now + 1000 * second)));
+        // What is never answered does not stay for ever, nor grow without bound.
+        for n in 0..1000u64 {
+            answers.grant(&n.to_le_bytes(), &twice, now + n as u32 * second);
+        }
+        assert!(answers.open.len() < 200, "{}", answers.open.len());
+        for n in 0..2 * ANSWERS_MAX as u64 {
+            answers.grant(&n.to_le_bytes(), &always, now);
+        }
+        assert_eq!(answers.open.len(), ANSWERS_MAX);
     }
 }

@@ -452,7 +452,7 @@ impl Sink for RouteSession<'_> {
         if !connect.lang.is_empty() {
             return self.stop(errors::CLIENT_ON_ROUTE_PORT);
         }
-        let verdict = self.broker.cluster().auth.judge(&connect);
+        let verdict = self.broker.cluster().auth.judge(&connect, None);
         let client = self.client();
         client.connect = Some(Box::new(connect));
         match verdict {
@@ -464,21 +464,8 @@ impl Sink for RouteSession<'_> {
                 log::error!("{} - Authorization Error", client.label());
                 self.stop(errors::AUTHORIZATION_VIOLATION)
             }
-            Verdict::Verify {
-                hash,
-                given,
-                permissions,
-            } => {
-                client.verifying = true;
-                let cid = client.cid;
-                let slot = self.slot;
-                self.broker.effects.push(Effect::Verify {
-                    slot,
-                    cid,
-                    hash,
-                    given,
-                    permissions,
-                });
+            Verdict::Verify { proof, permissions } => {
+                self.broker.verify(self.slot, proof, permissions);
                 Err(Stop)
             }
         }

@@ -14,6 +14,12 @@ pub struct Settings {
     pub control_line_bytes_max: usize,
     /// Per client; None: no limit.
     pub subscriptions_max: Option<usize>,
+    /// Tokens in the subject of a subscription; None: no limit.
+    pub subscription_tokens_max: Option<usize>,
+    /// Bytes of a payload shown by trace lines; None: all.
+    pub traced_bytes_max: Option<usize>,
+    /// INFO has a nonce to sign.
+    pub nonces: bool,
     pub pending_bytes_max: usize,
     /// A connection with output pending that takes none of it for this long is cut off.
     pub write_deadline: Duration,
@@ -53,6 +59,9 @@ impl Default for Settings {
             payload_bytes_max: 1 << 20,
             control_line_bytes_max: 1024,
             subscriptions_max: None,
+            subscription_tokens_max: None,
+            traced_bytes_max: None,
+            nonces: false,
             pending_bytes_max: 64 << 20,
             write_deadline: Duration::from_secs(2),
             ping_interval: Duration::from_secs(120),

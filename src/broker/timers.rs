@@ -93,7 +93,7 @@ impl Broker {
                     .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
             }
             Timer::Authorization => {
-                if client.unauthorized {
+                if client.unauthorized && !client.verifying {
                     log::debug!("{} - Authorization Timeout", client.label());
                     self.refuse(slot, errors::AUTHORIZATION_TIMEOUT);
                 }

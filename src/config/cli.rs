@@ -32,6 +32,8 @@ pub struct Source {
     config_file: Option<PathBuf>,
     /// Flags in the order of the command line, with their values.
     flags: Vec<(usize, Value)>,
+    /// Keys nobody knows are errors: `-t` and `--strict`.
+    strict: bool,
     /// The program was started by the streaming server's name.
     streaming: bool,
 }
@@ -51,7 +53,15 @@ impl Source {
         let streaming = self.streaming || asked.streaming.enabled;
         if let Some(path) = &main_file {
             let entries = file::read(path)?;
-            table::apply(&mut options, &entries, &mut warnings, streaming)?;
+            let applied = table::apply(&mut options, &entries, &mut warnings, streaming);
+            let errors = applied.err().into_iter();
+            let errors: Vec<String> = match self.strict {
+                true => errors.chain(warnings.drain(..)).collect(),
+                false => errors.collect(),
+            };
+            if !errors.is_empty() {
+                return Err(errors.join("\n"));
+            }
             options.config_file = Some(path.clone());
         }
         if let Some(path) = &streaming_file {
@@ -124,9 +134,15 @@ pub fn usage(program: &str) -> String {
             text += &help_line("-c, --config", Kind::Text, "Configuration file.", "");
             text += &help_line("-t", Kind::Bool, "Check the configuration and exit.", "");
             text += &help_line(
+                "passwd",
+                Kind::Bool,
+                "Hash a password for the configuration file.",
+                "",
+            );
+            text += &help_line(
                 "-sl, --signal",
                 Kind::Text,
-                "Send a signal to a running server and exit: stop, quit, reopen, reload, ldm; SIGNAL=PID names the process.",
+                "Send a signal to a running server and exit: stop, quit, reopen, reload, ldm; SIGNAL=PID names the process, by number or pid file.",
                 "",
             );
         }
@@ -284,19 +300,21 @@ pub fn parse(
         }
     }
     flags.sort_by_key(|(place, ..)| *place);
-    let source = Source {
+    let check = matches.get_count("check") > 0;
+    let mut source = Source {
         config_file: matches.get_one::<String>("config").map(PathBuf::from),
         flags: flags
             .into_iter()
             .map(|(_, row, value)| (row, value))
             .collect(),
+        strict: check,
         streaming: program == STREAMING_NAME,
     };
+    source.strict |= source
+        .flags
+        .iter()
+        .any(|(index, value)| row(*index).flags[0] == "strict" && value.data == Data::Bool(true));
     let (options, warnings) = source.read()?;
-    let check = matches.get_count("check") > 0;
-    if (check || options.strict) && !warnings.is_empty() {
-        return Err(warnings.join("\n"));
-    }
     if check {
         let shown = options
             .config_file
@@ -399,7 +417,7 @@ mod tests {
         assert_eq!(fails(&["-p"]), "flag needs an argument: -p");
         assert_eq!(
             fails(&["-p", "abc"]),
-            "invalid value \"abc\" for flag -p: parse error"
+            "invalid value \"abc\" for flag -p, --port: parse error"
         );
         assert_eq!(
             fails(&["frobnicate"]),

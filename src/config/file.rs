@@ -5,10 +5,12 @@
 //! arrays and maps; JSON is a special case. Unlike the original, what is left open is an error, and
 //! nesting is bounded.
 
+use std::cell::Cell;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
 const DEPTH_MAX: usize = 32;
+const TOO_DEEP: &str = "inside each other";
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Position {
@@ -44,6 +46,8 @@ pub struct Entry {
     pub key: String,
     pub at: Position,
     pub value: Value,
+    /// A `$variable` took its value from here, so it need not be an option.
+    pub used: Cell<bool>,
 }
 
 impl Value {
@@ -83,8 +87,13 @@ fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<
         };
         format!("error opening config file: open {shown}: {reason}")
     })?;
-    let text = String::from_utf8(bytes)
-        .map_err(|_| format!("{shown}: Parse error: the file is not UTF-8"))?;
+    let text = String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let good = String::from_utf8_lossy(good);
+        let line = good.matches('\n').count() + 1;
+        let column = good.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        format!("{shown}:{line}:{column}: Parse error on line {line}: 'a byte that is not UTF-8'")
+    })?;
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     Reader::new(
         text.trim_start_matches('\u{feff}'),
@@ -102,7 +111,12 @@ struct Reader<'a> {
     line: u32,
     column: u32,
     depth: usize,
+    /// What is being read is the value of a key that holds a secret: no message may show it.
+    secret: bool,
 }
+
+/// Keys whose values are secrets, in any block.
+const SECRET_KEYS: [&str; 4] = ["password", "pass", "token", "auth_token"];
 
 /// The maps around the place being read, outermost first: where variables are looked up.
 type Scopes = Vec<Vec<Entry>>;
@@ -116,6 +130,7 @@ impl<'a> Reader<'a> {
             line: 1,
             column: 1,
             depth,
+            secret: false,
         }
     }
 
@@ -177,7 +192,7 @@ impl<'a> Reader<'a> {
         if self.depth > DEPTH_MAX {
             return self.error(
                 &self.at(),
-                format!("more than {DEPTH_MAX} files or blocks inside each other"),
+                format!("more than {DEPTH_MAX} files or blocks {TOO_DEEP}"),
             );
         }
         let mut opened = None;
@@ -224,10 +239,18 @@ impl<'a> Reader<'a> {
             }
         }
         self.skip(true);
+        self.secret = SECRET_KEYS.contains(&key.to_ascii_lowercase().as_str());
         let value = self.value(scopes)?;
         self.end_of_value()?;
+        self.secret = false;
         let scope = scopes.last_mut().expect("there is always one");
-        scope.push(Entry { key, at, value });
+        let used = Cell::new(false);
+        scope.push(Entry {
+            key,
+            at,
+            value,
+            used,
+        });
         Ok(())
     }
 
@@ -262,8 +285,11 @@ impl<'a> Reader<'a> {
         self.end_of_value()?;
         // Always relative to this file, even when it begins with a slash: as the original.
         let full = self.folder.join(path.trim_start_matches('/'));
-        read_into(&full, scopes, self.depth + 1)
-            .map_err(|error| format!("{at}: Error parsing include file '{path}', {error}."))
+        read_into(&full, scopes, self.depth + 1).map_err(|error| match error.contains(TOO_DEEP) {
+            // Most likely a file that includes itself: how often need not be shown.
+            true => error,
+            false => format!("{at}: Error parsing include file '{path}', {error}."),
+        })
     }
 
     fn end_of_value(&mut self) -> Result<(), String> {
@@ -272,6 +298,7 @@ impl<'a> Reader<'a> {
             None | Some('\n' | ',' | ';' | '}' | ']') => Ok(()),
             Some(c) => {
                 let at = self.at();
+                let c = if self.secret { '*' } else { c };
                 self.error(
                     &at,
                     format!("Expected the end of the value, but got '{c}' instead."),
@@ -285,7 +312,7 @@ impl<'a> Reader<'a> {
         if self.depth + scopes.len() > DEPTH_MAX {
             return self.error(
                 &at,
-                format!("more than {DEPTH_MAX} blocks inside each other"),
+                format!("more than {DEPTH_MAX} files or blocks {TOO_DEEP}"),
             );
         }
         let data = match self.peek() {
@@ -468,6 +495,7 @@ impl<'a> Reader<'a> {
         if (dots > 1 && only(".:")) || (digits.ends_with('Z') && only("-:TZ")) {
             return Ok(Data::Text(text));
         }
+        let text = if self.secret { "***" } else { &text };
         self.error(&at, format!("Expected a number or an address, but got '{text}' instead; put strings that begin with a digit in quotes"))
     }
 
@@ -479,6 +507,7 @@ impl<'a> Reader<'a> {
         };
         for scope in scopes.iter().rev() {
             if let Some(entry) = scope.iter().rev().find(|entry| entry.key == name) {
+                entry.used.set(true);
                 return Ok(entry.value.clone());
             }
         }
@@ -492,6 +521,7 @@ impl<'a> Reader<'a> {
             );
         };
         let mut reader = Reader::new(&text, &format!("${name}"), PathBuf::new(), self.depth + 1);
+        reader.secret = self.secret;
         let mut value = reader.value(&mut vec![Vec::new()])?;
         value.at = at;
         Ok(value)
@@ -517,11 +547,16 @@ pub fn integer(text: &str) -> Option<i64> {
     digits.parse::<i64>().ok()?.checked_mul(factor)
 }
 
-/// Any text: an error or a tree, never a panic.
+/// Any text: an error or a tree, and what the options make of that; never a panic.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    let _ = read_text(&text, "fuzz");
+    if let Ok(entries) = read_text(&text, "fuzz") {
+        let mut options = super::Options::default();
+        let mut warnings = Vec::new();
+        let _ = super::table::apply(&mut options, &entries, &mut warnings, false);
+        let _ = options.check();
+    }
 }
 
 #[cfg(test)]
@@ -627,6 +662,21 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "[ab{}\\[\\]=:;,\"'$#/0-9.\\\\\\n()-]{0,60}") {
+            fuzz(text.as_bytes());
+        }
+
+        #[test]
+        fn any_value_of_an_option_is_taken_or_refused(
+            values in proptest::collection::vec((0usize..1000, "[-]?[0-9]{1,20}(kb|gb|s|ms|h)?|[a-z.:*>\\[\\]{}', @$/]{0,12}|\"[^\"\\\\]{0,9}\""), 0..6)
+        ) {
+            let keys: Vec<&str> = crate::config::table::rows().map(|row| row.key).collect();
+            let mut text = String::new();
+            for (index, value) in values {
+                let key = keys[index % keys.len()];
+                let blocks: Vec<&str> = key.split('.').collect();
+                text += &blocks.join(" { ");
+                text += &format!(": {value}\n{}", "}\n".repeat(blocks.len() - 1));
+            }
             fuzz(text.as_bytes());
         }
     }

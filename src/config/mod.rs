@@ -3,7 +3,10 @@
 //! May import util and subject. Must not know anything that runs.
 
 pub mod cli;
+pub mod diff;
 pub mod file;
+#[cfg(test)]
+mod messages;
 pub mod options;
 pub mod route_url;
 pub mod signal;

@@ -27,12 +27,34 @@ pub struct SubjectRules {
 pub struct PermissionOptions {
     pub publish: SubjectRules,
     pub subscribe: SubjectRules,
+    pub responses: Option<ResponseOptions>,
+}
+
+/// Who gets a request may answer it, whatever its other permissions say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ResponseOptions {
+    /// Answers to one request; None: any number.
+    pub messages_max: Option<u32>,
+    /// Time to answer; None: any.
+    pub expires: Option<Duration>,
+}
+
+impl Default for ResponseOptions {
+    fn default() -> Self {
+        Self {
+            messages_max: Some(1),
+            expires: Some(Duration::from_secs(120)),
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserOptions {
+    /// Empty where the user is known by a key.
     pub name: String,
     pub password: Hidden,
+    /// Public key in its text form, or empty.
+    pub nkey: String,
     pub permissions: Option<PermissionOptions>,
 }
 
@@ -138,6 +160,8 @@ pub struct Options {
     pub max_control_line: usize,
     pub max_connections: i64,
     pub max_subscriptions: i64,
+    /// Tokens in the subject of a subscription; 0: no limit.
+    pub max_subscription_tokens: usize,
     pub max_pending: usize,
     pub ping_interval: Duration,
     pub ping_max: u32,
@@ -150,14 +174,23 @@ pub struct Options {
     pub users: Vec<UserOptions>,
     pub default_permissions: Option<PermissionOptions>,
     pub no_auth_user: String,
+    pub always_enable_nonce: bool,
+    pub no_header_support: bool,
     pub auth_timeout: f64,
     pub debug: bool,
     pub trace: bool,
     pub logtime: bool,
     pub log_file: String,
+    /// The log file is moved away when it reaches this size; 0: never.
+    pub log_size_bytes_max: u64,
+    /// Moved log files that are kept; 0: all.
+    pub log_files_max: usize,
     pub syslog: bool,
     pub remote_syslog: String,
+    /// Bytes of a payload that trace lines show; 0: all.
+    pub traced_bytes_max: usize,
     pub pid_file: String,
+    pub ports_file_dir: String,
     pub prof_port: i32,
     pub tls: TlsOptions,
     pub cluster: ClusterOptions,
@@ -181,6 +214,7 @@ impl Default for Options {
             max_control_line: 1024,
             max_connections: 64 << 10,
             max_subscriptions: 0,
+            max_subscription_tokens: 0,
             max_pending: 64 << 20,
             ping_interval: Duration::from_secs(120),
             ping_max: 2,
@@ -193,14 +227,20 @@ impl Default for Options {
             users: Vec::new(),
             default_permissions: None,
             no_auth_user: String::new(),
+            always_enable_nonce: false,
+            no_header_support: false,
             auth_timeout: 1.0,
             debug: false,
             trace: false,
             logtime: true,
             log_file: String::new(),
+            log_size_bytes_max: 0,
+            log_files_max: 0,
             syslog: false,
             remote_syslog: String::new(),
+            traced_bytes_max: 0,
             pid_file: String::new(),
+            ports_file_dir: String::new(),
             prof_port: 0,
             tls: TlsOptions::default(),
             cluster: ClusterOptions::default(),

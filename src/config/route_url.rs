@@ -11,10 +11,22 @@ pub struct RouteUrl {
     pub password: Hidden,
 }
 
+/// The text of a URL that cannot be read, for messages: what may be a password is left out.
+fn without_secret(text: &str) -> String {
+    let start = text.find("://").map_or(0, |at| at + 3);
+    match text[start..].rfind('@') {
+        None => text.to_owned(),
+        Some(end) => format!("{}***{}", &text[..start], &text[start + end..]),
+    }
+}
+
 impl RouteUrl {
     /// Any scheme will do, and none as well; the port must be there.
     pub fn parse(text: &str) -> Result<Self, String> {
-        let failed = |why: &str| format!("error parsing route url [{text:?}]: {why}");
+        let failed = |why: &str| {
+            let shown = without_secret(text);
+            format!("error parsing route url [{shown:?}]: {why}")
+        };
         let with_scheme = match text.contains("://") {
             true => text.to_owned(),
             false => format!("nats-route://{text}"),

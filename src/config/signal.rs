@@ -35,10 +35,17 @@ pub fn parse(text: &str) -> Result<SignalRequest, String> {
     };
     let pid = match pid {
         None | Some("") => None,
-        Some(text) => match text.parse() {
-            Ok(pid) if pid > 0 => Some(pid),
-            _ => return Err(format!("invalid pid: {text}")),
-        },
+        Some(text) => {
+            // A number, or the path of a pid file.
+            let written = match text.parse::<i32>() {
+                Ok(_) => text.to_owned(),
+                Err(_) => std::fs::read_to_string(text).unwrap_or_default(),
+            };
+            match written.trim().parse() {
+                Ok(pid) if pid > 0 => Some(pid),
+                _ => return Err(format!("invalid pid: {text}")),
+            }
+        }
     };
     Ok(SignalRequest { signal, pid })
 }
@@ -111,6 +118,11 @@ mod tests {
             "unknown signal \"nonsense\""
         );
         assert_eq!(parse("quit=abc").unwrap_err(), "invalid pid: abc");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("pid");
+        std::fs::write(&path, "12").unwrap();
+        let request = format!("reload={}", path.display());
+        assert_eq!(parse(&request).unwrap().pid, Some(12));
         assert_eq!(
             parse("quit=1=2").unwrap_err(),
             "invalid signal parameters: [2]"

@@ -397,7 +397,7 @@ macro_rules! on {
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
     row!("" [], ["streaming"], Bool, Streaming, "false", false, "Serve NATS Streaming as well; any other option of this group does so too.",
-        |o, v| { o.streaming.enabled = boolean(v)?; Ok(()) }),
+        |o, v| { o.streaming.enabled = boolean(v)?; Ok(()) }, streaming),
     row!("streaming.cluster_id" ["cid", "id"], ["cluster_id", "cid"], Text, Streaming, "test-cluster", false, "Cluster ID, which clients name when they connect.",
         on!(|o, v| o.cluster_id = string(v)?)),
     row!("streaming.discover_prefix" [], [], Text, Streaming, "_STAN.discover", false, "Prefix of the subject clients connect through.",

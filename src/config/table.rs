@@ -1,12 +1,15 @@
 //! Every option, once: file key, flags, kind, default, whether a reload takes it, and what it does.
 //! The reader of files, the command line, `--help` and docs/CONFIG.md all come from here.
 
-use super::file::{Data, Entry, Value, integer};
+use super::diff::Setting;
+use super::file::{Data, Entry, Position, Value, integer};
 use super::options::{
-    ClusterOptions, Hidden, Options, PermissionOptions, SubjectRules, TlsOptions, UserOptions,
+    ClusterOptions, Hidden, Options, PermissionOptions, ResponseOptions, SubjectRules, TlsOptions,
+    UserOptions,
 };
 use super::route_url::RouteUrl;
 use crate::subject::token;
+use crate::util::nkey;
 use std::time::Duration;
 
 /// What a value looks like on the command line.
@@ -42,7 +45,77 @@ impl Group {
     ];
 }
 
-type Set = fn(&mut Options, &Value) -> Result<(), String>;
+type Set = fn(&mut Options, &Value) -> Result<(), Trouble>;
+
+/// What is wrong with a value: with all of it, or at places inside.
+#[derive(Debug, Default)]
+pub struct Trouble(Vec<(Option<Position>, String)>);
+
+impl From<String> for Trouble {
+    fn from(text: String) -> Self {
+        Self(vec![(None, text)])
+    }
+}
+
+impl From<&str> for Trouble {
+    fn from(text: &str) -> Self {
+        text.to_owned().into()
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for (index, (_, text)) in self.0.iter().enumerate() {
+            f.write_str(if index == 0 { "" } else { "; " })?;
+            f.write_str(text)?;
+        }
+        Ok(())
+    }
+}
+
+impl Trouble {
+    /// The value of a result; what went wrong is kept, with its place where it has none yet.
+    fn take<T>(&mut self, at: &Position, result: Result<T, impl Into<Trouble>>) -> Option<T> {
+        match result {
+            Ok(value) => Some(value),
+            Err(trouble) => {
+                let more: Trouble = trouble.into();
+                let placed = more.0.into_iter().map(|(place, text)| {
+                    let place = place.unwrap_or_else(|| at.clone());
+                    (Some(place), text)
+                });
+                self.0.extend(placed);
+                None
+            }
+        }
+    }
+
+    fn or<T>(self, value: T) -> Result<T, Trouble> {
+        if self.0.is_empty() {
+            Ok(value)
+        } else {
+            Err(self)
+        }
+    }
+}
+
+/// What a reload does about a changed option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reload {
+    /// It refuses, and names the option so ("" for the key).
+    No(&'static str),
+    /// It takes over the new value, and says so in these words ("" for `Reloaded: key`) with the
+    /// value behind them.
+    Yes(&'static str),
+    /// The same without the value.
+    Quiet(&'static str),
+}
+
+/// Where the value of a row is found.
+pub struct Field {
+    pub name: &'static str,
+    pub get: fn(&Options) -> &dyn Setting,
+}
 
 pub struct Row {
     /// Name in the file, "" for flags alone; a dot parts block and key.
@@ -52,10 +125,11 @@ pub struct Row {
     pub kind: Kind,
     pub group: Group,
     pub default: &'static str,
-    /// Taken over by SIGHUP.
-    pub reload: bool,
+    pub reload: Reload,
     pub doc: &'static str,
     pub set: Set,
+    /// None where another row has it, several in a block.
+    pub fields: &'static [Field],
 }
 
 pub(super) fn expected<T>(value: &Value, what: &str) -> Result<T, String> {
@@ -81,11 +155,11 @@ pub(super) fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result
     };
     match range.contains(&number) {
         true => Ok(number),
-        false => Err(format!(
-            "{number} is out of range: expected {} to {}",
-            range.start(),
-            range.end()
-        )),
+        false => Err(match (*range.start(), *range.end()) {
+            (i64::MIN, end) => format!("{number} is out of range: expected at most {end}"),
+            (start, i64::MAX) => format!("{number} is out of range: expected at least {start}"),
+            (start, end) => format!("{number} is out of range: expected {start} to {end}"),
+        }),
     }
 }
 
@@ -93,6 +167,15 @@ pub(super) fn text(value: &Value) -> Result<String, String> {
     match &value.data {
         Data::Text(text) => Ok(text.clone()),
         Data::Int(number) => Ok(number.to_string()),
+        _ => expected(value, "a string"),
+    }
+}
+
+/// A password or token. A number would lose its leading zeros, so it needs quotes.
+fn secret(value: &Value) -> Result<Hidden, String> {
+    match &value.data {
+        Data::Text(text) => Ok(Hidden(text.clone())),
+        Data::Int(_) | Data::Float(_) => expected(value, "a string in quotes"),
         _ => expected(value, "a string"),
     }
 }
@@ -169,7 +252,7 @@ fn port(value: &Value) -> Result<i32, String> {
     port_number(int(value, -1..=65535)?)
 }
 
-fn subjects(value: &Value) -> Result<Vec<String>, String> {
+fn subjects(value: &Value) -> Result<Vec<String>, Trouble> {
     let one = |value: &Value| {
         let Data::Text(subject) = &value.data else {
             return Err(format!(
@@ -183,10 +266,16 @@ fn subjects(value: &Value) -> Result<Vec<String>, String> {
             false => Err(format!("Subject {subject:?} is not a valid subject")),
         }
     };
-    match &value.data {
-        Data::Array(values) => values.iter().map(one).collect(),
-        _ => Ok(vec![one(value)?]),
-    }
+    let mut trouble = Trouble::default();
+    let values = match &value.data {
+        Data::Array(values) => values,
+        _ => std::slice::from_ref(value),
+    };
+    let subjects = values
+        .iter()
+        .filter_map(|value| trouble.take(&value.at, one(value)))
+        .collect();
+    trouble.or(subjects)
 }
 
 fn entries<'v>(value: &'v Value, what: &str) -> Result<&'v [Entry], String> {
@@ -201,69 +290,155 @@ fn entries<'v>(value: &'v Value, what: &str) -> Result<&'v [Entry], String> {
 
 /// The old form (lists of allowed subjects) allows nothing in a direction it leaves out; the form
 /// with `allow` and `deny` allows everything there, as in the servers that brought it.
-fn permissions(value: &Value) -> Result<PermissionOptions, String> {
+fn permissions(value: &Value) -> Result<PermissionOptions, Trouble> {
+    let mut trouble = Trouble::default();
     let mut given: [Option<SubjectRules>; 2] = [None, None];
+    let mut responses = None;
     let mut old_form = true;
     for entry in entries(value, "user permissions")? {
+        let at = &entry.value.at;
         let direction = match entry.key.to_ascii_lowercase().as_str() {
-            "publish" | "pub" | "import" if !entry.key.eq_ignore_ascii_case("import") => 0,
+            "publish" | "pub" => 0,
             "subscribe" | "sub" => 1,
-            other => return Err(format!("Unknown field {other} parsing permissions")),
-        };
-        let rules = match &entry.value.data {
-            Data::Map(rules) => {
+            "allow_responses" | "allow_response" => {
                 old_form = false;
-                let mut both = SubjectRules::default();
-                for rule in rules {
-                    match rule.key.to_ascii_lowercase().as_str() {
-                        "allow" => both.allow = Some(subjects(&rule.value)?),
-                        "deny" => both.deny = subjects(&rule.value)?,
-                        other => return Err(format!("Unknown field {other} parsing permissions")),
-                    }
-                }
-                both
+                responses = trouble.take(at, allow_responses(&entry.value)).flatten();
+                continue;
             }
-            _ => SubjectRules {
-                allow: Some(subjects(&entry.value)?),
-                deny: Vec::new(),
-            },
+            other => {
+                let text = format!("Unknown field {other} parsing permissions");
+                trouble.0.push((Some(entry.at.clone()), text));
+                continue;
+            }
         };
-        given[direction] = Some(rules);
+        old_form &= !matches!(entry.value.data, Data::Map(_));
+        given[direction] = trouble.take(at, subject_rules(&entry.value));
     }
     let absent = || SubjectRules {
         allow: old_form.then(Vec::new),
         deny: Vec::new(),
     };
-    let [publish, subscribe] = given.map(|rules| rules.unwrap_or_else(absent));
-    Ok(PermissionOptions { publish, subscribe })
+    let [mut publish, subscribe] = given.map(|rules| rules.unwrap_or_else(absent));
+    if responses.is_some() {
+        // Who may answer may publish nothing else, unless it says what.
+        publish.allow.get_or_insert_default();
+    }
+    trouble.or(PermissionOptions {
+        publish,
+        subscribe,
+        responses,
+    })
 }
 
-fn users(value: &Value) -> Result<Vec<UserOptions>, String> {
-    let Data::Array(values) = &value.data else {
-        return Err(format!(
-            "Expected users field to be an array, got {}",
-            value.kind()
-        ));
+fn subject_rules(value: &Value) -> Result<SubjectRules, Trouble> {
+    let Data::Map(entries) = &value.data else {
+        return Ok(SubjectRules {
+            allow: Some(subjects(value)?),
+            deny: Vec::new(),
+        });
     };
-    let mut users = Vec::new();
-    for value in values {
-        let mut user = UserOptions::default();
-        for entry in entries(value, "user entry")? {
-            match entry.key.to_ascii_lowercase().as_str() {
-                "user" | "username" => user.name = text(&entry.value)?,
-                "password" | "pass" => user.password = Hidden(text(&entry.value)?),
-                "permission" | "permissions" | "authorization" => {
-                    user.permissions = Some(permissions(&entry.value)?)
-                }
-                _ => {}
+    let mut trouble = Trouble::default();
+    let mut rules = SubjectRules::default();
+    for entry in entries {
+        match entry.key.to_ascii_lowercase().as_str() {
+            "allow" => rules.allow = trouble.take(&entry.value.at, subjects(&entry.value)),
+            "deny" => {
+                let deny = trouble.take(&entry.value.at, subjects(&entry.value));
+                rules.deny = deny.unwrap_or_default();
+            }
+            other => {
+                let text = format!("Unknown field {other} parsing permissions");
+                trouble.0.push((Some(entry.at.clone()), text));
             }
         }
-        if user.name.is_empty() || user.password.0.is_empty() {
-            return Err("User entry requires a user and a password".into());
-        }
-        users.push(user);
     }
-    Ok(users)
+    trouble.or(rules)
+}
+
+/// `true`, or a map that says how many answers and for how long; negative numbers are no limit.
+fn allow_responses(value: &Value) -> Result<Option<ResponseOptions>, Trouble> {
+    let entries = match &value.data {
+        Data::Bool(on) => return Ok(on.then(ResponseOptions::default)),
+        Data::Map(entries) => entries,
+        _ => {
+            return expected(value, "true, false or a map of max and expires").map_err(Into::into);
+        }
+    };
+    let mut trouble = Trouble::default();
+    let mut given = ResponseOptions::default();
+    for entry in entries {
+        let at = &entry.value.at;
+        match entry.key.to_ascii_lowercase().as_str() {
+            "max" | "max_msgs" | "max_messages" | "max_responses" => {
+                match trouble.take(at, int(&entry.value, -1..=i64::from(i32::MAX))) {
+                    Some(0) | None => {} // the default
+                    Some(max) => given.messages_max = u32::try_from(max).ok(),
+                }
+            }
+            "expires" | "expiration" | "ttl" => match &entry.value.data {
+                Data::Int(-1) => given.expires = None,
+                _ => match trouble.take(at, duration(&entry.value)) {
+                    Some(time) if !time.is_zero() => given.expires = Some(time),
+                    _ => {}
+                },
+            },
+            other => {
+                let text = format!("Unknown field {other} parsing permissions");
+                trouble.0.push((Some(entry.at.clone()), text));
+            }
+        }
+    }
+    trouble.or(Some(given))
+}
+
+fn users(value: &Value) -> Result<Vec<UserOptions>, Trouble> {
+    let Data::Array(values) = &value.data else {
+        return Err(format!("Expected users field to be an array, got {}", value.kind()).into());
+    };
+    let mut trouble = Trouble::default();
+    let users = values
+        .iter()
+        .filter_map(|value| trouble.take(&value.at, user(value)))
+        .collect();
+    trouble.or(users)
+}
+
+fn user(value: &Value) -> Result<UserOptions, Trouble> {
+    let mut trouble = Trouble::default();
+    let mut user = UserOptions::default();
+    for entry in entries(value, "user entry")? {
+        let (at, value) = (&entry.value.at, &entry.value);
+        match entry.key.to_ascii_lowercase().as_str() {
+            "user" | "username" => user.name = trouble.take(at, text(value)).unwrap_or_default(),
+            "password" | "pass" => {
+                user.password = trouble.take(at, secret(value)).unwrap_or_default();
+            }
+            "nkey" => user.nkey = trouble.take(at, user_nkey(value)).unwrap_or_default(),
+            "permission" | "permissions" | "authorization" => {
+                user.permissions = trouble.take(at, permissions(value));
+            }
+            _ => {} // `unknown_inside` warns about it
+        }
+    }
+    let user = trouble.or(user)?;
+    let (name, password) = (!user.name.is_empty(), !user.password.0.is_empty());
+    match user.nkey.is_empty() {
+        true if !(name && password) => Err("User entry requires a user and a password".into()),
+        false if name || password => Err("Nkey users do not take usernames or passwords".into()),
+        _ => Ok(user),
+    }
+}
+
+fn user_nkey(value: &Value) -> Result<String, String> {
+    let key = text(value)?;
+    match nkey::decode_user(&key) {
+        Some(_) => Ok(key),
+        None if key.starts_with('S') => {
+            // A seed: whoever reads the log must not learn it.
+            Err("Not a valid public nkey for a user: this is a seed, which is secret".into())
+        }
+        None => Err(format!("Not a valid public nkey for a user: {key:?}")),
+    }
 }
 
 /// One key of a tls block, which is on once it has any.
@@ -290,6 +465,16 @@ fn tls_key(tls: &mut TlsOptions, key: &str, value: &Value) -> Result<(), String>
     }
     tls.enabled = true;
     Ok(())
+}
+
+/// A whole tls block.
+fn tls_block(tls: &mut TlsOptions, value: &Value) -> Result<(), Trouble> {
+    let mut trouble = Trouble::default();
+    for entry in entries(value, "tls")? {
+        let key = entry.key.to_ascii_lowercase();
+        trouble.take(&entry.value.at, tls_key(tls, &key, &entry.value));
+    }
+    trouble.or(())
 }
 
 fn texts(value: &Value) -> Result<Vec<String>, String> {
@@ -321,28 +506,44 @@ fn cluster_url(cluster: &mut ClusterOptions, text: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn cluster_authorization(cluster: &mut ClusterOptions, value: &Value) -> Result<(), String> {
+fn cluster_authorization(cluster: &mut ClusterOptions, value: &Value) -> Result<(), Trouble> {
+    let mut trouble = Trouble::default();
     for entry in entries(value, "cluster authorization")? {
+        let (at, value) = (&entry.value.at, &entry.value);
         match entry.key.to_ascii_lowercase().as_str() {
-            "user" | "username" => cluster.user = text(&entry.value)?,
-            "password" | "pass" => cluster.password = Hidden(text(&entry.value)?),
-            "timeout" => cluster.auth_timeout = duration(&entry.value)?.as_secs_f64(),
-            "users" => return Err("Cluster authorization does not allow multiple users".into()),
-            _ => {}
+            "user" | "username" => cluster.user = trouble.take(at, text(value)).unwrap_or_default(),
+            "password" | "pass" => {
+                cluster.password = trouble.take(at, secret(value)).unwrap_or_default();
+            }
+            "timeout" => {
+                let timeout = trouble.take(at, duration(value)).unwrap_or_default();
+                cluster.auth_timeout = timeout.as_secs_f64();
+            }
+            "users" => {
+                let text = "Cluster authorization does not allow multiple users";
+                trouble.0.push((Some(entry.at.clone()), text.into()));
+            }
+            _ => {} // `unknown_inside` warns about it
         }
     }
-    Ok(())
+    trouble.or(())
 }
 
-fn routes(value: &Value) -> Result<Vec<RouteUrl>, String> {
-    match &value.data {
-        Data::Array(urls) => urls
-            .iter()
-            .map(|url| RouteUrl::parse(&text(url)?))
-            .collect(),
-        Data::Text(url) => Ok(vec![RouteUrl::parse(url)?]),
-        _ => expected(value, "a list of URLs"),
-    }
+fn routes(value: &Value) -> Result<Vec<RouteUrl>, Trouble> {
+    let values = match &value.data {
+        Data::Array(values) => values,
+        Data::Text(_) => std::slice::from_ref(value),
+        _ => return expected(value, "a list of URLs").map_err(Into::into),
+    };
+    let mut trouble = Trouble::default();
+    let urls = values
+        .iter()
+        .filter_map(|value| {
+            let url = text(value).and_then(|url| RouteUrl::parse(&url));
+            trouble.take(&value.at, url)
+        })
+        .collect();
+    trouble.or(urls)
 }
 
 fn comma_list(text: &str) -> impl Iterator<Item = &str> {
@@ -352,7 +553,8 @@ fn comma_list(text: &str) -> impl Iterator<Item = &str> {
 }
 
 macro_rules! row {
-    ($key:literal $aliases:tt, $flags:tt, $kind:ident, $group:ident, $default:literal, $reload:literal, $doc:literal, $set:expr) => {
+    ($key:literal $aliases:tt, $flags:tt, $kind:ident, $group:ident, $default:literal, $reload:tt, $doc:literal, $set:expr
+        $(, $first:ident $(. $more:ident)*)*) => {
         Row {
             key: $key,
             aliases: &$aliases,
@@ -360,139 +562,180 @@ macro_rules! row {
             kind: Kind::$kind,
             group: Group::$group,
             default: $default,
-            reload: $reload,
+            reload: $crate::config::table::reload!($reload),
             doc: $doc,
             set: $set,
+            fields: &[$($crate::config::table::field!($first $(. $more)*)),*],
         }
     };
 }
-pub(super) use row;
+
+macro_rules! reload {
+    (true) => {
+        $crate::config::table::Reload::Yes("")
+    };
+    (false) => {
+        $crate::config::table::Reload::No("")
+    };
+    ((yes $words:literal)) => {
+        $crate::config::table::Reload::Yes($words)
+    };
+    ((quiet $words:literal)) => {
+        $crate::config::table::Reload::Quiet($words)
+    };
+    ((no $name:literal)) => {
+        $crate::config::table::Reload::No($name)
+    };
+}
+
+macro_rules! field {
+    ($($path:tt)+) => {
+        $crate::config::table::Field {
+            name: stringify!($($path)+),
+            get: |options| &options.$($path)+,
+        }
+    };
+}
+
+pub(super) use {field, reload, row};
 
 #[rustfmt::skip]
 static CORE: &[Row] = &[
     row!("listen" [], [], Text, Server, "", false, "Client address as host:port, or a port alone.",
         |o, v| { let (host, port) = address(v)?; o.port = port; if let Some(host) = host { o.host = host }; Ok(()) }),
-    row!("host" ["net"], ["a", "addr", "net"], Text, Server, "0.0.0.0", false, "Bind to this host address.",
-        |o, v| { o.host = text(v)?; Ok(()) }),
-    row!("port" [], ["p", "port"], Int, Server, "4222", false, "Port for clients; -1 takes any free one.",
-        |o, v| { o.port = port(v)?; Ok(()) }),
-    row!("client_advertise" [], ["client_advertise"], Text, Server, "", true, "Address (host or host:port) told to clients in place of the own one.",
-        |o, v| { o.client_advertise = text(v)?; Ok(()) }),
-    row!("server_name" [], ["server_name", "n", "name"], Text, Server, "the server id", false, "Name of this server, shown to clients and in monitoring.",
-        |o, v| { o.server_name = text(v)?; Ok(()) }),
-    row!("threads" [], ["threads"], Int, Server, "one per core", false, "Number of event loops.",
-        |o, v| { o.threads = int(v, 0..=256)? as usize; Ok(()) }),
-    row!("http_port" ["monitor_port"], ["m", "http_port"], Int, Server, "0 (off)", false, "Port for monitoring by HTTP.",
-        |o, v| { o.http_port = port(v)?; Ok(()) }),
-    row!("https_port" [], ["ms", "https_port"], Int, Server, "0 (off)", false, "Port for monitoring by HTTPS.",
-        |o, v| { o.https_port = port(v)?; Ok(()) }),
-    row!("http" [], [], Text, Server, "", false, "Monitoring address as host:port, or a port alone.",
-        |o, v| { let (host, port) = address(v)?; o.http_port = port; if let Some(host) = host { o.http_host = host }; Ok(()) }),
+    row!("host" ["net"], ["a", "addr", "net"], Text, Server, "0.0.0.0", (no "Host"), "Bind to this host address.",
+        |o, v| { o.host = text(v)?; Ok(()) }, host),
+    row!("port" [], ["p", "port"], Int, Server, "4222", (no "Port"), "Port for clients; -1 takes any free one.",
+        |o, v| { o.port = port(v)?; Ok(()) }, port),
+    row!("client_advertise" [], ["client_advertise"], Text, Server, "", (yes "Reload: client_advertise"), "Address (host or host:port) told to clients in place of the own one.",
+        |o, v| { o.client_advertise = text(v)?; Ok(()) }, client_advertise),
+    row!("server_name" [], ["server_name", "n", "name"], Text, Server, "the server id", (no "ServerName"), "Name of this server, shown to clients and in monitoring.",
+        |o, v| { o.server_name = text(v)?; Ok(()) }, server_name),
+    row!("threads" [], ["threads"], Int, Server, "one per core", (no "Threads"), "Number of event loops.",
+        |o, v| { o.threads = int(v, 0..=256)? as usize; Ok(()) }, threads),
+    row!("http_port" ["monitor_port"], ["m", "http_port"], Int, Server, "0 (off)", (no "HTTPPort"), "Port for monitoring by HTTP.",
+        |o, v| { o.http_port = port(v)?; Ok(()) }, http_port),
+    row!("https_port" [], ["ms", "https_port"], Int, Server, "0 (off)", (no "HTTPSPort"), "Port for monitoring by HTTPS.",
+        |o, v| { o.https_port = port(v)?; Ok(()) }, https_port),
+    row!("http" [], [], Text, Server, "", (no "HTTPHost"), "Monitoring address as host:port, or a port alone.",
+        |o, v| { let (host, port) = address(v)?; o.http_port = port; if let Some(host) = host { o.http_host = host }; Ok(()) }, http_host),
     row!("https" [], [], Text, Server, "", false, "The same for HTTPS.",
         |o, v| { let (host, port) = address(v)?; o.https_port = port; if let Some(host) = host { o.http_host = host }; Ok(()) }),
     row!("max_payload" [], [], Int, Server, "1mb", true, "Largest payload of a message in bytes; negative: no limit.",
-        |o, v| { o.max_payload = int(v, i64::MIN..=i64::from(i32::MAX))?; if o.max_payload == 0 { o.max_payload = 1 << 20 }; Ok(()) }),
+        |o, v| { o.max_payload = int(v, i64::MIN..=i64::from(i32::MAX))?; if o.max_payload == 0 { o.max_payload = 1 << 20 }; Ok(()) }, max_payload),
     row!("max_control_line" [], [], Int, Server, "1kb", true, "Largest unfinished protocol line in bytes.",
-        |o, v| { o.max_control_line = int(v, 1..=64 << 20)? as usize; Ok(()) }),
+        |o, v| { o.max_control_line = int(v, 1..=64 << 20)? as usize; Ok(()) }, max_control_line),
     row!("max_connections" ["max_conn"], [], Int, Server, "64kb", true, "Most client connections; negative: no limit.",
-        |o, v| { o.max_connections = int(v, i64::MIN..=i64::MAX)?; if o.max_connections == 0 { o.max_connections = 64 << 10 }; Ok(()) }),
+        |o, v| { o.max_connections = int(v, i64::MIN..=i64::MAX)?; if o.max_connections == 0 { o.max_connections = 64 << 10 }; Ok(()) }, max_connections),
     row!("max_subscriptions" ["max_subs"], [], Int, Server, "0 (no limit)", true, "Most subscriptions of one connection.",
-        |o, v| { o.max_subscriptions = int(v, i64::MIN..=i64::MAX)?; Ok(()) }),
+        |o, v| { o.max_subscriptions = int(v, i64::MIN..=i64::MAX)?; Ok(()) }, max_subscriptions),
+    row!("max_subscription_tokens" ["max_sub_tokens"], [], Int, Server, "0 (no limit)", true, "Most tokens in the subject of a subscription.",
+        |o, v| { o.max_subscription_tokens = int(v, 0..=255)? as usize; Ok(()) }, max_subscription_tokens),
+    row!("no_header_support" [], [], Bool, Server, "false", false, "Neither offer nor take messages with headers.",
+        |o, v| { o.no_header_support = boolean(v)?; Ok(()) }, no_header_support),
     row!("max_pending" [], ["max_pending"], Int, Server, "64mb", true, "Bytes kept for a connection that reads too slowly, before it is cut off.",
-        |o, v| { o.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }),
+        |o, v| { o.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }, max_pending),
     row!("ping_interval" [], [], Duration, Server, "120", true, "Time between PINGs to a client, in seconds or as a duration.",
-        |o, v| { o.ping_interval = duration(v)?; if o.ping_interval.is_zero() { o.ping_interval = Duration::from_secs(120) }; Ok(()) }),
+        |o, v| { o.ping_interval = duration(v)?; if o.ping_interval.is_zero() { o.ping_interval = Duration::from_secs(120) }; Ok(()) }, ping_interval),
     row!("ping_max" [], [], Int, Server, "2", true, "PINGs a client may leave unanswered.",
-        |o, v| { o.ping_max = int(v, 0..=1 << 20)? as u32; Ok(()) }),
+        |o, v| { o.ping_max = int(v, 0..=1 << 20)? as u32; Ok(()) }, ping_max),
     row!("write_deadline" [], [], Duration, Server, "2s", true, "A connection that takes nothing of what is pending for this long is cut off.",
-        |o, v| { o.write_deadline = duration(v).map_err(|error| format!("error parsing write_deadline: {error}"))?; Ok(()) }),
+        |o, v| { o.write_deadline = duration(v).map_err(|error| format!("error parsing write_deadline: {error}"))?; Ok(()) }, write_deadline),
     row!("lame_duck_duration" [], [], Duration, Server, "2m", true, "Time over which clients are closed in lame duck mode.",
-        |o, v| { o.lame_duck_duration = duration(v)?; Ok(()) }),
+        |o, v| { o.lame_duck_duration = duration(v)?; Ok(()) }, lame_duck_duration),
     row!("lame_duck_grace_period" [], [], Duration, Server, "10s", true, "Time before the first client is closed in lame duck mode.",
-        |o, v| { o.lame_duck_grace_period = duration(v)?; Ok(()) }),
+        |o, v| { o.lame_duck_grace_period = duration(v)?; Ok(()) }, lame_duck_grace_period),
     row!("pid_file" ["pidfile"], ["P", "pid"], Text, Server, "", true, "File to write the process id to.",
-        |o, v| { o.pid_file = text(v)?; Ok(()) }),
-    row!("prof_port" [], ["profile"], Int, Server, "0", false, "Accepted for compatibility; there is no Go profiler here.",
-        |o, v| { o.prof_port = port(v)?; Ok(()) }),
+        |o, v| { o.pid_file = text(v)?; Ok(()) }, pid_file),
+    row!("ports_file_dir" [], ["ports_file_dir"], Text, Server, "", false, "Folder for a file, midge_PID.ports, that lists the addresses listened on; removed at the end.",
+        |o, v| { o.ports_file_dir = text(v)?; Ok(()) }, ports_file_dir),
+    row!("prof_port" [], ["profile"], Int, Server, "0", (no "ProfPort"), "Accepted for compatibility; there is no Go profiler here.",
+        |o, v| { o.prof_port = port(v)?; Ok(()) }, prof_port),
     row!("" [], ["strict"], Bool, Server, "false", false, "Treat unknown keys in the configuration file as errors.",
-        |o, v| { o.strict = boolean(v)?; Ok(()) }),
+        |o, v| { o.strict = boolean(v)?; Ok(()) }, strict),
 
     row!("log_file" ["logfile"], ["l", "log"], Text, Logging, "stderr", true, "File to append log lines to.",
-        |o, v| { o.log_file = text(v)?; Ok(()) }),
+        |o, v| { o.log_file = text(v)?; Ok(()) }, log_file),
+    row!("logfile_size_limit" ["log_size_limit"], ["log_size_limit"], Int, Logging, "0 (no limit)", true, "Move the log file away when it reaches this size in bytes, and begin a new one.",
+        |o, v| { o.log_size_bytes_max = int(v, 0..=i64::MAX)? as u64; Ok(()) }, log_size_bytes_max),
+    row!("logfile_max_num" ["log_max_num"], [], Int, Logging, "0 (all)", true, "Moved log files to keep; older ones are removed.",
+        |o, v| { o.log_files_max = int(v, 0..=1 << 20)? as usize; Ok(()) }, log_files_max),
     row!("logtime" [], ["T", "logtime"], Bool, Logging, "true", true, "Begin log lines with the time.",
-        |o, v| { o.logtime = boolean(v)?; Ok(()) }),
+        |o, v| { o.logtime = boolean(v)?; Ok(()) }, logtime),
     row!("syslog" [], ["s", "syslog"], Bool, Logging, "false", true, "Log to the local syslog.",
-        |o, v| { o.syslog = boolean(v)?; Ok(()) }),
+        |o, v| { o.syslog = boolean(v)?; Ok(()) }, syslog),
     row!("remote_syslog" [], ["r", "remote_syslog"], Text, Logging, "", true, "Log to a syslog at udp://host:port, tcp://host:port or unix:///path.",
-        |o, v| { o.remote_syslog = text(v)?; Ok(()) }),
+        |o, v| { o.remote_syslog = text(v)?; Ok(()) }, remote_syslog),
     row!("debug" [], ["D", "debug"], Bool, Logging, "false", true, "Log connections coming, going, and why.",
-        |o, v| { o.debug = boolean(v)?; Ok(()) }),
+        |o, v| { o.debug = boolean(v)?; Ok(()) }, debug),
     row!("trace" [], ["V", "trace"], Bool, Logging, "false", true, "Log the protocol, with secrets masked.",
-        |o, v| { o.trace = boolean(v)?; Ok(()) }),
+        |o, v| { o.trace = boolean(v)?; Ok(()) }, trace),
+    row!("max_traced_msg_len" [], [], Int, Logging, "0 (all)", true, "Bytes of a payload shown by trace lines.",
+        |o, v| { o.traced_bytes_max = int(v, 0..=i64::from(i32::MAX))? as usize; Ok(()) }, traced_bytes_max),
     row!("" [], ["DV"], Bool, Logging, "false", false, "Debug and trace.",
         |o, v| { o.debug = boolean(v)?; o.trace = o.debug; Ok(()) }),
 
-    row!("authorization.user" ["username"], ["user"], Text, Authorization, "", true, "The one user that may connect.",
-        |o, v| { o.user = text(v)?; Ok(()) }),
+    row!("authorization.user" ["username"], ["user"], Text, Authorization, "", (quiet "Reloaded: authorization username"), "The one user that may connect.",
+        |o, v| { o.user = text(v)?; Ok(()) }, user),
     row!("authorization.password" ["pass"], ["pass"], Text, Authorization, "", true, "Password of that user, plain or as bcrypt hash.",
-        |o, v| { o.password = Hidden(text(v)?); Ok(()) }),
+        |o, v| { o.password = secret(v)?; Ok(()) }, password),
     row!("authorization.token" [], ["auth"], Text, Authorization, "", true, "Token that clients must show, plain or as bcrypt hash.",
-        |o, v| { o.token = Hidden(text(v)?); Ok(()) }),
+        |o, v| { o.token = secret(v)?; Ok(()) }, token),
     row!("authorization.timeout" [], [], Duration, Authorization, "1", true, "Seconds a client may take to send CONNECT.",
-        |o, v| { o.auth_timeout = duration(v)?.as_secs_f64(); Ok(()) }),
-    row!("authorization.users" [], [], Block, Authorization, "", true, "List of users: user, password, permissions.",
-        |o, v| { o.users = users(v)?; Ok(()) }),
+        |o, v| { o.auth_timeout = duration(v)?.as_secs_f64(); Ok(()) }, auth_timeout),
+    row!("authorization.users" [], [], Block, Authorization, "", true, "List of users: user and password, or nkey; permissions.",
+        |o, v| { o.users = users(v)?; Ok(()) }, users),
     row!("authorization.default_permissions" ["default_permission"], [], Block, Authorization, "", true, "Permissions of users without any of their own.",
-        |o, v| { o.default_permissions = Some(permissions(v)?); Ok(()) }),
+        |o, v| { o.default_permissions = Some(permissions(v)?); Ok(()) }, default_permissions),
     row!("no_auth_user" [], [], Text, Authorization, "", true, "User that clients without credentials are taken for.",
-        |o, v| { o.no_auth_user = text(v)?; Ok(()) }),
+        |o, v| { o.no_auth_user = text(v)?; Ok(()) }, no_auth_user),
 
-    row!("" [], ["tls"], Bool, Tls, "false", true, "Require TLS of clients; -tls=false switches the file's block off.",
-        |o, v| { o.tls.enabled = boolean(v)?; Ok(()) }),
+    row!("always_enable_nonce" [], [], Bool, Authorization, "false", true, "Send a nonce in INFO although no user has an nkey.",
+        |o, v| { o.always_enable_nonce = boolean(v)?; Ok(()) }, always_enable_nonce),
+
+    row!("" [], ["tls"], Bool, Tls, "false", (yes "Reloaded: tls"), "Require TLS of clients; -tls=false switches the file's block off.",
+        |o, v| { o.tls.enabled = boolean(v)?; Ok(()) }, tls),
     row!("tls.cert_file" [], ["tlscert"], Text, Tls, "", true, "File with the server's certificate and those between it and the authority (PEM).",
-        |o, v| tls_key(&mut o.tls, "cert_file", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "cert_file", v)?)),
     row!("tls.key_file" [], ["tlskey"], Text, Tls, "", true, "File with the private key of the certificate (PEM).",
-        |o, v| tls_key(&mut o.tls, "key_file", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "key_file", v)?)),
     row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against (PEM).",
-        |o, v| tls_key(&mut o.tls, "ca_file", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "ca_file", v)?)),
     row!("tls.verify" [], ["tlsverify"], Bool, Tls, "false", true, "Require and verify client certificates.",
-        |o, v| tls_key(&mut o.tls, "verify", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "verify", v)?)),
     row!("tls.timeout" [], [], Duration, Tls, "0.5", true, "Seconds a handshake may take.",
-        |o, v| tls_key(&mut o.tls, "timeout", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "timeout", v)?), tls.timeout),
     row!("tls.cipher_suites" [], [], Block, Tls, "all that are safe", true, "Cipher suites of TLS 1.2, by their names in Go.",
-        |o, v| tls_key(&mut o.tls, "cipher_suites", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "cipher_suites", v)?)),
     row!("tls.curve_preferences" [], [], Block, Tls, "all", true, "Curves in order of preference: X25519, CurveP256, CurveP384.",
-        |o, v| tls_key(&mut o.tls, "curve_preferences", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "curve_preferences", v)?)),
     row!("tls.handshake_first" [], [], Bool, Tls, "false", true, "Begin with the handshake; INFO comes inside TLS.",
-        |o, v| tls_key(&mut o.tls, "handshake_first", v)),
+        |o, v| Ok(tls_key(&mut o.tls, "handshake_first", v)?)),
 
     row!("cluster.listen" [], [], Text, Cluster, "", false, "Address for routes as host:port, or a port alone; without a port there is no clustering.",
         |o, v| { let (host, port) = address(v)?; o.cluster.port = port; if let Some(host) = host { o.cluster.host = host }; Ok(()) }),
     row!("" [], ["cluster", "cluster_listen"], Text, Cluster, "", false, "Address for routes as URL, nats://[user:password@]host:port; an empty one switches clustering off.",
-        |o, v| cluster_url(&mut o.cluster, &text(v)?)),
-    row!("cluster.host" ["net"], [], Text, Cluster, "0.0.0.0", false, "Take routes at this host address.",
-        |o, v| { o.cluster.host = text(v)?; Ok(()) }),
-    row!("cluster.port" [], [], Int, Cluster, "0 (off)", false, "Port for routes; -1 takes any free one.",
-        |o, v| { o.cluster.port = port(v)?; Ok(()) }),
-    row!("cluster.authorization" [], [], Block, Cluster, "", true, "User, password and timeout for routes.",
-        |o, v| cluster_authorization(&mut o.cluster, v)),
-    row!("cluster.routes" [], [], Block, Cluster, "", true, "List of routes to solicit, as URLs.",
-        |o, v| { o.cluster.routes = routes(v)?; Ok(()) }),
-    row!("" [], ["routes"], Text, Cluster, "", true, "Routes to solicit, parted by commas; in place of those of the file.",
-        |o, v| { o.cluster.routes = comma_list(&text(v)?).map(RouteUrl::parse).collect::<Result<_, _>>()?; o.cluster.routes_by_flag = true; Ok(()) }),
-    row!("cluster.cluster_advertise" ["advertise"], ["cluster_advertise"], Text, Cluster, "", true, "Address (host or host:port) told to other servers in place of the own one.",
-        |o, v| { o.cluster.advertise = text(v)?; Ok(()) }),
-    row!("cluster.no_advertise" [], ["no_advertise"], Bool, Cluster, "false", true, "Neither tell other servers our client addresses nor our clients theirs.",
-        |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }),
-    row!("cluster.connect_retries" [], ["connect_retries"], Int, Cluster, "0", true, "Further tries to reach a server that another one told of.",
-        |o, v| { o.cluster.connect_retries = int(v, 0..=i64::from(u32::MAX))? as u32; Ok(()) }),
-    row!("cluster.tls" [], [], Block, Cluster, "", true, "TLS of routes: the keys of the tls block; certificates are verified both ways.",
-        |o, v| entries(v, "tls")?.iter().try_for_each(|entry| {
-            let key = entry.key.to_ascii_lowercase();
-            tls_key(&mut o.cluster.tls, &key, &entry.value).map_err(|error| format!("{}: {error}", entry.key))
-        })),
-    row!("cluster.max_pending" [], [], Int, Cluster, "256mb", true, "Bytes kept for a route that reads too slowly, before it is cut off.",
-        |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }),
+        |o, v| Ok(cluster_url(&mut o.cluster, &text(v)?)?)),
+    row!("cluster.host" ["net"], [], Text, Cluster, "0.0.0.0", (no "cluster host"), "Take routes at this host address.",
+        |o, v| { o.cluster.host = text(v)?; Ok(()) }, cluster.host),
+    row!("cluster.port" [], [], Int, Cluster, "0 (off)", (no "cluster port"), "Port for routes; -1 takes any free one.",
+        |o, v| { o.cluster.port = port(v)?; Ok(()) }, cluster.port),
+    row!("cluster.authorization" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "User, password and timeout for routes.",
+        |o, v| cluster_authorization(&mut o.cluster, v), cluster.user, cluster.password, cluster.auth_timeout),
+    row!("cluster.routes" [], [], Block, Cluster, "", (quiet "Reloaded: cluster routes"), "List of routes to solicit, as URLs.",
+        |o, v| { o.cluster.routes = routes(v)?; Ok(()) }, cluster.routes),
+    row!("" [], ["routes"], Text, Cluster, "", false, "Routes to solicit, parted by commas; in place of those of the file.",
+        |o, v| { o.cluster.routes = comma_list(&text(v)?).map(RouteUrl::parse).collect::<Result<_, _>>()?; o.cluster.routes_by_flag = true; Ok(()) }, cluster.routes_by_flag),
+    row!("cluster.cluster_advertise" ["advertise"], ["cluster_advertise"], Text, Cluster, "", (quiet "Reloaded: cluster"), "Address (host or host:port) told to other servers in place of the own one.",
+        |o, v| { o.cluster.advertise = text(v)?; Ok(()) }, cluster.advertise),
+    row!("cluster.no_advertise" [], ["no_advertise"], Bool, Cluster, "false", (quiet "Reloaded: cluster"), "Neither tell other servers our client addresses nor our clients theirs.",
+        |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }, cluster.no_advertise),
+    row!("cluster.connect_retries" [], ["connect_retries"], Int, Cluster, "0", (quiet "Reloaded: cluster"), "Further tries to reach a server that another one told of.",
+        |o, v| { o.cluster.connect_retries = int(v, 0..=i64::from(u32::MAX))? as u32; Ok(()) }, cluster.connect_retries),
+    row!("cluster.tls" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "TLS of routes: the keys of the tls block; certificates are verified both ways.",
+        |o, v| tls_block(&mut o.cluster.tls, v), cluster.tls),
+    row!("cluster.max_pending" [], [], Int, Cluster, "256mb", (quiet "Reloaded: cluster"), "Bytes kept for a route that reads too slowly, before it is cut off.",
+        |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }, cluster.max_pending),
 ];
 
 /// All options: those of the core server, then those of streaming.
@@ -500,8 +743,52 @@ pub fn rows() -> impl DoubleEndedIterator<Item = &'static Row> + Clone {
     CORE.iter().chain(super::streaming::ROWS)
 }
 
-/// Blocks whose other keys are known to the original; what is in them is not read yet.
+/// Blocks whose keys have rows of their own.
 const KNOWN_BLOCKS: &[&str] = &["authorization", "tls", "cluster"];
+
+/// Keys of blocks that are one row, for the warning about others. Permissions refuse unknown keys.
+const KEYS_INSIDE: &[(&str, &[&str])] = &[
+    (
+        "authorization.users",
+        &[
+            "user",
+            "username",
+            "password",
+            "pass",
+            "nkey",
+            "permission",
+            "permissions",
+            "authorization",
+        ],
+    ),
+    (
+        "cluster.authorization",
+        &["user", "username", "password", "pass", "timeout", "users"],
+    ),
+];
+
+/// What later servers know and midge does not do. A file that has it starts, as with gnatsd 1.1.0,
+/// but whoever relies on it should be told more than that the key is unknown.
+const NOT_SUPPORTED: &[(&str, &str)] = &[
+    ("accounts", "its users cannot log in, and it guards nothing"),
+    ("system_account", "there are no accounts"),
+    ("system", "there are no accounts"),
+    ("operator", "JWTs are not checked"),
+    ("operators", "JWTs are not checked"),
+    ("trusted", "JWTs are not checked"),
+    ("trusted_keys", "JWTs are not checked"),
+    ("resolver", "JWTs are not checked"),
+    ("resolver_preload", "JWTs are not checked"),
+    ("authorization.auth_callout", "no outside service is asked"),
+    ("jetstream", "there is no JetStream"),
+    ("leafnodes", "there are no leaf nodes"),
+    ("leaf", "there are no leaf nodes"),
+    ("gateway", "there are no gateways"),
+    ("websocket", "there is no such listener"),
+    ("mqtt", "there is no such listener"),
+    ("disable_sublist_cache", "there is no such cache"),
+    ("no_sublist_cache", "there is no such cache"),
+];
 
 /// Takes over what a file says. Errors and warnings name file, line and column; all are collected.
 pub fn apply(
@@ -519,6 +806,8 @@ pub fn apply(
         }
         match (&entry.value.data, KNOWN_BLOCKS.contains(&key.as_str())) {
             (Data::Map(inner), true) => {
+                // Also an empty one: who writes it does not want to be without.
+                options.tls.enabled |= key == "tls";
                 for inner in inner {
                     let path = format!("{key}.{}", inner.key.to_ascii_lowercase());
                     apply_one(options, &path, inner, warnings, &mut errors);
@@ -545,19 +834,70 @@ fn apply_one(
     warnings: &mut Vec<String>,
     errors: &mut Vec<String>,
 ) {
-    match find(path) {
-        Some(row) => {
-            if let Err(error) = (row.set)(options, &entry.value) {
-                errors.push(format!("{}: {}: {error}", entry.value.at, entry.key));
+    if let Some(row) = find(path) {
+        unknown_inside(row.key, &entry.value, warnings);
+        if let Err(Trouble(found)) = (row.set)(options, &entry.value) {
+            let placed = found.into_iter().map(|(place, error)| {
+                let at = place.as_ref().unwrap_or(&entry.value.at);
+                format!("{at}: {}: {error}", entry.key)
+            });
+            errors.extend(placed);
+        }
+    } else if entry.used.get() {
+        // It serves as a variable.
+    } else if path.starts_with("tls.") {
+        // Whoever mistypes `cert_file` must not be left without TLS.
+        errors.push(format!(
+            "{}: error parsing tls config, unknown field [{:?}]",
+            entry.at, entry.key
+        ));
+    } else if let Some((_, so)) = NOT_SUPPORTED.iter().find(|(key, _)| *key == path) {
+        warnings.push(format!(
+            "{}: {:?} is not supported by midge and ignored: {so}",
+            entry.at, entry.key
+        ));
+    } else {
+        let names = rows().filter(|row| !row.key.is_empty()).map(|row| row.key);
+        warnings.push(unknown(
+            entry,
+            path,
+            names.chain(KNOWN_BLOCKS.iter().copied()),
+        ));
+    }
+}
+
+/// Warns about keys that are not read inside of a block, or of the blocks of a list.
+fn unknown_inside(path: &str, value: &Value, warnings: &mut Vec<String>) {
+    let Some((_, known)) = KEYS_INSIDE.iter().find(|(block, _)| *block == path) else {
+        return;
+    };
+    let values = match &value.data {
+        Data::Array(values) => values,
+        _ => std::slice::from_ref(value),
+    };
+    for value in values {
+        let Data::Map(entries) = &value.data else {
+            continue;
+        };
+        for entry in entries.iter().filter(|entry| !entry.used.get()) {
+            let key = entry.key.to_ascii_lowercase();
+            if !known.contains(&key.as_str()) {
+                warnings.push(unknown(entry, &key, known.iter().copied()));
             }
         }
-        // A map may serve as a variable, and any other key too: only plain mistakes are worth a word.
-        None => {
-            let near =
-                nearest(path).map_or(String::new(), |near| format!(", did you mean {near:?}?"));
-            warnings.push(format!("{}: unknown field {:?}{near}", entry.at, entry.key));
-        }
     }
+}
+
+/// The warning about a key nobody knows, with the known one it is most like.
+fn unknown(entry: &Entry, path: &str, known: impl Iterator<Item = &'static str>) -> String {
+    let near = known
+        .map(|name| (distance(path, name), name))
+        .min()
+        .filter(|(distance, _)| *distance <= 2)
+        .map_or(String::new(), |(_, near)| {
+            format!(", did you mean {near:?}?")
+        });
+    format!("{}: unknown field {:?}{near}", entry.at, entry.key)
 }
 
 /// The row of a key, by its name or an alias.
@@ -569,16 +909,6 @@ pub(super) fn find(path: &str) -> Option<&'static Row> {
             && row_block == block
             && (row_name == name || row.aliases.contains(&name))
     })
-}
-
-/// The known key most like this one, if any is.
-fn nearest(path: &str) -> Option<&'static str> {
-    rows()
-        .filter(|row| !row.key.is_empty())
-        .map(|row| (distance(path, row.key), row.key))
-        .min()
-        .filter(|(distance, _)| *distance <= 2)
-        .map(|(_, key)| key)
 }
 
 fn distance(a: &str, b: &str) -> usize {
@@ -617,7 +947,10 @@ pub fn documentation() -> String {
                 .iter()
                 .map(|flag| format!("`{}`", dashed(flag)))
                 .collect();
-            let reload = if row.reload { "yes" } else { "" };
+            let reload = match row.reload {
+                Reload::Yes(_) | Reload::Quiet(_) => "yes",
+                Reload::No(_) => "",
+            };
             text += &format!(
                 "| {} | {} | {} | {reload} | {} |\n",
                 names.join(" "),

@@ -46,7 +46,13 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
-pub fn text(varz: &Varz, routez: &Routez, loops: &[LoopFigures], uptime_seconds: f64) -> String {
+pub fn text(
+    varz: &Varz,
+    routez: &Routez,
+    loops: &[LoopFigures],
+    uptime_seconds: f64,
+    log_lines_dropped: u64,
+) -> String {
     let mut text = Text {
         out: String::new(),
         server: escaped(&varz.server_id),
@@ -147,6 +153,12 @@ pub fn text(varz: &Varz, routez: &Routez, loops: &[LoopFigures], uptime_seconds:
         gauge,
         "Seconds since the start.",
         uptime_seconds,
+    );
+    text.one(
+        "midge_log_lines_dropped",
+        counter,
+        "Log lines that could not be written, or not fast enough.",
+        log_lines_dropped,
     );
     text.family("midge_info", gauge, "Version of the server.");
     text.labelled(
@@ -252,7 +264,7 @@ mod tests {
             ..Varz::default()
         };
         let loops = [LoopFigures::default(); 2];
-        let text = text(&varz, &Routez::default(), &loops, 1.5);
+        let text = text(&varz, &Routez::default(), &loops, 1.5, 0);
         assert!(text.contains("gnatsd_varz_in_msgs{server_id=\"a\\\"b\"} 7\n"));
         assert!(text.contains("midge_loop_in_msgs{server_id=\"a\\\"b\",loop=\"1\"} 0\n"));
         for line in text.lines() {

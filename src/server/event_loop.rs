@@ -86,6 +86,8 @@ pub enum Command {
     Verdict {
         slot: Slot,
         cid: u64,
+        /// Gone when this is no answer to the latest question.
+        ticket: std::sync::Weak<()>,
         permissions: Option<Arc<crate::broker::perms::Permissions>>,
         good: bool,
     },
@@ -520,17 +522,17 @@ impl<I: Io> EventLoop<I> {
                 Effect::Verify {
                     slot,
                     cid,
-                    hash,
-                    given,
+                    proof,
                     permissions,
+                    ticket,
                 } => {
                     let job = Job {
                         loop_index: self.index,
                         slot,
                         cid,
-                        hash,
-                        given,
+                        proof,
                         permissions,
+                        ticket,
                     };
                     self.shared.verifier.submit(job, &self.shared);
                 }
@@ -735,11 +737,15 @@ impl<I: Io> EventLoop<I> {
             Command::Verdict {
                 slot,
                 cid,
+                ticket,
                 permissions,
                 good,
             } => {
-                self.broker
-                    .handle_verdict(slot, cid, permissions, good, self.now);
+                // A reload may have asked anew since.
+                if ticket.strong_count() > 0 {
+                    self.broker
+                        .handle_verdict(slot, cid, permissions, good, self.now);
+                }
             }
         }
     }

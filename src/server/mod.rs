@@ -20,4 +20,4 @@ mod streaming;
 mod tls_link;
 mod verifier;
 
-pub use run::{StartError, run};
+pub use run::{StartError, hold_signals, run};

@@ -440,7 +440,9 @@ impl Monitor {
                 out_msgs: entry.out_msgs,
             })
             .collect();
-        metrics::text(&varz, &routez, &loops, self.started.elapsed().as_secs_f64())
+        let uptime_seconds = self.started.elapsed().as_secs_f64();
+        let dropped = crate::logging::dropped();
+        metrics::text(&varz, &routez, &loops, uptime_seconds, dropped)
     }
 }
 

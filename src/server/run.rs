@@ -21,6 +21,7 @@ use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal};
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
@@ -45,6 +46,7 @@ pub enum StartError {
         error: std::io::Error,
     },
     PidFile(std::io::Error),
+    PortsFile(std::io::Error),
     Loop(std::io::Error),
 }
 
@@ -65,6 +67,7 @@ impl std::fmt::Display for StartError {
                 write!(f, "{what}: {address}, \"listen tcp {address}: {reason}\"")
             }
             Self::PidFile(error) => write!(f, "Could not write pidfile: {error}"),
+            Self::PortsFile(error) => write!(f, "Could not write ports file: {error}"),
             Self::Loop(error) => write!(f, "event loop: {error}"),
         }
     }
@@ -90,10 +93,10 @@ pub(super) struct Running {
     pub identity: Identity,
 }
 
-/// Runs the server until a signal ends it.
-pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
-    let features = uring::probe().map_err(StartError::Unusable)?;
-    // Signals are taken by this thread alone; the threads it starts inherit the mask.
+/// Keeps signals for the calling thread, to be waited for; threads it starts later inherit that. A
+/// thread started before would take a signal that comes while this one is busy, and the process
+/// would die of it: so this comes first of all.
+pub fn hold_signals() -> nix::Result<SigSet> {
     let signals = SigSet::from_iter([
         Signal::SIGINT,
         Signal::SIGTERM,
@@ -102,6 +105,13 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         Signal::SIGUSR2,
     ]);
     signals.thread_block()?;
+    Ok(signals)
+}
+
+/// Runs the server until a signal ends it.
+pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
+    let features = uring::probe().map_err(StartError::Unusable)?;
+    let signals = hold_signals()?;
     raise_descriptor_limit();
 
     log::info!(
@@ -120,6 +130,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     }
 
     let server_id = Random::from_entropy().id();
+    let mut ports = Ports::default();
     let tls = TlsTerms::default();
     let terms = |options, mutual| Terms::load(options, mutual).map_err(StartError::Options);
     tls.set(
@@ -140,6 +151,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             };
             let (listener, bound) = listen("Error starting http monitor", host, port)?;
             log::info!("Starting {scheme} monitor on {bound}");
+            ports.monitoring.push(format!("{scheme}://{bound}"));
             Some(listener)
         }
     };
@@ -150,6 +162,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     } else {
         let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
         log::info!("Listening for client connections on {bound}");
+        ports.nats.push(format!("nats://{bound}"));
         (Some(listener), bound)
     };
     if options.tls.enabled {
@@ -163,6 +176,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         port => {
             let what = "Error listening on router port";
             let (listener, bound) = listen(what, &cluster.host, port)?;
+            ports.cluster.push(format!("nats-route://{bound}"));
             (Some(listener), Some(bound))
         }
     };
@@ -184,6 +198,9 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     let listeners = (listener, route_listener);
     let (threads, gates) = start_loops(&shared, &Arc::new(settings), listeners)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
+    let ports_file = ports
+        .write(&options.ports_file_dir)
+        .map_err(StartError::PortsFile)?;
     let monitor = Arc::new(Monitor::new(shared.clone(), &options, &identity));
     if let Some(listener) = monitor_listener {
         monitor_http::start(listener, monitor.clone(), scheme == "https")?;
@@ -233,6 +250,11 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     }
     running.monitor.stop_streaming();
     log::info!("Server Exiting..");
+    if let Some(path) = ports_file
+        && let Err(error) = std::fs::remove_file(&path)
+    {
+        log::warn!("Could not remove {}: {error}", path.display());
+    }
     for door in running.shared.mesh.doors() {
         door.command(Command::Stop);
     }
@@ -398,6 +420,39 @@ pub(super) fn write_pid_file(path: &str) -> std::io::Result<()> {
         .mode(0o660)
         .open(path)?;
     std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes())
+}
+
+/// The addresses listened on, for whoever started us on any free port.
+#[derive(Default, serde::Serialize)]
+struct Ports {
+    nats: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    monitoring: Vec<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    cluster: Vec<String>,
+}
+
+impl Ports {
+    /// Writes `<program>_<pid>.ports` in a folder, whole or not at all; None where none is named.
+    fn write(&self, folder: &str) -> std::io::Result<Option<PathBuf>> {
+        if folder.is_empty() {
+            return Ok(None);
+        }
+        let program = std::env::args_os().next().map(PathBuf::from);
+        let program = program
+            .as_deref()
+            .and_then(|path| path.file_name()?.to_str());
+        let name = format!(
+            "{}_{}.ports",
+            program.unwrap_or("midge"),
+            std::process::id()
+        );
+        let path = Path::new(folder).join(&name);
+        let partial = Path::new(folder).join(format!(".{name}.partial"));
+        std::fs::write(&partial, serde_json::to_vec(self)?)?;
+        std::fs::rename(&partial, &path)?;
+        Ok(Some(path))
+    }
 }
 
 /// Takes no new clients, tells those it has, and lets them go one by one so that they do not all

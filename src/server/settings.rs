@@ -1,12 +1,14 @@
 //! From options to what the broker runs by.
 
 use crate::broker::auth::{Auth, Secret, User};
-use crate::broker::perms::{Permissions, Rule, Rules};
+use crate::broker::perms::{Permissions, Responses, Rule, Rules};
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::config::Options;
 use crate::config::options::{PermissionOptions, SubjectRules, TlsOptions};
 use crate::config::route_url::host_and_port;
+use crate::util::nkey;
 use crate::wire::info::Info;
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,7 +50,7 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
         tls_verify: options.tls.enabled && options.tls.verify,
         max_payload: options.max_payload,
         proto: 1,
-        headers: true,
+        headers: !options.no_header_support,
         ..Info::default()
     };
     let cluster = match identity.cluster_port {
@@ -63,6 +65,9 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
         subscriptions_max: usize::try_from(options.max_subscriptions)
             .ok()
             .filter(|max| *max > 0),
+        subscription_tokens_max: Some(options.max_subscription_tokens).filter(|max| *max > 0),
+        traced_bytes_max: Some(options.traced_bytes_max).filter(|max| *max > 0),
+        nonces: options.always_enable_nonce || !auth.nkeys.is_empty(),
         pending_bytes_max: options.max_pending,
         write_deadline: options.write_deadline,
         ping_interval: options.ping_interval,
@@ -187,17 +192,26 @@ fn auth(options: &Options) -> Auth {
         .default_permissions
         .as_ref()
         .map(|p| Arc::new(permissions(p)));
-    let users = options.users.iter().map(|user| {
+    let mut users = HashMap::new();
+    let mut nkeys = HashMap::new();
+    for user in &options.users {
         let own = user.permissions.as_ref().map(|p| Arc::new(permissions(p)));
-        let record = User {
-            password: Secret::new(&user.password.0),
-            permissions: own.or_else(|| default.clone()),
-        };
-        (user.name.clone(), record)
-    });
+        let permissions = own.or_else(|| default.clone());
+        if let Some(key) = nkey::decode_user(&user.nkey) {
+            nkeys.insert(key, permissions);
+        } else {
+            let password = Secret::new(&user.password.0);
+            let record = User {
+                password,
+                permissions,
+            };
+            users.insert(user.name.clone(), record);
+        }
+    }
     let given = |text: &String| (!text.is_empty()).then(|| text.clone());
     Auth {
-        users: users.collect(),
+        users,
+        nkeys,
         token: given(&options.token.0).map(|token| Secret::new(&token)),
         single: given(&options.user).map(|user| (user, Secret::new(&options.password.0))),
         no_auth_user: given(&options.no_auth_user),
@@ -208,6 +222,10 @@ fn permissions(options: &PermissionOptions) -> Permissions {
     Permissions {
         publish: rules(&options.publish),
         subscribe: rules(&options.subscribe),
+        responses: options.responses.map(|given| Responses {
+            messages_max: given.messages_max,
+            expires: given.expires,
+        }),
     }
 }
 

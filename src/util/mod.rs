@@ -3,8 +3,9 @@
 //! May import std (and `libc` where a file is marked as system code). Must not know the rest.
 
 pub mod go_json;
+pub mod nkey;
 pub mod pool;
 pub mod random;
 pub mod region;
 mod sys;
-pub use sys::blanks;
+pub use sys::{blanks, set_thread_nice};

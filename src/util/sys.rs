@@ -1,4 +1,5 @@
-//! Vector instructions behind a safe face. One of the few places outside uring/ with `unsafe`.
+//! Vector instructions and system calls behind a safe face. One of the few places outside uring/
+//! with `unsafe`.
 #![allow(unsafe_code)]
 
 /// Marks of the bytes <= b' ' in 32 bytes, lowest bit first.
@@ -26,6 +27,14 @@ pub fn blanks(chunk: &[u8; 32]) -> u32 {
         .iter()
         .rev()
         .fold(0, |marks, byte| marks << 1 | u32::from(*byte <= b' '))
+}
+
+/// Sets the priority of the calling thread against all others; false where that is not allowed,
+/// as for numbers below 0 without the right to it.
+pub fn set_thread_nice(nice: i32) -> bool {
+    // SAFETY: a system call on plain numbers; 0 stands for the calling thread, which is what Linux
+    // takes "process" to mean here.
+    unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, nice) == 0 }
 }
 
 #[cfg(test)]

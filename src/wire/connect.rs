@@ -7,7 +7,7 @@
 use serde_json::Value;
 
 /// What a client said of itself; the defaults hold until it does.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Connect {
     pub verbose: bool,
     pub pedantic: bool,
@@ -24,6 +24,17 @@ pub struct Connect {
     pub name: Box<str>,
     pub lang: Box<str>,
     pub version: Box<str>,
+}
+
+/// Without secrets: what is shown may end in a log.
+impl std::fmt::Debug for Connect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Connect")
+            .field("name", &self.name)
+            .field("user", &self.user)
+            .field("nkey", &self.nkey)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Connect {
@@ -57,7 +68,7 @@ impl Connect {
         let object = match serde_json::from_str(&text).map_err(|e| e.to_string())? {
             Value::Object(object) => object,
             Value::Null => return Ok(()),
-            other => return Err(format!("expected a JSON object, got {other}")),
+            _ => return Err("expected a JSON object".into()),
         };
         for (key, value) in object {
             if value.is_null() {

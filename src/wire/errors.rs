@@ -36,6 +36,11 @@ pub fn subscription_violation(subject: &[u8], queue: Option<&[u8]>) -> String {
     text
 }
 
+/// As above, for a subject longer than the configuration lets it be (2.x).
+pub fn too_many_tokens(subject: &[u8]) -> String {
+    subscription_violation(subject, None) + ", too many tokens"
+}
+
 /// Go's `%q`: double quotes, with control bytes and invalid UTF-8 as escapes. gnatsd quotes
 /// subjects this way in errors and parser snippets in the log.
 pub fn quoted(bytes: &[u8]) -> String {

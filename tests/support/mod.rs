@@ -107,9 +107,25 @@ impl Server {
             * 1024
     }
 
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     pub fn signal(&self, signal: nix::sys::signal::Signal) {
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         nix::sys::signal::kill(pid, signal).unwrap();
+    }
+
+    /// SIGHUP, and waits for the line that says how it went.
+    pub fn reload(&self) {
+        let told = || {
+            let log = self.log();
+            let ends = ["Failed to reload server", "Reloaded server"];
+            ends.map(|words| log.matches(words).count())
+        };
+        let before = told();
+        self.signal(nix::sys::signal::Signal::SIGHUP);
+        until("the end of a reload", || told() != before);
     }
 
     pub fn stop(mut self) {

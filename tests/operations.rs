@@ -1,0 +1,575 @@
+//! What an operator does: configuration files, logins, permissions, reload, logs.
+
+mod support;
+
+use nix::sys::signal::Signal;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+use support::{Client, Op, Server, until};
+
+/// Of the user with a key in docs/examples/modern.conf; good for nothing else.
+const SEED: &str = "SUAP4PCGWTBJ42WOQYVP35CVIBSMPO66TBJ7RJ2NNEUI4KE3JPH4MSP27M";
+const NKEY: &str = "UAB7FJ7ZLXK66JYR6NGSXIT3JO32FBVKOHIZNFBCVRCJ7RLE7M2WZYTZ";
+
+fn midge(arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_midge"))
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    child.wait_with_output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// A configuration file in a folder of its own.
+struct File {
+    folder: tempfile::TempDir,
+    path: PathBuf,
+}
+
+impl File {
+    fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.conf");
+        std::fs::write(&path, config).unwrap();
+        Self { folder, path }
+    }
+
+    fn write(&self, config: &str) {
+        std::fs::write(&self.path, config).unwrap();
+    }
+
+    fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    fn beside(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+fn hash(password: &str) -> String {
+    let made = midge(&["passwd", "--cost", "5"], password);
+    assert!(made.status.success(), "{}", text(&made.stderr));
+    text(&made.stdout).trim().to_owned()
+}
+
+/// What the server says to a CONNECT and a PING: PONG, or an error.
+fn login(port: u16, connect: &str) -> (Client, Op) {
+    let mut client = Client::raw(port);
+    client.send(format!("CONNECT {connect}\r\nPING\r\n").as_bytes());
+    let answer = client.op();
+    (client, answer)
+}
+
+fn enter(port: u16, user: &str, password: &str) -> Client {
+    let (client, answer) = login(
+        port,
+        &format!(r#"{{"verbose":false,"pedantic":false,"user":"{user}","pass":"{password}"}}"#),
+    );
+    assert_eq!(answer, Op::Pong, "{user}");
+    client
+}
+
+fn violation() -> Op {
+    Op::Err("Authorization Violation".into())
+}
+
+fn example(name: &str) -> String {
+    format!("{}/docs/examples/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+#[test]
+fn every_example_is_valid_without_a_warning() {
+    let mut checked = 0;
+    for folder in ["docs/examples", "packaging"] {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join(folder);
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "conf")
+            {
+                let output = midge(&["-t", "-c", path.to_str().unwrap()], "");
+                assert!(output.status.success(), "{}", text(&output.stderr));
+                assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked >= 4);
+}
+
+/// The addresses of the example are taken on any machine that runs tests, so a copy moves them.
+fn elsewhere(name: &str) -> File {
+    let config = std::fs::read_to_string(example(name)).unwrap();
+    let moved: Vec<&str> = config
+        .lines()
+        .filter(|line| {
+            !["http:", "listen:", "port:", "host:"]
+                .iter()
+                .any(|key| line.starts_with(key))
+        })
+        .collect();
+    // So does the cluster, whose other members nobody answers for.
+    let moved = moved.join("\n");
+    let moved = moved.replace("port: 6222", "port: -1");
+    let file = File::new(&moved.replace(":6223", ":1").replace(":6224", ":1"));
+    let sites = file.folder.path().join("sites");
+    std::fs::create_dir(&sites).unwrap();
+    std::fs::copy(example("sites/north.conf"), sites.join("north.conf")).unwrap();
+    file
+}
+
+#[test]
+fn the_large_configuration_of_a_gnatsd() {
+    let lines = std::fs::read_to_string(example("gnatsd.conf")).unwrap();
+    assert!(lines.lines().count() >= 300);
+    let file = elsewhere("gnatsd.conf");
+    let server = Server::start(&["-c", file.path()]);
+    assert!(!server.log().contains("[WRN]"), "{}", server.log());
+    let port = server.port;
+
+    let mut ruth = enter(port, "ruth", "operator");
+    ruth.send(b"SUB > 1\r\n");
+    ruth.ping();
+    let mut orders = enter(port, "orders-north", "orders-north-2016");
+    orders.send(b"SUB orders.requests.* 1\r\nSUB billing.> 2\r\nPUB orders.events.new 1\r\nx\r\nPUB stock.events.x 1\r\nx\r\n");
+    orders.ping();
+    assert_eq!(
+        orders.kept(),
+        [
+            Op::Err("Permissions Violation for Subscription to \"billing.>\"".into()),
+            Op::Err("Permissions Violation for Publish to \"stock.events.x\"".into()),
+        ]
+    );
+    ruth.ping();
+    assert_eq!(ruth.kept().len(), 1);
+    let mut web = enter(port, "web-south", "web-south-2017");
+    web.publish("orders.requests.new", b"two shoes");
+    assert_eq!(orders.op().payload(), b"two shoes");
+    let mut intern = enter(port, "intern", "intern");
+    intern.send(b"PUB sandbox.a 0\r\n\r\nPUB orders.events.new 0\r\n\r\n");
+    intern.ping();
+    assert_eq!(intern.kept().len(), 1);
+    enter(port, "scanner-harbour-4", "4harbour");
+    assert_eq!(
+        login(port, r#"{"user":"ruth","pass":"wrong"}"#).1,
+        violation()
+    );
+    assert_eq!(
+        login(port, r#"{"user":"nobody","pass":"operator"}"#).1,
+        violation()
+    );
+    server.stop();
+}
+
+#[test]
+fn the_example_of_what_is_new() {
+    let file = elsewhere("modern.conf");
+    let server = Server::start(&["-c", file.path()]);
+    let port = server.port;
+
+    // Who says nothing is the guest.
+    let mut guest = server.client();
+    guest.send(b"SUB public.x 1\r\nSUB private.x 2\r\nPUB admin.stop 0\r\n\r\n");
+    guest.ping();
+    assert_eq!(guest.kept().len(), 2);
+
+    // Answers go to who asked, once, and nowhere else.
+    let mut calculator = enter(port, "calculator", "calculator");
+    calculator.send(b"SUB calc.add 1\r\n");
+    calculator.ping();
+    let mut worker = guest;
+    worker.send(b"SUB _INBOX.1 9\r\nPUB calc.add _INBOX.1 3\r\n1+1\r\n");
+    assert_eq!(calculator.op().payload(), b"1+1");
+    calculator.send(b"PUB _INBOX.1 1\r\n2\r\nPUB _INBOX.1 1\r\n2\r\nPUB _INBOX.2 1\r\n2\r\n");
+    calculator.ping();
+    let refused = |subject| Op::Err(format!("Permissions Violation for Publish to {subject:?}"));
+    assert_eq!(
+        calculator.kept(),
+        [refused("_INBOX.1"), refused("_INBOX.2")]
+    );
+    assert_eq!(worker.op().payload(), b"2");
+
+    // Only in its queue group.
+    let mut worker = enter(port, "worker", "worker");
+    worker.send(b"SUB jobs.new 1\r\nSUB jobs.new others 2\r\nSUB jobs.new workers 3\r\n");
+    worker.ping();
+    assert_eq!(worker.kept().len(), 2);
+
+    // A subject of too many tokens.
+    let deep = vec!["public"; 17].join(".");
+    worker.send(format!("SUB {deep} 4\r\n").as_bytes());
+    worker.ping();
+    assert_eq!(worker.kept().len(), 1);
+    server.stop();
+}
+
+#[tokio::test]
+async fn a_user_with_a_key() {
+    let file = elsewhere("modern.conf");
+    let server = Server::start(&["-c", file.path(), "-DV"]);
+    let client = async_nats::ConnectOptions::with_nkey(SEED.to_owned())
+        .connect(server.url())
+        .await
+        .unwrap();
+    let mut messages = client.subscribe("anything").await.unwrap();
+    client.publish("anything", "x".into()).await.unwrap();
+    assert!(futures::StreamExt::next(&mut messages).await.is_some());
+
+    // A signature of something else, of nothing, and a key nobody knows.
+    let nonsense = "A".repeat(86);
+    let unknown = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+    for (key, signature) in [(NKEY, &*nonsense), (NKEY, ""), (unknown, &nonsense)] {
+        let connect = format!(r#"{{"nkey":"{key}","sig":"{signature}"}}"#);
+        assert_eq!(login(server.port, &connect).1, violation());
+    }
+    assert!(server.log().contains("Authorization Error - Nkey"));
+    assert!(!server.log().contains(SEED) && !server.log().contains(&nonsense));
+    server.stop();
+}
+
+#[test]
+fn mistakes_in_a_file_are_told_all_at_once() {
+    let file = File::new(
+        "port: yes\nmax_paylod: 5\nauthorization {\n  users = [\n    {user: a}\n    {user: b, password: c, permissions: {publish: ['x..y', 'z.'], import: q}}\n    \
+         {user: c, password: 1, role: x}\n  ]\n}\njetstream: {}\nKNOWN = 4\nmax_subs: $KNOWN\n",
+    );
+    let output = midge(&["-t", "-c", file.path()], "");
+    assert_eq!(output.status.code(), Some(1));
+    let shown = text(&output.stderr).replace(file.path(), "F");
+    assert_eq!(
+        shown,
+        "midge: F:1:7: port: expected an integer, got a boolean\n\
+         F:5:5: users: User entry requires a user and a password\n\
+         F:6:52: users: Subject \"x..y\" is not a valid subject\n\
+         F:6:60: users: Subject \"z.\" is not a valid subject\n\
+         F:6:67: users: Unknown field import parsing permissions\n\
+         F:7:25: users: expected a string in quotes, got an integer\n\
+         F:2:1: unknown field \"max_paylod\", did you mean \"max_payload\"?\n\
+         F:7:28: unknown field \"role\"\n\
+         F:10:1: \"jetstream\" is not supported by midge and ignored: there is no JetStream\n\
+         Try 'midge --help'.\n"
+    );
+
+    // At a start, what is unknown is a warning, but under --strict.
+    file.write("max_paylod: 5\n");
+    let server = Server::start(&["-c", file.path()]);
+    assert!(server.log().contains("[WRN]") && server.log().contains("max_payload"));
+    server.stop();
+    let output = midge(&["--strict", "-c", file.path()], "");
+    assert_eq!(output.status.code(), Some(1));
+}
+
+/// What container engines refuse by default, and this profile is there for.
+#[test]
+fn the_seccomp_profile_allows_the_ring() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/seccomp.json");
+    let profile = std::fs::read(path).unwrap();
+    let profile: serde_json::Value = serde_json::from_slice(&profile).unwrap();
+    assert_eq!(profile["defaultAction"], "SCMP_ACT_ERRNO");
+    let groups = profile["syscalls"].as_array().unwrap();
+    let allowed: Vec<&str> = groups
+        .iter()
+        .filter(|group| group["action"] == "SCMP_ACT_ALLOW")
+        .flat_map(|group| group["names"].as_array().unwrap())
+        .map(|name| name.as_str().unwrap())
+        .collect();
+    for name in [
+        "io_uring_setup",
+        "io_uring_enter",
+        "io_uring_register",
+        "setpriority",
+    ] {
+        assert!(allowed.contains(&name), "{name}");
+    }
+    assert!(!allowed.contains(&"ptrace") && !allowed.contains(&"bpf"));
+}
+
+#[test]
+fn passwords_are_hashed_by_passwd() {
+    let made = hash("a password");
+    let file = File::new(&format!("authorization {{ user: u, password: {made} }}"));
+    let server = Server::start(&["-c", file.path()]);
+    enter(server.port, "u", "a password");
+    assert_eq!(
+        login(server.port, r#"{"user":"u","pass":"b"}"#).1,
+        violation()
+    );
+    assert!(!midge(&["passwd"], "").status.success());
+    server.stop();
+}
+
+#[test]
+fn ports_are_written_to_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let server = Server::start(&["--ports_file_dir", path, "-m", "-1"]);
+    let file = folder.path().join(format!("midge_{}.ports", server.id()));
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    assert_eq!(ports["nats"][0], server.url());
+    let monitoring = ports["monitoring"][0].as_str().unwrap();
+    assert!(monitoring.starts_with("http://127.0.0.1:"), "{ports}");
+    server.stop();
+    assert!(!file.exists());
+    let output = midge(&["-p", "-1", "--ports_file_dir", "/no/such/folder"], "");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("Could not write ports file"));
+}
+
+#[test]
+fn a_flood_of_logins_does_not_slow_traffic() {
+    // Expensive enough that a hundred of them take many seconds.
+    let slow = text(&midge(&["passwd", "--cost", "11"], "right").stdout);
+    let file = File::new(&format!(
+        "authorization {{ timeout: 60, users = [{{user: u, password: {}}}, {{user: plain, password: 'plain'}}] }}",
+        slow.trim()
+    ));
+    let server = Server::start(&["-c", file.path(), "--threads", "1"]);
+    let port = server.port;
+    let mut busy = enter(port, "plain", "plain");
+    drop(enter(port, "u", "right"));
+
+    let flood: Vec<Client> = (0..100)
+        .map(|n| {
+            let mut client = Client::raw(port);
+            client
+                .send(format!("CONNECT {{\"user\":\"u\",\"pass\":\"wrong {n}\"}}\r\n").as_bytes());
+            client
+        })
+        .collect();
+    // Traffic goes on, and who was in before gets in again, long before the last was refused.
+    let start = Instant::now();
+    for _ in 0..200 {
+        busy.ping();
+    }
+    enter(port, "u", "right");
+    let took = start.elapsed();
+    let refused = server.log().matches("Authorization Error").count();
+    assert!(
+        refused < 100,
+        "the flood was over before anything was measured"
+    );
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    // Nobody waits for the rest.
+    drop(flood);
+    server.stop();
+}
+
+#[test]
+fn a_reload_with_hashed_passwords() {
+    let made = hash("p");
+    let config = |rules: &str| {
+        format!(
+            "authorization {{ users = [{{user: u, password: {made}, permissions: {{publish: x, subscribe: {rules}}}}}] }}"
+        )
+    };
+    let file = File::new(&config("['a', 'b']"));
+    let server = Server::start(&["-c", file.path()]);
+    let (mut client, answer) = login(server.port, r#"{"verbose":true,"user":"u","pass":"p"}"#);
+    assert_eq!((answer, client.op()), (Op::Ok, Op::Pong));
+    client.send(b"SUB a 1\r\nSUB b 2\r\n");
+    assert_eq!((client.op(), client.op()), (Op::Ok, Op::Ok));
+
+    // The password is checked again, away from the loop; what comes out of it takes effect.
+    file.write(&config("b"));
+    server.reload();
+    let gone = "Permissions Violation for Subscription to \"a\" (sid 1)";
+    assert_eq!(client.op(), Op::Err(gone.into()));
+    client.ping();
+    assert_eq!(client.kept(), []); // no +OK, for nobody asked
+
+    file.write("authorization { users = [{user: v, password: 'p'}] }");
+    server.reload();
+    assert_eq!((client.op(), client.op()), (violation(), Op::Eof));
+    server.stop();
+}
+
+#[test]
+fn a_reload_that_fails_changes_nothing() {
+    let file = File::new("max_payload: 100\nmax_connections: 10\n");
+    let server = Server::start(&["-c", file.path()]);
+    let mut client = server.client();
+    for (config, reason) in [
+        (
+            "max_payload: 5\nlog_file: '/no/such/folder/log'",
+            "could not open log file",
+        ),
+        (
+            "max_payload: 5\nremote_syslog: 'ftp://x'",
+            "error invalid network type: \"ftp\"",
+        ),
+        ("max_payload: 5\nclient_advertise: 'x:y'", "ClientAdvertise"),
+        ("max_payload: 5\nno_auth_user: x", "no_auth_user"),
+        (
+            "max_payload: 5\nserver_name: other",
+            "not supported for ServerName: old=, new=other",
+        ),
+        (
+            "max_payload: 5\nports_file_dir: '/tmp'",
+            "not supported for ports_file_dir",
+        ),
+        ("max_payload: nonsense", "max_payload: expected an integer"),
+        ("max_payload: 5\nx {", "a '{' without its '}'"),
+    ] {
+        file.write(config);
+        server.reload();
+        server.wait_log(reason);
+        client.send(b"PUB x 50\r\n");
+        client.send(&[b'x'; 50]);
+        client.send(b"\r\n");
+        client.ping();
+        assert_eq!(client.kept(), [], "{config}");
+    }
+    assert!(!server.log().contains("Reloaded"), "{}", server.log());
+    file.write("max_payload: 200\nping_interval: '90s'\nwrite_deadline: '500ms'");
+    server.reload();
+    for line in [
+        "Reloaded: ping_interval = 1m30s\n",
+        "Reloaded: max_payload = 200\n",
+        "Reloaded: write_deadline = 500ms\n",
+        "Reloaded server configuration\n",
+    ] {
+        server.wait_log(line);
+    }
+    server.stop();
+}
+
+#[test]
+fn secrets_do_not_get_into_the_log() {
+    let secrets = [
+        "hunter2",
+        "correct-horse",
+        "t0k3n-of-joy",
+        "battery-staple",
+        "1mpossible",
+    ];
+    let file = File::new(
+        "authorization { users = [{user: a, password: 'hunter2'}, {user: b, password: 'correct-horse'}] }",
+    );
+    let server = Server::start(&["-c", file.path(), "-DV"]);
+    let port = server.port;
+    enter(port, "a", "hunter2");
+    for connect in [
+        r#"{"user":"a","pass":"battery-staple"}"#,
+        r#"{"user":"a","PASS":"battery-staple","auth_token":"t0k3n-of-joy"}"#,
+        r#"["t0k3n-of-joy"]"#,
+        r#"{"pass":"battery-staple""#,
+        r#"{"pass":["battery-staple"]}"#,
+        r#"{"user":5,"pass":"battery-staple"}"#,
+    ] {
+        login(port, connect);
+    }
+    for config in [
+        "authorization { user: a, password: 'battery-staple' }",
+        "authorization { token: 't0k3n-of-joy' }",
+        "authorization { user: a, password: 1mpossible }",
+        "authorization { user: a, password: 'x' 'correct-horse' }",
+        "authorization { token: [t0k3n-of-joy] }",
+        "authorization { users = [{user: a, password: {x: 'hunter2'}}] }",
+        "authorization { users = [{user: 'u', nkey: SUAP4PCGWTBJ42WOQYVP35CVIBSMPO66TBJ7RJ2NNEUI4KE3JPH4MSP27M}] }",
+    ] {
+        file.write(config);
+        server.reload();
+    }
+    let log = server.log();
+    server.stop();
+    assert!(
+        log.contains("CONNECT") && log.contains("Reloaded: authorization token"),
+        "{log}"
+    );
+    for secret in secrets.iter().chain([&SEED]) {
+        assert!(!log.contains(secret), "{secret}: {log}");
+    }
+}
+
+#[test]
+fn a_log_file_is_moved_away_at_its_size() {
+    let file = File::new("");
+    let log = file.beside("midge.log");
+    file.write(&format!(
+        "log_file: {log:?}\nlogfile_size_limit: 4kb\nlogfile_max_num: 3\ndebug: true\n"
+    ));
+    let mut child = Command::new(env!("CARGO_BIN_EXE_midge"))
+        .args(["-a", "127.0.0.1", "-p", "-1", "-c", file.path()])
+        .args(["--ports_file_dir", file.folder.path().to_str().unwrap()])
+        .spawn()
+        .unwrap();
+    let ports = file.beside(&format!("midge_{}.ports", child.id()));
+    until("the ports file", || Path::new(&ports).exists());
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(ports).unwrap()).unwrap();
+    let url = ports["nats"][0].as_str().unwrap();
+    let port = url.rsplit_once(':').unwrap().1.parse().unwrap();
+    let logs = || {
+        let folder = std::fs::read_dir(file.folder.path()).unwrap();
+        let names = folder.map(|entry| entry.unwrap().path());
+        names
+            .filter(|path| path.to_str().unwrap().starts_with(&log))
+            .collect::<Vec<_>>()
+    };
+    until("four log files", || {
+        Client::raw(port);
+        logs().len() == 4
+    });
+    for _ in 0..100 {
+        Client::raw(port);
+    }
+    for path in logs() {
+        let content = std::fs::read_to_string(&path).unwrap();
+        assert!(content.len() <= 4096, "{}", path.display());
+        assert!(content.is_empty() || content.ends_with('\n'));
+        assert!(content.lines().all(|line| line.contains("] ")), "{content}");
+    }
+    assert!(logs().len() <= 4);
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
+}
+
+#[test]
+fn the_protocol_is_traced_both_ways() {
+    let file = File::new("trace: true\nmax_traced_msg_len: 3");
+    let server = Server::start(&["-c", file.path()]);
+    let mut client = server.client();
+    client.send(b"SUB foo 1\r\nPUB foo rep 6\r\nabcdef\r\nSUB a..b 2\r\n");
+    client.ping();
+    for line in [
+        "->> [SUB foo 1]",
+        "->> [PUB foo rep 6]",
+        "->> MSG_PAYLOAD: [abc...]",
+        "<<- [MSG foo 1 rep 6]",
+        "<<- [-ERR Invalid Subject]",
+        "<<- [PONG]",
+    ] {
+        server.wait_log(line);
+    }
+    server.stop();
+}
+
+#[test]
+fn signals_that_come_in_a_burst_are_survived() {
+    let file = File::new("debug: true");
+    let server = Server::start(&["-c", file.path()]);
+    let mut client = server.client();
+    for _ in 0..200 {
+        server.signal(Signal::SIGHUP);
+        server.signal(Signal::SIGUSR1);
+    }
+    client.ping();
+    server.wait_log("Reloaded server configuration");
+    server.stop();
+}
