@@ -1,4 +1,4 @@
-//! The text of a screen, in nats-top's layout; also the snapshots of `-o`.
+//! The text of a screen, with nats-top's columns; also the snapshots of `-o`.
 
 use super::data::Connection;
 use super::rates::{Rates, Watched};
