@@ -2,6 +2,7 @@
 //!
 //! May import nothing of the crate. Must not know who reads the hash.
 
+use nix::sys::signal::{SigSet, Signal};
 use nix::sys::termios::{self, LocalFlags, SetArg};
 use std::io::{self, BufRead, IsTerminal, Write};
 
@@ -62,6 +63,7 @@ fn read() -> io::Result<String> {
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
     silent.local_flags.insert(LocalFlags::ECHONL);
+    restore_on_signal(before.clone())?;
     termios::tcsetattr(&input, SetArg::TCSAFLUSH, &silent)?;
     let both = ask("Password: ").and_then(|first| Ok((first, ask("Again: ")?)));
     termios::tcsetattr(&input, SetArg::TCSAFLUSH, &before)?;
@@ -69,6 +71,23 @@ fn read() -> io::Result<String> {
         (first, second) if first == second => Ok(first),
         _ => Err(io::Error::other("the two are not the same")),
     }
+}
+
+/// Ctrl-C must not leave a terminal behind that shows nothing.
+fn restore_on_signal(before: termios::Termios) -> io::Result<()> {
+    let mut ends = SigSet::empty();
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+        ends.add(signal);
+    }
+    ends.thread_block()?;
+    std::thread::spawn(move || {
+        if let Ok(signal) = ends.wait() {
+            let _ = termios::tcsetattr(io::stdin(), SetArg::TCSAFLUSH, &before);
+            eprintln!();
+            std::process::exit(128 + signal as i32);
+        }
+    });
+    Ok(())
 }
 
 fn ask(prompt: &str) -> io::Result<String> {

@@ -127,3 +127,34 @@ async fn a_renewed_certificate_is_taken_and_a_bad_one_is_not() {
     exchange(&early).await;
     server.stop();
 }
+
+#[tokio::test]
+async fn a_certificate_says_who_it_is() {
+    let authority = Authority::new();
+    for name in ["server", "client"] {
+        authority.issue(name);
+    }
+    let config = authority.config(", verify_and_map: true");
+    let users = "\nauthorization { users: [{user: localhost, permissions: {publish: 'secret.>', subscribe: 'secret.>'}}] }";
+    let text = std::fs::read_to_string(&config).unwrap() + users;
+    std::fs::write(&config, text).unwrap();
+    let server = Server::start(&["-c", &config]);
+    let certified = || {
+        options(&authority).add_client_certificate(
+            authority.path("client.pem").into(),
+            authority.path("client.key").into(),
+        )
+    };
+    let client = certified().connect(server.url()).await.unwrap();
+    exchange(&client).await;
+    client.publish("public", "x".into()).await.unwrap();
+    client.flush().await.unwrap();
+    server.wait_log("Publish Violation");
+
+    // Without a user of that name it is nobody.
+    let renamed = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, renamed.replace("user: localhost", "user: other")).unwrap();
+    server.reload();
+    assert!(certified().connect(server.url()).await.is_err());
+    server.stop();
+}

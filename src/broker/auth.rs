@@ -95,6 +95,17 @@ pub struct Auth {
     pub single: Option<(String, Secret)>,
     /// Stands in for clients that name no user.
     pub no_auth_user: Option<String>,
+    /// Users are those that certificates name (nats-server's `verify_and_map`); nothing else counts.
+    pub certified: bool,
+}
+
+/// What a client has shown before it named a user.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Shown<'c> {
+    /// What this connection was told to sign.
+    pub nonce: Option<Nonce>,
+    /// The names in its verified certificate, in the order they are tried.
+    pub certificate: &'c [String],
 }
 
 #[derive(Debug, PartialEq, Eq)]
@@ -109,18 +120,26 @@ pub enum Verdict {
 
 impl Auth {
     pub fn required(&self) -> bool {
-        self.has_users() || self.token.is_some() || self.single.is_some()
+        self.certified || self.has_users() || self.token.is_some() || self.single.is_some()
     }
 
     pub fn has_users(&self) -> bool {
         !self.users.is_empty() || !self.nkeys.is_empty()
     }
 
-    /// `nonce` is what this connection was told to sign.
-    pub fn judge(&self, connect: &Connect, nonce: Option<Nonce>) -> Verdict {
+    pub fn judge(&self, connect: &Connect, shown: Shown<'_>) -> Verdict {
+        if self.certified {
+            let user = shown
+                .certificate
+                .iter()
+                .find_map(|name| self.users.get(name));
+            return user.map_or(Verdict::Denied, |user| {
+                Verdict::Granted(user.permissions.clone())
+            });
+        }
         let (secret, given, permissions) = if self.has_users() {
             if !connect.nkey.is_empty() && !self.nkeys.is_empty() {
-                return self.judge_signature(connect, nonce);
+                return self.judge_signature(connect, shown.nonce);
             }
             let anonymous =
                 connect.user.is_empty() && connect.pass.is_empty() && connect.auth_token.is_empty();
@@ -187,32 +206,38 @@ mod tests {
     fn each_way_to_authorize() {
         let open = Auth::default();
         assert!(!open.required());
-        assert_eq!(open.judge(&connect("{}"), None), Verdict::Granted(None));
+        assert_eq!(
+            open.judge(&connect("{}"), Shown::default()),
+            Verdict::Granted(None)
+        );
 
         let token = Auth {
             token: Some(Secret::new("t")),
             ..Auth::default()
         };
         assert_eq!(
-            token.judge(&connect(r#"{"auth_token":"t"}"#), None),
+            token.judge(&connect(r#"{"auth_token":"t"}"#), Shown::default()),
             Verdict::Granted(None)
         );
         assert_eq!(
-            token.judge(&connect(r#"{"auth_token":"x"}"#), None),
+            token.judge(&connect(r#"{"auth_token":"x"}"#), Shown::default()),
             Verdict::Denied
         );
-        assert_eq!(token.judge(&connect("{}"), None), Verdict::Denied);
+        assert_eq!(
+            token.judge(&connect("{}"), Shown::default()),
+            Verdict::Denied
+        );
 
         let single = Auth {
             single: Some(("u".into(), Secret::new("p"))),
             ..Auth::default()
         };
         assert_eq!(
-            single.judge(&connect(r#"{"user":"u","pass":"p"}"#), None),
+            single.judge(&connect(r#"{"user":"u","pass":"p"}"#), Shown::default()),
             Verdict::Granted(None)
         );
         assert_eq!(
-            single.judge(&connect(r#"{"user":"u","pass":"q"}"#), None),
+            single.judge(&connect(r#"{"user":"u","pass":"q"}"#), Shown::default()),
             Verdict::Denied
         );
 
@@ -225,11 +250,11 @@ mod tests {
             ..Auth::default()
         };
         assert!(matches!(
-            users.judge(&connect(r#"{"user":"u","pass":"p"}"#), None),
+            users.judge(&connect(r#"{"user":"u","pass":"p"}"#), Shown::default()),
             Verdict::Verify { .. }
         ));
         assert_eq!(
-            users.judge(&connect(r#"{"user":"x","pass":"p"}"#), None),
+            users.judge(&connect(r#"{"user":"x","pass":"p"}"#), Shown::default()),
             Verdict::Denied
         );
         assert!(!format!("{users:?}").contains("$2a$"));
@@ -243,24 +268,54 @@ mod tests {
             ..Auth::default()
         };
         assert!(auth.required());
-        let nonce = Some(*b"aGVsbG8gd29ybGQ");
+        let told = Shown {
+            nonce: Some(*b"aGVsbG8gd29ybGQ"),
+            ..Shown::default()
+        };
         let good = connect(&format!(r#"{{"nkey":"{key}","sig":"AAAA"}}"#));
         assert!(matches!(
-            auth.judge(&good, nonce),
+            auth.judge(&good, told),
             Verdict::Verify {
                 proof: Proof::Signature { .. },
                 ..
             }
         ));
         // Before a reload brought keys, nobody was told a nonce.
-        assert_eq!(auth.judge(&good, None), Verdict::Denied);
+        assert_eq!(auth.judge(&good, Shown::default()), Verdict::Denied);
         for bad in [
             "{}".to_string(),
             format!(r#"{{"nkey":"{key}","sig":"not base64!"}}"#),
             r#"{"nkey":"UAAA","sig":"AAAA"}"#.to_string(),
             r#"{"user":"","pass":""}"#.to_string(),
         ] {
-            assert_eq!(auth.judge(&connect(&bad), nonce), Verdict::Denied, "{bad}");
+            assert_eq!(auth.judge(&connect(&bad), told), Verdict::Denied, "{bad}");
         }
+    }
+
+    #[test]
+    fn certificates_name_users() {
+        let user = User {
+            password: Secret::new(""),
+            permissions: None,
+        };
+        let auth = Auth {
+            users: HashMap::from([("CN=a,O=b".into(), user)]),
+            certified: true,
+            ..Auth::default()
+        };
+        let judge = |json: &str, names: &[&str]| {
+            let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            let shown = Shown {
+                certificate: &names,
+                ..Shown::default()
+            };
+            auth.judge(&connect(json), shown)
+        };
+        let granted = Verdict::Granted(None);
+        assert_eq!(judge("{}", &["localhost", "CN=a,O=b"]), granted);
+        assert_eq!(judge("{}", &["localhost"]), Verdict::Denied);
+        // What CONNECT says does not count.
+        let named = r#"{"user":"CN=a,O=b","pass":""}"#;
+        assert_eq!(judge(named, &[]), Verdict::Denied);
     }
 }

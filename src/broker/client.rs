@@ -43,6 +43,8 @@ pub struct Traffic {
 pub struct TlsInfo {
     pub version: &'static str,
     pub cipher_suite: Box<str>,
+    /// The names in the peer's verified certificate; see [`super::auth::Shown`].
+    pub names: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -119,6 +121,14 @@ pub struct Holding {
 }
 
 impl Client {
+    /// What counts beside its CONNECT.
+    pub fn shown(&self, nonce: Option<super::auth::Nonce>) -> super::auth::Shown<'_> {
+        super::auth::Shown {
+            nonce,
+            certificate: self.tls.as_ref().map_or(&[], |tls| &tls.names),
+        }
+    }
+
     pub fn new(cid: u64, kind: Kind, peer: SocketAddr, unauthorized: bool) -> Self {
         let defaults = Connect::default();
         Self {

@@ -315,10 +315,12 @@ impl Sink for Session<'_> {
         let client = &self.broker.receivers.clients[self.slot as usize];
         let judged = match client.internal {
             true => Some(Verdict::Granted(None)),
-            false => client
-                .connect
-                .as_deref()
-                .map(|connect| self.broker.settings.auth.judge(connect, nonce)),
+            false => client.connect.as_deref().map(|connect| {
+                self.broker
+                    .settings
+                    .auth
+                    .judge(connect, client.shown(nonce))
+            }),
         };
         match judged.expect("CONNECT was read above") {
             Verdict::Granted(permissions) => {

@@ -451,10 +451,8 @@ impl Broker {
             return;
         }
         let default = crate::wire::connect::Connect::default();
-        let verdict = self
-            .settings
-            .auth
-            .judge(client.connect.as_deref().unwrap_or(&default), nonce);
+        let connect = client.connect.as_deref().unwrap_or(&default);
+        let verdict = self.settings.auth.judge(connect, client.shown(nonce));
         match verdict {
             auth::Verdict::Granted(permissions) if client.verifying => {
                 // The answer that is under way is to a question of yesterday.

@@ -11,7 +11,7 @@
 //! The protocol is gnatsd 1.1.0's (server/route.go). Who dials says CONNECT and INFO at once, the other
 //! side INFO; the first INFO of the peer registers the route, and each side then tells its interest.
 
-use super::auth::Verdict;
+use super::auth::{Shown, Verdict};
 use super::client::{Client, Phase};
 use super::deliver::Origin;
 use super::effect::{CloseReason, Dial, Effect};
@@ -452,7 +452,7 @@ impl Sink for RouteSession<'_> {
         if !connect.lang.is_empty() {
             return self.stop(errors::CLIENT_ON_ROUTE_PORT);
         }
-        let verdict = self.broker.cluster().auth.judge(&connect, None);
+        let verdict = self.broker.cluster().auth.judge(&connect, Shown::default());
         let client = self.client();
         client.connect = Some(Box::new(connect));
         match verdict {

@@ -183,6 +183,7 @@ TLS for clients: -tls with -tlscert and -tlskey, or a tls block in the configura
     cert_file, key_file     certificate (with those up to the authority) and private key, PEM
     ca_file                 authorities for client certificates, PEM
     verify                  require and verify client certificates
+    verify_and_map          the same, and the certificate says which user it is
     timeout                 seconds a handshake may take (0.5)
     handshake_first         begin with the handshake, INFO comes inside
     cipher_suites           for TLS 1.2: TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,

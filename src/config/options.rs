@@ -67,6 +67,8 @@ pub struct TlsOptions {
     pub ca_file: String,
     /// Clients must show a certificate that the authorities in `ca_file` vouch for.
     pub verify: bool,
+    /// They must, and it says who they are.
+    pub map: bool,
     /// Seconds a handshake may take.
     pub timeout: f64,
     /// Names as Go has them; empty: all that are safe.
@@ -84,6 +86,7 @@ impl Default for TlsOptions {
             key_file: String::new(),
             ca_file: String::new(),
             verify: false,
+            map: false,
             timeout: 0.5,
             cipher_suites: Vec::new(),
             curves: Vec::new(),
@@ -251,43 +254,74 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What no single option shows: contradictions between them. The texts are gnatsd's.
+    /// What no single option shows: contradictions between them, one a line. The texts are gnatsd's.
     pub fn check(&self) -> Result<(), String> {
+        let mut errors = self.credentials_at_odds();
+        errors.extend(self.addresses_at_odds());
+        let parts = [
+            self.tls.check(),
+            self.cluster.tls.check(),
+            self.streaming.check(),
+        ];
+        errors.extend(parts.into_iter().filter_map(Result::err));
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(errors.join("\n")),
+        }
+    }
+
+    fn credentials_at_odds(&self) -> Vec<String> {
         let single = !self.user.is_empty();
         let token = !self.token.0.is_empty();
-        if single && token {
-            return Err("Cannot have a user/pass and token".into());
-        }
-        if single && !self.users.is_empty() {
-            return Err("Can not have a single user/pass and a users array".into());
-        }
-        if token && !self.users.is_empty() {
-            return Err("Can not have a token and a users array".into());
-        }
-        if !self.no_auth_user.is_empty()
-            && !self.users.iter().any(|user| user.name == self.no_auth_user)
-        {
-            return Err(format!(
-                "no_auth_user {:?} is not one of the users",
-                self.no_auth_user
-            ));
-        }
-        if self.cluster.routes_by_flag && !self.cluster.routes.is_empty() && self.cluster.port == 0
-        {
-            return Err("solicited routes require cluster capabilities, e.g. --cluster".into());
-        }
-        if self.http_port != 0 && self.https_port != 0 {
-            return Err(format!(
-                "Can't start monitoring: can't specify both HTTP ({}) and HTTPs ({}) ports",
-                self.http_port, self.https_port
-            ));
-        }
-        if self.https_port != 0 && !self.tls.enabled {
-            return Err("Can't start monitoring: TLS cert and key required for HTTPS".into());
-        }
-        self.tls.check()?;
-        self.cluster.tls.check()?;
-        self.streaming.check()?;
-        Ok(())
+        let listed = !self.users.is_empty();
+        let stranger = !self.no_auth_user.is_empty()
+            && !self.users.iter().any(|user| user.name == self.no_auth_user);
+        let no_auth_user = format!(
+            "no_auth_user {:?} is not one of the users",
+            self.no_auth_user
+        );
+        let faults = [
+            (single && token, "Cannot have a user/pass and token"),
+            (
+                single && listed,
+                "Can not have a single user/pass and a users array",
+            ),
+            (token && listed, "Can not have a token and a users array"),
+            (stranger, &no_auth_user),
+            (
+                self.tls.map && !listed,
+                "verify_and_map needs a list of users for the certificates to name",
+            ),
+            (
+                self.cluster.tls.map,
+                "verify_and_map is for clients: routes have no list of users",
+            ),
+        ];
+        those_that_hold(&faults)
     }
+
+    fn addresses_at_odds(&self) -> Vec<String> {
+        let cluster = &self.cluster;
+        let both = format!(
+            "Can't start monitoring: can't specify both HTTP ({}) and HTTPs ({}) ports",
+            self.http_port, self.https_port
+        );
+        let faults = [
+            (
+                cluster.routes_by_flag && !cluster.routes.is_empty() && cluster.port == 0,
+                "solicited routes require cluster capabilities, e.g. --cluster",
+            ),
+            (self.http_port != 0 && self.https_port != 0, &both),
+            (
+                self.https_port != 0 && !self.tls.enabled,
+                "Can't start monitoring: TLS cert and key required for HTTPS",
+            ),
+        ];
+        those_that_hold(&faults)
+    }
+}
+
+fn those_that_hold(faults: &[(bool, &str)]) -> Vec<String> {
+    let held = faults.iter().filter(|(holds, _)| *holds);
+    held.map(|(_, text)| (*text).to_owned()).collect()
 }

@@ -391,19 +391,20 @@ fn allow_responses(value: &Value) -> Result<Option<ResponseOptions>, Trouble> {
     trouble.or(Some(given))
 }
 
-fn users(value: &Value) -> Result<Vec<UserOptions>, Trouble> {
+/// `certified`: certificates name the users, who need no password then.
+fn users(value: &Value, certified: bool) -> Result<Vec<UserOptions>, Trouble> {
     let Data::Array(values) = &value.data else {
         return Err(format!("Expected users field to be an array, got {}", value.kind()).into());
     };
     let mut trouble = Trouble::default();
     let users = values
         .iter()
-        .filter_map(|value| trouble.take(&value.at, user(value)))
+        .filter_map(|value| trouble.take(&value.at, user(value, certified)))
         .collect();
     trouble.or(users)
 }
 
-fn user(value: &Value) -> Result<UserOptions, Trouble> {
+fn user(value: &Value, certified: bool) -> Result<UserOptions, Trouble> {
     let mut trouble = Trouble::default();
     let mut user = UserOptions::default();
     for entry in entries(value, "user entry")? {
@@ -423,7 +424,9 @@ fn user(value: &Value) -> Result<UserOptions, Trouble> {
     let user = trouble.or(user)?;
     let (name, password) = (!user.name.is_empty(), !user.password.0.is_empty());
     match user.nkey.is_empty() {
-        true if !(name && password) => Err("User entry requires a user and a password".into()),
+        true if !(name && (password || certified)) => {
+            Err("User entry requires a user and a password".into())
+        }
         false if name || password => Err("Nkey users do not take usernames or passwords".into()),
         _ => Ok(user),
     }
@@ -448,6 +451,7 @@ fn tls_key(tls: &mut TlsOptions, key: &str, value: &Value) -> Result<(), String>
         "key_file" => tls.key_file = text(value)?,
         "ca_file" => tls.ca_file = text(value)?,
         "verify" => tls.verify = boolean(value)?,
+        "verify_and_map" => tls.map = boolean(value)?,
         "timeout" => tls.timeout = duration(value)?.as_secs_f64(),
         "cipher_suites" => {
             tls.cipher_suites = texts(value)?;
@@ -684,7 +688,7 @@ static CORE: &[Row] = &[
     row!("authorization.timeout" [], [], Duration, Authorization, "1", true, "Seconds a client may take to send CONNECT.",
         |o, v| { o.auth_timeout = duration(v)?.as_secs_f64(); Ok(()) }, auth_timeout),
     row!("authorization.users" [], [], Block, Authorization, "", true, "List of users: user and password, or nkey; permissions.",
-        |o, v| { o.users = users(v)?; Ok(()) }, users),
+        |o, v| { o.users = users(v, o.tls.map)?; Ok(()) }, users),
     row!("authorization.default_permissions" ["default_permission"], [], Block, Authorization, "", true, "Permissions of users without any of their own.",
         |o, v| { o.default_permissions = Some(permissions(v)?); Ok(()) }, default_permissions),
     row!("no_auth_user" [], [], Text, Authorization, "", true, "User that clients without credentials are taken for.",
@@ -703,6 +707,8 @@ static CORE: &[Row] = &[
         |o, v| Ok(tls_key(&mut o.tls, "ca_file", v)?)),
     row!("tls.verify" [], ["tlsverify"], Bool, Tls, "false", true, "Require and verify client certificates.",
         |o, v| Ok(tls_key(&mut o.tls, "verify", v)?)),
+    row!("tls.verify_and_map" [], [], Bool, Tls, "false", true, "Verify client certificates, and take what they name (email, DNS name, URI or subject) for a user of the list.",
+        |o, v| Ok(tls_key(&mut o.tls, "verify_and_map", v)?), tls.map),
     row!("tls.timeout" [], [], Duration, Tls, "0.5", true, "Seconds a handshake may take.",
         |o, v| Ok(tls_key(&mut o.tls, "timeout", v)?), tls.timeout),
     row!("tls.cipher_suites" [], [], Block, Tls, "all that are safe", true, "Cipher suites of TLS 1.2, by their names in Go.",
@@ -798,7 +804,11 @@ pub fn apply(
     streaming: bool,
 ) -> Result<(), String> {
     let mut errors = Vec::new();
-    for entry in file {
+    // How users are read depends on what certificates are for.
+    let (tls, rest): (Vec<&Entry>, _) = file
+        .iter()
+        .partition(|entry| entry.key.eq_ignore_ascii_case("tls"));
+    for entry in tls.into_iter().chain(rest) {
         let key = entry.key.to_ascii_lowercase();
         // Read by the streaming part.
         if key == "streaming" || (streaming && super::streaming::knows(&key)) {

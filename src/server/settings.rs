@@ -47,7 +47,7 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
         port,
         auth_required: auth.required() && options.no_auth_user.is_empty(),
         tls_required: options.tls.enabled,
-        tls_verify: options.tls.enabled && options.tls.verify,
+        tls_verify: options.tls.enabled && (options.tls.verify || options.tls.map),
         max_payload: options.max_payload,
         proto: 1,
         headers: !options.no_header_support,
@@ -215,6 +215,7 @@ fn auth(options: &Options) -> Auth {
         token: given(&options.token.0).map(|token| Secret::new(&token)),
         single: given(&options.user).map(|user| (user, Secret::new(&options.password.0))),
         no_auth_user: given(&options.no_auth_user),
+        certified: options.tls.map,
     }
 }
 

@@ -183,6 +183,7 @@ impl<I: Io> EventLoop<I> {
         let info = TlsInfo {
             version: described.version,
             cipher_suite: described.cipher_suite.into(),
+            names: described.names,
         };
         self.broker.set_tls(slot, info);
     }

@@ -39,7 +39,7 @@ pub fn load(options: &TlsOptions, mutual: bool) -> Result<Configs, String> {
         .with_single_cert(chain.clone(), key.clone_key())
         .map_err(pair)?;
     let open = Arc::new(open);
-    let server = match (&roots, options.verify || mutual) {
+    let server = match (&roots, options.verify || options.map || mutual) {
         (Some(roots), true) => {
             let verifier =
                 WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())

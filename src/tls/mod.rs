@@ -3,6 +3,7 @@
 //! May import util and config. Must not know sockets, the ring, or NATS.
 
 mod load;
+mod names;
 mod session;
 
 pub use load::{Configs, load};

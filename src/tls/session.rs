@@ -1,6 +1,6 @@
 //! One TLS connection, either side: ciphertext in, plain text out, and the other way round.
 
-use super::load::suite_name;
+use super::{load::suite_name, names};
 use rustls::pki_types::ServerName;
 use rustls::{
     ClientConfig, ClientConnection, Connection, ProtocolVersion, ServerConfig, ServerConnection,
@@ -41,6 +41,8 @@ impl std::fmt::Display for Fault {
 pub struct Described {
     pub version: &'static str,
     pub cipher_suite: String,
+    /// The names in the peer's certificate, where it had to show one.
+    pub names: Vec<String>,
 }
 
 impl Session {
@@ -122,8 +124,10 @@ impl Session {
             ProtocolVersion::TLSv1_3 => "1.3",
             _ => "unknown",
         };
+        let certificate = self.connection.peer_certificates().and_then(<[_]>::first);
         Some(Described {
             version,
+            names: certificate.map(names::of).unwrap_or_default(),
             cipher_suite: suite_name(self.connection.negotiated_cipher_suite()?),
         })
     }
