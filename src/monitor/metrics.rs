@@ -4,6 +4,7 @@
 //! dashboards made for it keep working; what only midge has begins with `midge_`.
 
 use super::model::{Routez, Varz};
+use super::streaming::{Overview, Overviewz};
 use std::fmt::{Display, Write};
 
 /// Loops' own figures beside the sums of /varz.
@@ -252,6 +253,102 @@ pub fn text(
     text.out
 }
 
+/// Channels' figures; names again as the exporter's (`nss_...`) where it has them.
+pub fn streaming(server_id: &str, overview: &Overviewz) -> String {
+    let mut text = Text {
+        out: String::new(),
+        server: escaped(server_id),
+    };
+    let (gauge, counter) = ("gauge", "counter");
+    let channels = &overview.channels;
+    let sum = |of: fn(&Overview) -> u64| channels.iter().map(of).sum::<u64>();
+    for (name, help, value) in [
+        (
+            "nss_server_clients",
+            "Streaming clients.",
+            overview.clients as u64,
+        ),
+        ("nss_server_channels", "Channels.", channels.len() as u64),
+        (
+            "nss_server_subscriptions",
+            "Subscriptions of all channels.",
+            sum(|channel| channel.subscriptions as u64),
+        ),
+        (
+            "nss_server_msgs_total",
+            "Messages stored.",
+            sum(|channel| channel.msgs),
+        ),
+        (
+            "nss_server_bytes_total",
+            "Bytes stored.",
+            sum(|channel| channel.bytes),
+        ),
+    ] {
+        text.one(name, gauge, help, value);
+    }
+    for (name, kind, help, get) in [
+        (
+            "nss_chan_msgs_total",
+            gauge,
+            "Messages stored.",
+            (|c| c.msgs as f64) as fn(&Overview) -> f64,
+        ),
+        ("nss_chan_bytes_total", gauge, "Bytes stored.", |c| {
+            c.bytes as f64
+        }),
+        (
+            "nss_chan_last_seq",
+            gauge,
+            "Number of the last message.",
+            |c| c.last_seq as f64,
+        ),
+        (
+            "nss_chan_subs_pending_count",
+            gauge,
+            "Messages sent and not acknowledged by subscribers.",
+            |c| c.pending as f64,
+        ),
+        (
+            "midge_chan_subscriptions",
+            gauge,
+            "Subscriptions, those of absent durables included.",
+            |c| c.subscriptions as f64,
+        ),
+        (
+            "midge_chan_subs_stalled",
+            gauge,
+            "Subscriptions with as much pending as they allow.",
+            |c| c.stalled as f64,
+        ),
+        (
+            "midge_chan_acknowledged",
+            counter,
+            "Publishes acknowledged.",
+            |c| c.acknowledged as f64,
+        ),
+        (
+            "midge_chan_redelivered",
+            counter,
+            "Messages sent again.",
+            |c| c.redelivered as f64,
+        ),
+        (
+            "midge_chan_oldest_unacked_seconds",
+            gauge,
+            "Age of the delivery that waits longest for its ack.",
+            |c| c.oldest_unacked_seconds.unwrap_or(0.0),
+        ),
+    ] {
+        text.family(name, kind, help);
+        for channel in channels {
+            let labels = format!("channel=\"{}\"", escaped(&channel.name));
+            text.labelled(name, &labels, get(channel));
+        }
+    }
+    text.out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -264,7 +361,19 @@ mod tests {
             ..Varz::default()
         };
         let loops = [LoopFigures::default(); 2];
-        let text = text(&varz, &Routez::default(), &loops, 1.5, 0);
+        let overview = Overviewz {
+            channels: vec![Overview {
+                name: "foo".into(),
+                pending: 3,
+                ..Overview::default()
+            }],
+            ..Overviewz::default()
+        };
+        let streaming = streaming("a\"b", &overview);
+        let text = text(&varz, &Routez::default(), &loops, 1.5, 0) + &streaming;
+        assert!(
+            text.contains("nss_chan_subs_pending_count{server_id=\"a\\\"b\",channel=\"foo\"} 3\n")
+        );
         assert!(text.contains("gnatsd_varz_in_msgs{server_id=\"a\\\"b\"} 7\n"));
         assert!(text.contains("midge_loop_in_msgs{server_id=\"a\\\"b\",loop=\"1\"} 0\n"));
         for line in text.lines() {

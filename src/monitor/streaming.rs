@@ -101,6 +101,35 @@ pub struct Channelz {
     pub subscriptions: Vec<serde_json::Value>,
 }
 
+/// midge's own: what the live page shows of all channels.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Overviewz {
+    pub cluster_id: String,
+    pub store: &'static str,
+    pub clients: usize,
+    pub channels: Vec<Overview>,
+}
+
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Overview {
+    pub name: String,
+    pub msgs: u64,
+    pub bytes: u64,
+    pub first_seq: u64,
+    pub last_seq: u64,
+    pub subscriptions: usize,
+    /// Durables whose client is away.
+    pub offline: usize,
+    pub stalled: usize,
+    /// Messages sent and not acknowledged by their subscribers.
+    pub pending: usize,
+    /// Since the start of the server.
+    pub acknowledged: u64,
+    pub redelivered: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oldest_unacked_seconds: Option<f64>,
+}
+
 pub const MENU: &str = "<!DOCTYPE html>
 <html lang=\"en\">
 <head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\"><title>midge streaming</title></head>
@@ -110,6 +139,7 @@ pub const MENU: &str = "<!DOCTYPE html>
 <p><a href=\"/streaming/storez\">store</a></p>
 <p><a href=\"/streaming/clientsz\">clients</a></p>
 <p><a href=\"/streaming/channelsz\">channels</a></p>
+<p><a href=\"/streaming/overviewz\">overview</a></p>
 </body>
 </html>
 ";

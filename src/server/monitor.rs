@@ -442,7 +442,13 @@ impl Monitor {
             .collect();
         let uptime_seconds = self.started.elapsed().as_secs_f64();
         let dropped = crate::logging::dropped();
-        metrics::text(&varz, &routez, &loops, uptime_seconds, dropped)
+        let mut text = metrics::text(&varz, &routez, &loops, uptime_seconds, dropped);
+        let report = self.streaming().and_then(|streaming| streaming.report());
+        if let Some(report) = report {
+            let overview = monitor_streaming::overview(&report);
+            text += &metrics::streaming(&varz.server_id, &overview);
+        }
+        text
     }
 }
 

@@ -6,7 +6,8 @@ use crate::monitor::http::Response;
 use crate::monitor::model::uptime;
 use crate::monitor::query::Query;
 use crate::monitor::streaming::{
-    Channelsz, Channelz, Clientsz, Clientz, Limits, MENU, Serverz, StoreLimits, Storez, json, page,
+    Channelsz, Channelz, Clientsz, Clientz, Limits, MENU, Overview, Overviewz, Serverz,
+    StoreLimits, Storez, json, page,
 };
 use crate::stan::report::{ChannelReport, ClientReport, Report};
 use crate::stan::store::ChannelLimits;
@@ -26,7 +27,8 @@ pub fn document(
         return Some(Response::html(MENU.into()));
     }
     let name = path.strip_prefix("/streaming/")?;
-    if !matches!(name, "serverz" | "storez" | "clientsz" | "channelsz") {
+    let known = ["serverz", "storez", "clientsz", "channelsz", "overviewz"];
+    if !known.contains(&name) {
         return None;
     }
     let Some(report) = streaming.report() else {
@@ -61,10 +63,39 @@ pub fn document(
             total_msgs: report.channels.iter().map(|c| c.msgs).sum(),
             total_bytes: report.channels.iter().map(|c| c.bytes).sum(),
         }),
+        "overviewz" => json(&overview(&report)),
         "clientsz" => return Some(clientsz(report, query, server_id, now)),
         _ => return Some(channelsz(report, query, server_id, now)),
     };
     Some(Response::json(body))
+}
+
+pub fn overview(report: &Report) -> Overviewz {
+    let now = Local::now().timestamp_nanos_opt().unwrap_or(0);
+    let seconds = |at: i64| now.saturating_sub(at).max(0) as f64 / 1e9;
+    let one = |channel: &ChannelReport| {
+        let subs = &channel.subscriptions;
+        Overview {
+            name: channel.name.clone(),
+            msgs: channel.msgs,
+            bytes: channel.bytes,
+            first_seq: channel.first_seq,
+            last_seq: channel.last_seq,
+            subscriptions: subs.len(),
+            offline: subs.iter().filter(|sub| sub.is_offline).count(),
+            stalled: subs.iter().filter(|sub| sub.is_stalled).count(),
+            pending: subs.iter().map(|sub| sub.pending_count).sum(),
+            acknowledged: channel.acknowledged,
+            redelivered: channel.redelivered,
+            oldest_unacked_seconds: channel.oldest_unacked.map(seconds),
+        }
+    };
+    Overviewz {
+        cluster_id: report.cluster_id.clone(),
+        store: report.store,
+        clients: report.clients.len(),
+        channels: report.channels.iter().map(one).collect(),
+    }
 }
 
 fn number(query: Query<'_>, name: &str) -> i64 {

@@ -38,6 +38,9 @@ pub struct Channel {
     pub waiting: VecDeque<WaitingAck>,
     /// Something is to be flushed at the end of the turn.
     pub dirty: bool,
+    /// Since the server's start: publishes acknowledged, and messages sent again.
+    pub acknowledged: u64,
+    pub redelivered: u64,
     /// Last publish, or end of the last subscription.
     pub active_at: i64,
     pub age_timer: bool,
@@ -57,6 +60,8 @@ impl Channel {
             durable_to: 0,
             waiting: VecDeque::new(),
             dirty: false,
+            acknowledged: 0,
+            redelivered: 0,
             active_at: now,
             age_timer: false,
             inactivity_timer: false,

@@ -250,7 +250,7 @@ impl Engine {
                 self.now + sub.ack_wait()
             };
             let last_sent = sub.state.last_sent;
-            sub.note_sent(seq, due, 0);
+            sub.note_sent(seq, due, 0, self.now);
             sub.state.last_sent = last_sent.max(seq);
         }
         self.place_sub(index, sub);
@@ -339,6 +339,9 @@ impl Engine {
                     bytes: bounds.bytes,
                     first_seq: bounds.first,
                     last_seq: bounds.last,
+                    acknowledged: channel.acknowledged,
+                    redelivered: channel.redelivered,
+                    oldest_unacked: channel.subs.values().filter_map(Sub::oldest_unacked).min(),
                     subscriptions: channel
                         .subs
                         .values()

@@ -23,6 +23,11 @@ pub struct ChannelReport {
     pub bytes: u64,
     pub first_seq: u64,
     pub last_seq: u64,
+    /// Since the server's start.
+    pub acknowledged: u64,
+    pub redelivered: u64,
+    /// Nanoseconds since the epoch.
+    pub oldest_unacked: Option<i64>,
     pub subscriptions: Vec<SubReport>,
 }
 

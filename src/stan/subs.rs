@@ -22,6 +22,8 @@ pub struct Pending {
     pub due: i64,
     /// How often it was sent beyond the first time.
     pub redeliveries: u32,
+    /// When this subscription was sent it first, since the server's start.
+    pub first_sent: i64,
 }
 
 #[derive(Debug)]
@@ -59,9 +61,20 @@ impl Sub {
         self.pending.len() >= self.state.max_in_flight.max(1) as usize
     }
 
+    /// When the message that waits longest for its ack was sent first.
+    pub fn oldest_unacked(&self) -> Option<i64> {
+        let (_, oldest) = self.pending.first_key_value()?;
+        Some(oldest.first_sent)
+    }
+
     /// Notes a message as sent, to be acknowledged until `due`.
-    pub fn note_sent(&mut self, seq: Seq, due: i64, redeliveries: u32) {
-        self.pending.insert(seq, Pending { due, redeliveries });
+    pub fn note_sent(&mut self, seq: Seq, due: i64, redeliveries: u32, now: i64) {
+        let pending = self.pending.entry(seq).or_insert(Pending {
+            due,
+            redeliveries,
+            first_sent: now,
+        });
+        (pending.due, pending.redeliveries) = (due, redeliveries);
         let at = self.due.partition_point(|(other, _)| *other <= due);
         self.due.insert(at, (due, seq));
         self.state.last_sent = self.state.last_sent.max(seq);
@@ -99,13 +112,13 @@ mod tests {
     #[test]
     fn deadlines_come_in_order_and_stale_ones_do_not() {
         let mut sub = Sub::new(SubState::default(), true);
-        sub.note_sent(1, 30, 0);
-        sub.note_sent(2, 10, 0);
-        sub.note_sent(3, 20, 0);
+        sub.note_sent(1, 30, 0, 0);
+        sub.note_sent(2, 10, 0, 0);
+        sub.note_sent(3, 20, 0, 0);
         sub.pending.remove(&3);
         assert_eq!(sub.take_due(5), None);
         assert_eq!(sub.take_due(100), Some(2));
-        sub.note_sent(2, 40, 1);
+        sub.note_sent(2, 40, 1, 0);
         assert_eq!(sub.take_due(100), Some(1));
         sub.pending.remove(&1);
         assert_eq!((sub.take_due(100), sub.take_due(100)), (Some(2), None));

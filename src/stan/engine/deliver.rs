@@ -142,7 +142,7 @@ impl Engine {
             return;
         };
         let due = now + sub.ack_wait();
-        sub.note_sent(seq, due, 0);
+        sub.note_sent(seq, due, 0, now);
         out.publish(&sub.state.inbox, None, message);
         let result = self.store.sub_sent(store, id, seq);
         self.log_error(result);
@@ -175,7 +175,7 @@ impl Engine {
         } else {
             next
         };
-        sub.note_sent(seq, next, redeliveries);
+        sub.note_sent(seq, next, redeliveries, now);
         let marks = pb::MsgProto {
             redelivered: true,
             redelivery_count: redeliveries,
@@ -184,6 +184,7 @@ impl Engine {
         // Fields of a message may come in any order, so the stored bytes need no change.
         let flagged = [message, &marks.encode_to_vec()].concat();
         out.publish(&sub.state.inbox, None, &flagged);
+        self.channel(index).redelivered += 1;
     }
 
     /// The timer of a subscription: everything whose deadline is over is sent again.

@@ -140,7 +140,7 @@ impl Engine {
             if let Some(sub) = self.channel(index).subs.get_mut(member) {
                 let shorter = leaver_wait > sub.ack_wait() && due > now;
                 let due = if shorter { now + sub.ack_wait() } else { due };
-                sub.note_sent(seq, due, redeliveries);
+                sub.note_sent(seq, due, redeliveries, now);
             }
             let result = self.store.sub_sent(store, *member, seq);
             self.log_error(result);

@@ -156,6 +156,7 @@ impl Engine {
             encoded.clear();
             ack.encode(&mut encoded).expect("a Vec grows");
             out.publish(&reply, None, &encoded);
+            channel.acknowledged += 1;
         }
     }
 
