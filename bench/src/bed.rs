@@ -1,0 +1,161 @@
+//! What a scenario runs on: one server or several, with what they need on the disk.
+
+use crate::load::{Result, Target};
+use crate::server::{Program, Server, free_port};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How the servers of a scenario are started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setup {
+    One,
+    /// Two event loops, on one CPU like everything else.
+    TwoLoops,
+    Tls,
+    /// Two servers with a route between them.
+    Route,
+    Streaming(Store),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    Memory,
+    File,
+    /// Acks do not wait for the disk.
+    FileUnsynced,
+}
+
+pub struct Bed {
+    pub servers: Vec<Server>,
+    tls: Option<Arc<rustls::ClientConfig>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Bed {
+    pub fn new(program: &Program, setup: Setup, cpu: usize) -> Result<Self> {
+        let folder = tempfile::tempdir().map_err(|error| format!("temporary folder: {error}"))?;
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let words = |text: String| text.split_whitespace().map(Into::into).collect::<Vec<_>>();
+        let mut tls = None;
+        let starts = match setup {
+            Setup::One => vec![Vec::new()],
+            Setup::TwoLoops => {
+                let program = program.with_two_loops();
+                return Ok(Self {
+                    servers: vec![program.start(cpu, &[])?],
+                    tls: None,
+                    _folder: folder,
+                });
+            }
+            Setup::Tls => {
+                tls = Some(certificate(folder.path())?);
+                vec![words(format!(
+                    "--tls --tlscert {} --tlskey {}",
+                    at("cert.pem"),
+                    at("key.pem")
+                ))]
+            }
+            Setup::Route => {
+                let port = || free_port().map_err(|error| error.to_string());
+                let (a, b) = (port()?, port()?);
+                vec![
+                    words(format!("--cluster nats://127.0.0.1:{a}")),
+                    words(format!(
+                        "--cluster nats://127.0.0.1:{b} --routes nats://127.0.0.1:{a}"
+                    )),
+                ]
+            }
+            Setup::Streaming(store) => {
+                let more = match store {
+                    Store::Memory => "-st MEMORY".into(),
+                    Store::File => format!("-st FILE -dir {}", at("store")),
+                    Store::FileUnsynced => {
+                        format!("-st FILE -dir {} --file_sync=false", at("store"))
+                    }
+                };
+                // As many channels and messages as a scenario makes.
+                vec![words(format!("-cid bench -mc 0 -mm 0 -mb 0 {more}"))]
+            }
+        };
+        let servers = starts.iter().map(|more| program.start(cpu, more));
+        Ok(Self {
+            servers: servers.collect::<Result<_>>()?,
+            tls,
+            _folder: folder,
+        })
+    }
+
+    /// Of a server that runs already.
+    pub fn running(url: &str) -> Result<Self> {
+        Ok(Self {
+            servers: vec![Server::running(url)?],
+            tls: None,
+            _folder: tempfile::tempdir().map_err(|error| error.to_string())?,
+        })
+    }
+
+    pub fn target(&self) -> Target {
+        self.target_of(0)
+    }
+
+    pub fn target_of(&self, server: usize) -> Target {
+        Target {
+            address: self.servers[server].address,
+            tls: self.tls.clone(),
+        }
+    }
+
+    /// Starts to count the CPU time of one server.
+    pub fn meter(&self, server: usize) -> Meter<'_> {
+        let server = &self.servers[server];
+        Meter {
+            server,
+            cpu: server.cpu_ns(),
+            start: Instant::now(),
+        }
+    }
+}
+
+pub struct Meter<'b> {
+    server: &'b Server,
+    cpu: Option<u64>,
+    start: Instant,
+}
+
+impl Meter<'_> {
+    /// Nanoseconds of CPU so far; not a number where the server is not ours.
+    pub fn cpu_ns(&self) -> f64 {
+        match (self.cpu, self.server.cpu_ns()) {
+            (Some(before), Some(now)) => (now - before) as f64,
+            _ => f64::NAN,
+        }
+    }
+
+    pub fn elapsed(&self) -> Duration {
+        self.start.elapsed()
+    }
+}
+
+/// A certificate for `localhost` in the folder, and the settings of a client that trusts it.
+fn certificate(folder: &std::path::Path) -> Result<Arc<rustls::ClientConfig>> {
+    let failed = |error: &dyn std::fmt::Display| format!("certificate: {error}");
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into(), "127.0.0.1".into()])
+        .map_err(|error| failed(&error))?;
+    std::fs::write(folder.join("cert.pem"), made.cert.pem()).map_err(|error| failed(&error))?;
+    std::fs::write(folder.join("key.pem"), made.signing_key.serialize_pem())
+        .map_err(|error| failed(&error))?;
+    let mut roots = rustls::RootCertStore::empty();
+    roots
+        .add(made.cert.der().clone())
+        .map_err(|error| failed(&error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| failed(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    // A handshake is to be a whole one each time.
+    let mut config = config;
+    config.resumption = rustls::client::Resumption::disabled();
+    Ok(Arc::new(config))
+}

@@ -1,0 +1,182 @@
+//! Publishers that never stop, and subscribers that count.
+
+use super::{Outcome, Setting};
+use crate::bed::Bed;
+use crate::load::{
+    Audience, Connection, Publisher, Receives, Result, Subscriber, Target, wait_for,
+};
+use std::time::{Duration, Instant};
+
+#[derive(Clone)]
+pub struct Flow {
+    pub publishers: usize,
+    /// 0: nobody is interested.
+    pub subscribers: usize,
+    pub payload: usize,
+    pub subjects: usize,
+    pub own_subjects: bool,
+    pub queue: bool,
+    pub wildcard: bool,
+    /// One thread of ours serves all subscribers.
+    pub one_thread: bool,
+    /// Connections that do nothing.
+    pub idle: usize,
+    /// Subscribers are at the second server.
+    pub far: bool,
+    /// Which server's CPU time counts.
+    pub meter: usize,
+}
+
+pub const FLOW: Flow = Flow {
+    publishers: 1,
+    subscribers: 1,
+    payload: 16,
+    subjects: 1,
+    own_subjects: false,
+    queue: false,
+    wildcard: false,
+    one_thread: false,
+    idle: 0,
+    far: false,
+    meter: 0,
+};
+
+pub fn subject(number: usize) -> String {
+    format!("b.{number:06}")
+}
+
+/// A message as a subscriber of ours sees it; widths are what counts.
+pub fn sample(payload: usize) -> Vec<u8> {
+    let mut message = format!("MSG {} {:06} {payload}\r\n", subject(0), 0).into_bytes();
+    message.resize(message.len() + payload, b'x');
+    message.extend_from_slice(b"\r\n");
+    message
+}
+
+impl Flow {
+    fn subscriptions(&self, subscriber: usize) -> String {
+        let queue = if self.queue { "group " } else { "" };
+        if self.wildcard {
+            format!("SUB b.* {:06}\r\n", 1)
+        } else if self.own_subjects {
+            format!("SUB {} {queue}{:06}\r\n", subject(subscriber), 1)
+        } else {
+            let lines = (0..self.subjects).map(|n| format!("SUB {} {queue}{n:06}\r\n", subject(n)));
+            lines.collect()
+        }
+    }
+
+    /// How often each message is delivered.
+    fn copies(&self) -> u64 {
+        match (self.subscribers, self.own_subjects || self.queue) {
+            (0, _) => 0,
+            (_, true) => 1,
+            (n, false) => n as u64,
+        }
+    }
+
+    fn publishers(&self, target: &Target) -> Result<Vec<Publisher>> {
+        let all = (0..self.publishers).map(|index| {
+            let subjects: Vec<String> = match self.own_subjects {
+                true => vec![subject(index)],
+                false => (0..self.subjects).map(subject).collect(),
+            };
+            Publisher::new(target, &subjects, self.payload)
+        });
+        all.collect()
+    }
+}
+
+/// All publishers at once, for so long; returns how much they published.
+fn publish(publishers: &mut [Publisher], seconds: f64) -> Result<u64> {
+    let until = Instant::now() + Duration::from_secs_f64(seconds);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = publishers
+            .iter_mut()
+            .map(|publisher| scope.spawn(move || publisher.run(until)))
+            .collect();
+        let results = running.into_iter().map(|thread| {
+            let result = thread.join();
+            result.unwrap_or_else(|_| Err("a publisher panicked".into()))
+        });
+        results.sum()
+    })
+}
+
+pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Outcome> {
+    let near = bed.target();
+    let far = bed.target_of(if flow.far { 1 } else { 0 });
+    let _idle = (0..setting.scaled(flow.idle))
+        .map(|_| Connection::open(&near))
+        .collect::<Result<Vec<_>>>()?;
+    if flow.one_thread {
+        let audience = Audience::new(&far, flow.subscribers, &flow.subscriptions(0))?;
+        let receivers = [audience];
+        let outcome = measure(bed, setting, flow, &near, &receivers)?;
+        let [audience] = receivers;
+        audience.finish()?;
+        return Ok(outcome);
+    }
+    let mut receivers = Vec::new();
+    for index in 0..flow.subscribers {
+        let lines = flow.subscriptions(index);
+        receivers.push(Subscriber::new(&far, &lines, sample(flow.payload))?);
+    }
+    let outcome = measure(bed, setting, flow, &near, &receivers)?;
+    for receiver in receivers {
+        receiver.finish()?;
+    }
+    Ok(outcome)
+}
+
+fn measure(
+    bed: &Bed,
+    setting: &Setting,
+    flow: &Flow,
+    target: &Target,
+    receivers: &[impl Receives],
+) -> Result<Outcome> {
+    let mut publishers = flow.publishers(target)?;
+    let bytes = flow.copies() * sample(flow.payload).len() as u64;
+    let mut expected = 0;
+    if flow.far {
+        expected = settle_route(target, receivers)?;
+    }
+    expected += publish(&mut publishers, setting.seconds / 5.0)? * bytes; // warm-up
+    wait_for(receivers, expected)?;
+    let meter = bed.meter(flow.meter);
+    let published = publish(&mut publishers, setting.seconds)?;
+    expected += published * bytes;
+    wait_for(receivers, expected)?;
+    let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
+    let outcome = Outcome::of(cpu / published as f64, published, elapsed);
+    let delivered = published * flow.copies().max(1) * flow.payload as u64;
+    Ok(Outcome {
+        bytes_rate: delivered as f64 / elapsed.as_secs_f64(),
+        ..outcome
+    })
+}
+
+/// Publishes until interest has got across; returns the bytes that came of that.
+fn settle_route(target: &Target, receivers: &[impl Receives]) -> Result<u64> {
+    let mut connection = Connection::open(target)?;
+    let end = Instant::now() + Duration::from_secs(20);
+    let count = || receivers.iter().map(Receives::received).sum::<u64>();
+    let message = format!("PUB {} 16\r\nxxxxxxxxxxxxxxxx\r\n", subject(0));
+    while count() == 0 {
+        if Instant::now() > end {
+            return Err("no message comes across the route".into());
+        }
+        connection.write(message.as_bytes())?;
+        connection.settle()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // What was published last may still be on its way.
+    loop {
+        let before = count();
+        std::thread::sleep(Duration::from_millis(200));
+        if count() == before {
+            return Ok(before);
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! Requests: flat out, and at a fixed rate without coordinated omission.
+
+use super::{Outcome, Setting};
+use crate::bed::Bed;
+use crate::load::{Connection, Crowd, Result};
+use crate::stats::Latency;
+use hdrhistogram::Histogram;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+const CLIENTS: usize = 32;
+const PAYLOAD: &str = "0123456789abcdef";
+
+/// The clients, and behind them the responder.
+fn crowd(bed: &Bed) -> Result<Crowd> {
+    let mut all = Vec::new();
+    for index in 0..=CLIENTS {
+        let mut connection = Connection::open(&bed.target())?;
+        let line = match index {
+            CLIENTS => "SUB service 1\r\n".to_owned(),
+            _ => format!("SUB _INBOX.{index:04} 1\r\n"),
+        };
+        connection.write(line.as_bytes())?;
+        connection.settle()?;
+        all.push(connection);
+    }
+    Crowd::new(all)
+}
+
+fn request(index: usize) -> String {
+    format!("PUB service _INBOX.{index:04} 16\r\n{PAYLOAD}\r\n")
+}
+
+/// What a line that came in means.
+enum Came {
+    Nothing,
+    Answer,
+}
+
+/// Plays the responder, and tells the clients' answers.
+#[derive(Default)]
+struct Service {
+    reply: Option<String>,
+}
+
+impl Service {
+    fn line(&mut self, index: usize, line: &str, answer: &mut Vec<u8>) -> Result<Came> {
+        let words: Vec<&str> = line.split(' ').collect();
+        match (words.as_slice(), index) {
+            (["MSG", "service", _, inbox, _], CLIENTS) => self.reply = Some((*inbox).to_owned()),
+            ([PAYLOAD], CLIENTS) => {
+                let inbox = self.reply.take().ok_or("a payload without its head")?;
+                answer.extend_from_slice(format!("PUB {inbox} 16\r\n{line}\r\n").as_bytes());
+            }
+            (["MSG", inbox, _, "16"], _) if *inbox == format!("_INBOX.{index:04}") => {}
+            ([PAYLOAD], _) => return Ok(Came::Answer),
+            (["PING"], _) => answer.extend_from_slice(b"PONG\r\n"),
+            _ => return Err(format!("a wrong answer: {line}")),
+        }
+        Ok(Came::Nothing)
+    }
+}
+
+/// All clients and the responder in one thread, so that the server is not charged with waking up
+/// one thread of ours per message.
+pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+    let mut crowd = crowd(bed)?;
+    let mut ask = |seconds: f64| -> Result<(u64, Latency)> {
+        let until = Instant::now() + Duration::from_secs_f64(seconds);
+        let mut sent = [Instant::now(); CLIENTS];
+        for index in 0..CLIENTS {
+            crowd.write(index, request(index).as_bytes())?;
+        }
+        let (mut service, mut waiting) = (Service::default(), CLIENTS);
+        let mut times = histogram();
+        crowd.serve(|index, line, answer| {
+            if let Came::Answer = service.line(index, line, answer)? {
+                let now = Instant::now();
+                times.saturating_record((now - sent[index]).as_nanos() as u64);
+                if now < until {
+                    sent[index] = now;
+                    answer.extend_from_slice(request(index).as_bytes());
+                } else {
+                    waiting -= 1;
+                }
+            }
+            Ok(waiting > 0)
+        })?;
+        Ok((times.len(), Latency::of(&times)))
+    };
+    ask(setting.seconds / 5.0)?;
+    let meter = bed.meter(0);
+    let (done, latency) = ask(setting.seconds)?;
+    let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
+    Ok(Outcome {
+        latency: Some(latency),
+        ..Outcome::of(cpu / done as f64, done, elapsed)
+    })
+}
+
+/// Nanoseconds up to a minute, to three digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds")
+}
+
+/// Requests leave when they are due, however the ones before fare; each is timed from then.
+pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome> {
+    let mut crowd = crowd(bed)?;
+    let start = Instant::now();
+    let total = (per_second as f64 * setting.seconds * 2.0) as u64;
+    let warm_up = total / 10;
+    let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / per_second);
+    let mut waiting: Vec<VecDeque<u64>> = vec![VecDeque::new(); CLIENTS];
+    let (mut sent, mut answered) = (0, 0);
+    let (mut service, mut times) = (Service::default(), histogram());
+    let meter = bed.meter(0);
+    while answered < total {
+        while sent < total && due(sent) <= Instant::now() {
+            let client = (sent % CLIENTS as u64) as usize;
+            crowd.write(client, request(client).as_bytes())?;
+            waiting[client].push_back(sent);
+            sent += 1;
+        }
+        let next = match sent < total {
+            true => due(sent).saturating_duration_since(Instant::now()),
+            false => Duration::from_secs(10),
+        };
+        let came = crowd.serve_ready(next, |index, line, answer| {
+            if let Came::Answer = service.line(index, line, answer)? {
+                let number = waiting[index].pop_front().ok_or("an answer to nothing")?;
+                if number >= warm_up {
+                    let late = Instant::now().saturating_duration_since(due(number));
+                    times.saturating_record(late.as_nanos() as u64);
+                }
+                answered += 1;
+            }
+            Ok(())
+        })?;
+        if !came && sent == total && answered < total {
+            return Err(format!("{} requests were not answered", total - answered));
+        }
+    }
+    let elapsed = meter.elapsed();
+    let latency = Latency::of(&times);
+    Ok(Outcome {
+        latency: Some(latency.clone()),
+        ..Outcome::of(latency.p99, answered, elapsed)
+    })
+}

@@ -1,0 +1,79 @@
+//! NATS Streaming: acknowledged publishes, and their delivery.
+
+use super::{Outcome, Setting};
+use crate::bed::Bed;
+use crate::load::{Connection, Result, Target};
+use crate::stan::{self, Publisher, Subscriber};
+use crate::stats::Latency;
+use std::time::{Duration, Instant};
+
+const PAYLOAD: usize = 128;
+/// Publishes ahead of their acks.
+const WINDOW: usize = 1024;
+const REPLAYED: usize = 200_000;
+
+fn connect(target: &Target, id: &str) -> Result<(Connection, stan::Session)> {
+    let mut connection = Connection::open(target)?;
+    let session = stan::connect(&mut connection, id)?;
+    Ok((connection, session))
+}
+
+fn outcome(cpu_ns: f64, messages: u64, elapsed: Duration, latency: Option<Latency>) -> Outcome {
+    let outcome = Outcome::of(cpu_ns / 1000.0 / messages as f64, messages, elapsed);
+    Outcome {
+        bytes_rate: outcome.rate * PAYLOAD as f64,
+        latency,
+        ..outcome
+    }
+}
+
+/// Publishes to the channels in turn, with so many publishes ahead of their acks.
+pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> Result<Outcome> {
+    let target = bed.target();
+    let (connection, session) = connect(&target, "publisher")?;
+    let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, window)?;
+    publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    // Channels are made by their first publish.
+    publisher.run_messages(channels as u64)?;
+    let meter = bed.meter(0);
+    let (messages, latency) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
+    Ok(outcome(
+        meter.cpu_ns(),
+        messages,
+        meter.elapsed(),
+        Some(latency),
+    ))
+}
+
+/// The same with a subscriber on the channel, from which every message must come, in order.
+pub fn with_subscriber(bed: &Bed, setting: &Setting, acks: bool) -> Result<Outcome> {
+    let target = bed.target();
+    let (connection, session) = connect(&target, "subscriber")?;
+    let subscriber = Subscriber::start(connection, &session, "subscriber", 0, acks)?;
+    let (connection, session) = connect(&target, "publisher")?;
+    let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
+    let (before, _) = publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    subscriber.wait_for(before)?;
+    let meter = bed.meter(0);
+    let (messages, latency) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
+    subscriber.wait_for(before + messages)?;
+    let outcome = outcome(meter.cpu_ns(), messages, meter.elapsed(), Some(latency));
+    subscriber.finish()?;
+    Ok(outcome)
+}
+
+/// What is stored goes out to a new subscriber from the first message on.
+pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+    let count = setting.scaled(REPLAYED) as u64;
+    let target = bed.target();
+    let (connection, session) = connect(&target, "publisher")?;
+    let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
+    publisher.run_messages(count)?;
+    let (connection, session) = connect(&target, "subscriber")?;
+    let (meter, start) = (bed.meter(0), Instant::now());
+    let subscriber = Subscriber::start(connection, &session, "subscriber", 4, true)?;
+    subscriber.wait_for(count)?;
+    let outcome = outcome(meter.cpu_ns(), count, start.elapsed(), None);
+    subscriber.finish()?;
+    Ok(outcome)
+}

@@ -1,0 +1,406 @@
+//! A client of NATS Streaming, made for load: batches prepared as far as can be.
+
+use crate::load::{Connection, Result};
+use crate::scenarios::histogram;
+use crate::stats::Latency;
+use hdrhistogram::Histogram;
+use prost::Message;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+const CLUSTER: &str = "bench";
+/// Publishes written at a time.
+const BATCH: usize = 64;
+
+#[derive(Clone, PartialEq, Message)]
+struct ConnectRequest {
+    #[prost(string, tag = "1")]
+    client_id: String,
+    #[prost(string, tag = "2")]
+    heartbeat_inbox: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+pub struct Session {
+    #[prost(string, tag = "1")]
+    pub_prefix: String,
+    #[prost(string, tag = "2")]
+    sub_requests: String,
+    #[prost(string, tag = "3")]
+    unsub_requests: String,
+    #[prost(string, tag = "4")]
+    close_requests: String,
+    #[prost(string, tag = "5")]
+    error: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PubMsg {
+    #[prost(string, tag = "1")]
+    client_id: String,
+    #[prost(string, tag = "2")]
+    guid: String,
+    #[prost(string, tag = "3")]
+    subject: String,
+    #[prost(bytes = "vec", tag = "5")]
+    data: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PubAck {
+    #[prost(string, tag = "1")]
+    guid: String,
+    #[prost(string, tag = "2")]
+    error: String,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct MsgProto {
+    #[prost(uint64, tag = "1")]
+    sequence: u64,
+    #[prost(string, tag = "2")]
+    subject: String,
+    #[prost(bytes = "vec", tag = "4")]
+    data: Vec<u8>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Ack {
+    #[prost(string, tag = "1")]
+    subject: String,
+    #[prost(uint64, tag = "2")]
+    sequence: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SubscriptionRequest {
+    #[prost(string, tag = "1")]
+    client_id: String,
+    #[prost(string, tag = "2")]
+    subject: String,
+    #[prost(string, tag = "4")]
+    inbox: String,
+    #[prost(int32, tag = "5")]
+    max_in_flight: i32,
+    #[prost(int32, tag = "6")]
+    ack_wait_seconds: i32,
+    #[prost(int32, tag = "10")]
+    start_position: i32,
+    #[prost(uint64, tag = "11")]
+    start_sequence: u64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct SubscriptionResponse {
+    #[prost(string, tag = "2")]
+    ack_inbox: String,
+    #[prost(string, tag = "3")]
+    error: String,
+}
+
+fn decoded<M: Message + Default>(payload: &[u8]) -> Result<M> {
+    M::decode(payload).map_err(|error| format!("an answer that is no protobuf: {error}"))
+}
+
+fn publication(subject: &str, reply: &str, message: &impl Message) -> Vec<u8> {
+    let mut bytes = format!("PUB {subject} {reply} {}\r\n", message.encoded_len()).into_bytes();
+    message.encode(&mut bytes).expect("a Vec grows");
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
+
+pub fn channel(number: usize) -> String {
+    format!("channel.{number:04}")
+}
+
+pub fn connect(connection: &mut Connection, id: &str) -> Result<Session> {
+    connection.write(format!("SUB hb.{id} 1\r\nSUB in.{id} 2\r\n").as_bytes())?;
+    let request = ConnectRequest {
+        client_id: id.into(),
+        heartbeat_inbox: format!("hb.{id}"),
+    };
+    // The server's streaming part may come up later than its INFO, and is not heard of until then.
+    let end = Instant::now() + Duration::from_secs(10);
+    connection.timeout(Duration::from_millis(200))?;
+    let answer = loop {
+        let subject = format!("_STAN.discover.{CLUSTER}");
+        connection.write(&publication(&subject, &format!("in.{id}"), &request))?;
+        match connection.message() {
+            Ok(message) => break message,
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => {}
+        }
+    };
+    connection.timeout(Duration::from_secs(30))?;
+    let session: Session = decoded(&answer.payload)?;
+    match session.error.is_empty() {
+        true => Ok(session),
+        false => Err(format!("refused: {}", session.error)),
+    }
+}
+
+pub struct Publisher {
+    connection: Connection,
+    /// One message to each channel; the guid is filled in.
+    templates: Vec<(Vec<u8>, usize)>,
+    next: u64,
+    window: usize,
+    sent_at: VecDeque<(u64, Instant)>,
+}
+
+const GUID_DIGITS: usize = 12;
+
+impl Publisher {
+    pub fn new(
+        mut connection: Connection,
+        session: &Session,
+        channels: usize,
+        payload: usize,
+        window: usize,
+    ) -> Result<Self> {
+        connection.write(b"SUB acks 3\r\n")?;
+        connection.settle()?;
+        let templates = (0..channels).map(|number| {
+            let guid = "#".repeat(GUID_DIGITS);
+            let message = PubMsg {
+                client_id: "publisher".into(),
+                guid: guid.clone(),
+                subject: channel(number),
+                data: vec![b'x'; payload],
+            };
+            let subject = format!("{}.{}", session.pub_prefix, channel(number));
+            let bytes = publication(&subject, "acks", &message);
+            let at = bytes
+                .windows(GUID_DIGITS)
+                .position(|w| w == guid.as_bytes());
+            (bytes, at.expect("the guid is in it"))
+        });
+        Ok(Self {
+            connection,
+            templates: templates.collect(),
+            next: 0,
+            window,
+            sent_at: VecDeque::new(),
+        })
+    }
+
+    /// Publishes for so long; returns how many messages were acknowledged, which is all of them, and
+    /// how long that took each.
+    pub fn run(&mut self, time: Duration) -> Result<(u64, Latency)> {
+        let until = Instant::now() + time;
+        self.publish(|_| Instant::now() < until)
+    }
+
+    pub fn run_messages(&mut self, count: u64) -> Result<()> {
+        self.publish(|published| published < count).map(drop)
+    }
+
+    fn publish(&mut self, more: impl Fn(u64) -> bool) -> Result<(u64, Latency)> {
+        let (mut published, mut acknowledged) = (0u64, 0u64);
+        let mut times = histogram();
+        let mut batch = Vec::new();
+        let step = BATCH.min(self.window);
+        loop {
+            let go_on = more(published);
+            if !go_on && acknowledged == published {
+                return Ok((published, Latency::of(&times)));
+            }
+            let ahead = (published - acknowledged) as usize;
+            if go_on && ahead + step <= self.window {
+                batch.clear();
+                for _ in 0..step {
+                    self.add(&mut batch);
+                }
+                self.connection.write(&batch)?;
+                published += step as u64;
+                continue;
+            }
+            acknowledged += self.take_acks(&mut times)?;
+        }
+    }
+
+    fn add(&mut self, batch: &mut Vec<u8>) {
+        let (bytes, at) = &self.templates[self.next as usize % self.templates.len()];
+        let from = batch.len() + at;
+        batch.extend_from_slice(bytes);
+        let guid = format!("{:0GUID_DIGITS$}", self.next);
+        batch[from..from + GUID_DIGITS].copy_from_slice(guid.as_bytes());
+        self.sent_at.push_back((self.next, Instant::now()));
+        self.next += 1;
+    }
+
+    /// At least one ack, and all that came with it. With several channels they come in any order, so that
+    /// a guid is timed by its place in the window.
+    fn take_acks(&mut self, times: &mut Histogram<u64>) -> Result<u64> {
+        let mut count = 0;
+        loop {
+            let message = self.connection.message()?;
+            if message.subject != "acks" {
+                self.connection.answer_heartbeat(&message)?;
+                continue;
+            }
+            let ack: PubAck = decoded(&message.payload)?;
+            if !ack.error.is_empty() {
+                return Err(format!("a publish was refused: {}", ack.error));
+            }
+            let guid: u64 = ack.guid.parse().map_err(|_| "an ack of somebody else's")?;
+            let first = self.sent_at.front().ok_or("an ack too many")?.0;
+            let place = guid.checked_sub(first).ok_or("an ack came twice")? as usize;
+            let (number, at) = self.sent_at.get_mut(place).ok_or("an ack of nothing")?;
+            if *number != guid {
+                return Err("an ack came twice".into());
+            }
+            times.saturating_record(at.elapsed().as_nanos() as u64);
+            *number = u64::MAX;
+            while self.sent_at.front().is_some_and(|(n, _)| *n == u64::MAX) {
+                self.sent_at.pop_front();
+            }
+            count += 1;
+            if !self.connection.has_message() {
+                return Ok(count);
+            }
+        }
+    }
+}
+
+/// Takes the messages of the first channel in a thread of its own, and acknowledges them.
+pub struct Subscriber {
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    stream: std::net::TcpStream,
+    thread: JoinHandle<Result<()>>,
+}
+
+impl Subscriber {
+    /// `start`: 0 for new messages, 4 for all.
+    pub fn start(
+        mut connection: Connection,
+        session: &Session,
+        id: &str,
+        start: i32,
+        acks: bool,
+    ) -> Result<Self> {
+        connection.write(b"SUB deliveries 5\r\n")?;
+        let request = SubscriptionRequest {
+            client_id: id.into(),
+            subject: channel(0),
+            inbox: "deliveries".into(),
+            max_in_flight: 4096,
+            ack_wait_seconds: 30,
+            start_position: start,
+            start_sequence: 0,
+        };
+        connection.write(&publication(
+            &session.sub_requests,
+            &format!("in.{id}"),
+            &request,
+        ))?;
+        let mut early = Vec::new();
+        let answer = loop {
+            let message = connection.message()?;
+            match message.subject.as_str() {
+                "deliveries" => early.push(message.payload),
+                _ => break message,
+            }
+        };
+        let response: SubscriptionResponse = decoded(&answer.payload)?;
+        if !response.error.is_empty() {
+            return Err(format!("refused: {}", response.error));
+        }
+        let received = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let stream = connection.stream().try_clone();
+        let stream = stream.map_err(|error| error.to_string())?;
+        let thread = std::thread::spawn({
+            let (received, stop) = (received.clone(), stop.clone());
+            move || match take(connection, early, &response.ack_inbox, acks, &received) {
+                Err(_) if stop.load(SeqCst) => Ok(()),
+                other => other,
+            }
+        });
+        Ok(Self {
+            received,
+            stop,
+            stream,
+            thread,
+        })
+    }
+
+    pub fn wait_for(&self, messages: u64) -> Result<()> {
+        let (mut last, mut since) = (0, Instant::now());
+        loop {
+            let received = self.received.load(SeqCst);
+            if received >= messages {
+                return Ok(());
+            }
+            if self.thread.is_finished() {
+                return Err("the subscriber ended early".into());
+            }
+            if received > last {
+                (last, since) = (received, Instant::now());
+            } else if since.elapsed() > Duration::from_secs(10) {
+                return Err(format!(
+                    "{} messages were not delivered",
+                    messages - received
+                ));
+            }
+            std::thread::sleep(Duration::from_micros(500));
+        }
+    }
+
+    pub fn finish(self) -> Result<()> {
+        self.stop.store(true, SeqCst);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        let result = self.thread.join();
+        result.unwrap_or_else(|_| Err("the subscriber panicked".into()))
+    }
+}
+
+fn take(
+    mut connection: Connection,
+    early: Vec<Vec<u8>>,
+    ack_inbox: &str,
+    acks: bool,
+    received: &AtomicU64,
+) -> Result<()> {
+    let mut expected = None;
+    let mut out = Vec::new();
+    let mut early = early.into_iter();
+    loop {
+        let payload = match early.next() {
+            Some(payload) => payload,
+            None => {
+                let message = connection.message()?;
+                if message.subject != "deliveries" {
+                    connection.answer_heartbeat(&message)?;
+                    continue;
+                }
+                message.payload
+            }
+        };
+        let message: MsgProto = decoded(&payload)?;
+        if expected.is_some_and(|expected| expected != message.sequence) {
+            return Err(format!("message {} came out of order", message.sequence));
+        }
+        expected = Some(message.sequence + 1);
+        if acks {
+            let ack = Ack {
+                subject: message.subject,
+                sequence: message.sequence,
+            };
+            out.extend_from_slice(
+                &format!("PUB {ack_inbox} {}\r\n", ack.encoded_len()).into_bytes(),
+            );
+            ack.encode(&mut out).expect("a Vec grows");
+            out.extend_from_slice(b"\r\n");
+        }
+        received.fetch_add(1, SeqCst);
+        if !out.is_empty() && !connection.has_message() {
+            connection.write(&out)?;
+            out.clear();
+        }
+    }
+}
