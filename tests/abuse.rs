@@ -190,3 +190,77 @@ fn half_open_peers_are_let_go() {
     server.stop();
     std::fs::remove_file(config).unwrap();
 }
+
+/// Sends bytes to the monitoring port and returns what comes until it closes, or the head of an answer.
+fn http(port: u16, request: &[u8]) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+    // It may refuse while we are still writing.
+    let _ = stream.write_all(request);
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    while !answer.windows(4).any(|end| end == b"\r\n\r\n") {
+        match stream.read(&mut chunk) {
+            Ok(0) | Err(_) => break,
+            Ok(read) => answer.extend_from_slice(&chunk[..read]),
+        }
+    }
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[test]
+fn requests_that_are_none_do_not_stop_monitoring() {
+    let port = support::free_port();
+    let server = Server::start(&["-m", &port.to_string()]);
+    let healthy = || {
+        let answer = http(port, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    };
+    // Heads that never end hold no one up.
+    let _dripping: Vec<_> = (0..40)
+        .map(|_| {
+            use std::io::Write;
+            let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(b"GET /varz HTTP/1.1\r\nX-A: b").unwrap();
+            stream
+        })
+        .collect();
+    healthy();
+    let long = [
+        b"GET /varz HTTP/1.1\r\nX-Long: ".as_slice(),
+        &vec![b'x'; 1 << 20],
+        b"\r\n\r\n",
+    ]
+    .concat();
+    let refused = http(port, &long);
+    assert!(
+        refused.is_empty() || refused.starts_with("HTTP/1.1 431"),
+        "{refused}"
+    );
+    for (request, status) in [
+        // As gnatsd, which does not look at the method.
+        (&b"BREW /varz HTTP/1.1\r\nHost: x\r\n\r\n"[..], "200"),
+        (b"GET /nothing HTTP/1.1\r\nHost: x\r\n\r\n", "404"),
+        (b"GET /connz?limit=many HTTP/1.1\r\nHost: x\r\n\r\n", "400"),
+        (b"\x16\x03\x01\x00\x05hello\r\n\r\n", "400"),
+        (b"GET /varz HTTP/9.9\r\n\r\n", "400"),
+    ] {
+        let answer = http(port, request);
+        let expected = format!("HTTP/1.1 {status}");
+        assert!(
+            answer.starts_with(&expected),
+            "{:?}: {answer}",
+            request.escape_ascii().to_string()
+        );
+    }
+    let mut random = midge::util::random::Random::new(5);
+    for _ in 0..100 {
+        let length = random.below(2000) as usize;
+        let mut garbage: Vec<u8> = (0..length).map(|_| random.next_u64() as u8).collect();
+        garbage.extend_from_slice(b"\r\n\r\n");
+        http(port, &garbage);
+    }
+    healthy();
+    server.stop();
+}

@@ -27,8 +27,14 @@ impl Authority {
 
     /// Writes a certificate and its key.
     fn issue(&self, name: &str) {
+        self.issue_until(name, 4000);
+    }
+
+    /// One that is good until the beginning of a year.
+    fn issue_until(&self, name: &str, year: i32) {
         let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-        let params = rcgen::CertificateParams::new(names).unwrap();
+        let mut params = rcgen::CertificateParams::new(names).unwrap();
+        params.not_after = rcgen::date_time_ymd(year, 1, 1);
         let key = rcgen::KeyPair::generate().unwrap();
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         std::fs::write(self.path(&format!("{name}.pem")), cert.pem()).unwrap();
@@ -156,5 +162,64 @@ async fn a_certificate_says_who_it_is() {
     std::fs::write(&config, renamed.replace("user: localhost", "user: other")).unwrap();
     server.reload();
     assert!(certified().connect(server.url()).await.is_err());
+    server.stop();
+}
+
+/// What the server makes of bytes in place of a handshake: it closes, and serves others.
+#[tokio::test]
+async fn a_handshake_that_is_none_harms_nobody() {
+    use std::io::{Read, Write};
+    for first in [false, true] {
+        let authority = Authority::new();
+        authority.issue("server");
+        let config = authority.config(if first { ", handshake_first: true" } else { "" });
+        let server = Server::start(&["-c", &config]);
+        let client = options(&authority);
+        let client = if first { client.tls_first() } else { client };
+        let client = client.connect(server.url()).await.unwrap();
+        let mut random = midge::util::random::Random::new(3);
+        for round in 0..60 {
+            let mut bad = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+            bad.set_read_timeout(Some(support::PATIENCE)).unwrap();
+            let mut bytes: Vec<u8> = (0..random.below(400))
+                .map(|_| random.next_u64() as u8)
+                .collect();
+            // A record that looks like a handshake, with nothing sound in it.
+            if round % 2 == 0 {
+                let length = (bytes.len() as u16).to_be_bytes();
+                bytes.splice(0..0, [22, 3, 1, length[0], length[1]]);
+            }
+            let _ = bad.write_all(&bytes);
+            let _ = bad.shutdown(std::net::Shutdown::Write);
+            let mut rest = Vec::new();
+            let _ = bad.read_to_end(&mut rest);
+        }
+        exchange(&client).await;
+        server.stop();
+    }
+}
+
+#[tokio::test]
+async fn certificates_out_of_their_time_or_of_strangers_are_refused() {
+    let authority = Authority::new();
+    authority.issue("server");
+    let stranger = Authority::new();
+    stranger.issue("stranger");
+    authority.issue_until("expired", 2020);
+    let config = authority.config(", verify: true");
+    let server = Server::start(&["-c", &config]);
+    let with = |folder: &Authority, name: &str| {
+        options(&authority)
+            .add_client_certificate(
+                folder.path(&format!("{name}.pem")).into(),
+                folder.path(&format!("{name}.key")).into(),
+            )
+            .connect(server.url())
+    };
+    assert!(with(&authority, "expired").await.is_err());
+    assert!(with(&stranger, "stranger").await.is_err());
+    authority.issue("good");
+    exchange(&with(&authority, "good").await.unwrap()).await;
+    assert!(server.log().contains("TLS handshake error"));
     server.stop();
 }
