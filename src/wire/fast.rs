@@ -1,4 +1,5 @@
-//! The fast path beside the state machine: whole `PUB` and `HPUB` messages in their usual form.
+//! The fast path beside the state machine: whole messages in their usual form, `PUB` and `HPUB` of
+//! clients, `MSG` and `HMSG` of routes.
 //!
 //! Usual means: one blank between arguments, CRLF at the end of the line, and the message complete
 //! in the input. Anything else is left to the machine, which accepts the same language and more;
@@ -46,35 +47,48 @@ const LINE_BYTES_MAX: usize = 512;
 
 /// The whole message at `at`, and where it ends in the input.
 #[inline(always)]
-pub fn message<'a>(
-    input: &'a [u8],
+pub fn message<const ROUTED: bool>(
+    input: &[u8],
     at: usize,
     bytes_max: u64,
     headers: bool,
-) -> Option<(Message<'a>, usize)> {
+) -> Option<(Message<'_>, usize)> {
+    let (plain, with_headers) = match ROUTED {
+        true => (b"MSG ", b"HMSG"),
+        false => (b"PUB ", b"HPUB"),
+    };
     let word = u32::from_le_bytes(*input.get(at..)?.first_chunk()?);
     // Clearing bit 5 folds the case of letters and of nothing else.
-    if word & 0xFFDF_DFDF == u32::from_le_bytes(*b"PUB ") {
-        publish::<false>(input, at + 4, bytes_max)
-    } else if word & 0xDFDF_DFDF == u32::from_le_bytes(*b"HPUB")
+    if word & 0xFFDF_DFDF == u32::from_le_bytes(*plain) {
+        arguments::<false, ROUTED>(input, at + 4, bytes_max)
+    } else if word & 0xDFDF_DFDF == u32::from_le_bytes(*with_headers)
         && headers
         && input.get(at + 4) == Some(&b' ')
     {
-        publish::<true>(input, at + 5, bytes_max)
+        arguments::<true, ROUTED>(input, at + 5, bytes_max)
     } else {
         None
     }
 }
 
 #[inline(always)]
-fn publish<'a, const HEADERS: bool>(
-    input: &'a [u8],
+fn arguments<const HEADERS: bool, const ROUTED: bool>(
+    input: &[u8],
     subject_at: usize,
     bytes_max: u64,
-) -> Option<(Message<'a>, usize)> {
+) -> Option<(Message<'_>, usize)> {
     let mut blanks = Blanks::from(input, subject_at)?;
     let subject_end = blanks.next()?;
-    let tail_at = subject_end + 1;
+    let mut sid: &[u8] = b"";
+    let mut tail_at = subject_end + 1;
+    if ROUTED {
+        let sid_end = blanks.next()?;
+        sid = &input[tail_at..sid_end];
+        if sid.is_empty() || input[sid_end] != b' ' {
+            return None;
+        }
+        tail_at = sid_end + 1;
+    }
     let first_end = blanks.next()?;
     // One or two numbers end the line; what stands before them is the reply.
     let (mut number_at, mut number_end, mut reply_bytes) = (tail_at, first_end, 0);
@@ -123,7 +137,7 @@ fn publish<'a, const HEADERS: bool>(
         reply_bytes,
         header_bytes,
         body_bytes: body_bytes as usize,
-        sid: b"",
+        sid,
     };
     Some((message, end))
 }

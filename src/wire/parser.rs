@@ -202,6 +202,21 @@ pub enum State {
     Payload,
 }
 
+/// Hands on the messages that stand whole and in their usual form at `at`; returns where they end.
+#[inline(always)]
+fn skip_messages<S: Sink, const ROUTED: bool>(
+    input: &[u8],
+    mut at: usize,
+    sink: &mut S,
+) -> Result<usize, Stop> {
+    let (max, headers) = (sink.payload_bytes_max(), sink.headers());
+    while let Some((message, end)) = fast::message::<ROUTED>(input, at, max, headers) {
+        sink.message(&message, None)?;
+        at = end;
+    }
+    Ok(at)
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
     Client,
@@ -268,12 +283,11 @@ impl Parser {
         while at < input.len() {
             at = match self.state {
                 State::Start => {
-                    if FAST && self.kind == Kind::Client && !sink.connect_only() {
-                        let (max, headers) = (sink.payload_bytes_max(), sink.headers());
-                        while let Some((message, end)) = fast::message(input, at, max, headers) {
-                            sink.message(&message, None)?;
-                            at = end;
-                        }
+                    if FAST && !sink.connect_only() {
+                        at = match self.kind {
+                            Kind::Client => skip_messages::<S, false>(input, at, sink)?,
+                            Kind::Route => skip_messages::<S, true>(input, at, sink)?,
+                        };
                         if at == input.len() {
                             break;
                         }
