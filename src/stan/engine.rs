@@ -17,7 +17,7 @@ use super::clients::{ChannelIndex, Clients};
 use super::outlet::{Inlet, Outlet};
 use super::pb;
 use super::report::{ChannelReport, ClientReport, Report, SubReport};
-use super::store::{Recovered, Store, StoreError};
+use super::store::{ChannelId, Recovered, Store, StoreError};
 use super::subs::Sub;
 use crate::util::random::Random;
 use prost::Message;
@@ -50,6 +50,7 @@ pub struct Engine {
     clients: Clients,
     channels: Vec<Option<Channel>>,
     by_name: HashMap<String, ChannelIndex>,
+    by_store: HashMap<ChannelId, ChannelIndex>,
     /// Who a message ack on this subject is of.
     ack_inboxes: HashMap<String, (ChannelIndex, u64)>,
     /// Ack inboxes outside the prefix, which have subscriptions of their own.
@@ -93,6 +94,7 @@ impl Engine {
             clients: Clients::default(),
             channels: Vec::new(),
             by_name: HashMap::new(),
+            by_store: HashMap::new(),
             ack_inboxes: HashMap::new(),
             own_inlets: HashMap::new(),
             last_inlet: Inlet::FIRST_ACK,
@@ -205,6 +207,7 @@ impl Engine {
             channel.durable_to = self.store.bounds(recovered.id).last;
             self.channels.push(Some(channel));
             self.by_name.insert(recovered.name, index);
+            self.by_store.insert(recovered.id, index);
             for sub in recovered.subscriptions {
                 self.recover_sub(index, sub);
             }

@@ -7,6 +7,8 @@
 mod channel;
 mod clients;
 pub mod engine;
+#[doc(hidden)]
+pub mod fuzz;
 mod names;
 pub mod outlet;
 pub mod pb;

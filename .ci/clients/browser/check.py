@@ -197,7 +197,7 @@ def main():
     data = tempfile.mkdtemp()
     server = subprocess.Popen([path, "-a", "127.0.0.1", "-p", str(port), "-m", str(http), "--streaming"], stderr=subprocess.DEVNULL)
     driver = subprocess.Popen(["chromedriver", f"--port={driver_port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                              env={**os.environ, "HOME": data})
+                              env={**os.environ, "HOME": data}, start_new_session=True)
     load = Load(port)
     try:
         page, webdriver = f"http://127.0.0.1:{http}/", f"http://127.0.0.1:{driver_port}"
@@ -214,7 +214,7 @@ def main():
     finally:
         load.going = False
         server.kill()
-        driver.terminate()
+        os.killpg(driver.pid, signal.SIGKILL)  # and the browsers it has started
         driver.wait()
         shutil.rmtree(data, ignore_errors=True)
 

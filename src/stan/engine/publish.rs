@@ -84,6 +84,7 @@ impl Engine {
         self.channels
             .push(Some(Channel::new(name, store, self.now)));
         self.by_name.insert(name.to_owned(), index);
+        self.by_store.insert(store, index);
         log::info!("STREAM: Channel {name:?} has been created");
         self.watch_inactivity(index);
         Ok(index)
@@ -101,14 +102,13 @@ impl Engine {
             }
             while let Some(completion) = self.store.completed() {
                 let completion = completion?;
-                let of = |channel: &Channel| channel.store == completion.channel;
-                let index = self
-                    .channels
-                    .iter()
-                    .position(|c| c.as_ref().is_some_and(of));
-                if let Some(index) = index {
-                    self.durable(index, completion.up_to, out);
+                let Some(index) = self.by_store.get(&completion.channel).copied() else {
+                    continue; // deleted meanwhile
+                };
+                if completion.more {
+                    self.mark_dirty(index);
                 }
+                self.durable(index, completion.up_to, out);
             }
             if idle && self.dirty.is_empty() {
                 return Ok(());

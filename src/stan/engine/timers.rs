@@ -129,6 +129,7 @@ impl Engine {
             return;
         };
         self.by_name.remove(&channel.name);
+        self.by_store.remove(&channel.store);
         self.dirty.retain(|other| *other != index);
         let result = self.store.delete_channel(channel.store);
         self.log_error(result);

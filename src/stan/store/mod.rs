@@ -112,6 +112,8 @@ pub enum Flushed {
 pub struct Completion {
     pub channel: ChannelId,
     pub up_to: Seq,
+    /// More has been appended meanwhile, which waits for another flush.
+    pub more: bool,
 }
 
 /// The limits of a channel, by its name.

@@ -389,7 +389,11 @@ fn a_flush_with_sync_is_over_when_the_store_says_so() {
         bell.recv_timeout(std::time::Duration::from_secs(30))
             .unwrap();
         while let Some(completion) = store.completed() {
-            up_to = completion.unwrap().up_to;
+            let completion = completion.unwrap();
+            up_to = completion.up_to;
+            if completion.more {
+                assert_eq!(store.flush(channel).unwrap(), Flushed::Later);
+            }
         }
     }
 }

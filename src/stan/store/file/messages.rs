@@ -4,11 +4,12 @@
 //! appended lately is also in memory, and everything not yet written is.
 //!
 //! **After a crash.** Data is written before the index entries that point to it, and both before a
-//! flush is over. So the data file may have more whole records than the index, which are
-//! indexed anew; a torn record at its end was never acknowledged, and is cut off; a torn or
+//! flush is over; only the data is brought to the disk by it. So the data file may have more whole
+//! records than the index, which are indexed anew; a torn record at its end was never acknowledged, and is cut off; a torn or
 //! wrong index is cut back to its last good entry and continued from the data. A record in the middle
 //! whose checksum is wrong keeps its number, is reported, and is not served.
 
+use super::ahead::Block;
 use super::records::{
     Crc, Found, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, look, put_untyped,
 };
@@ -86,6 +87,10 @@ pub struct MessageLog {
     front: VecDeque<(u32, i64)>,
     /// Files with writes that no sync has covered.
     unsynced: Vec<Arc<File>>,
+    /// Pieces of a data file and of an index, for a reader who goes through all messages.
+    data_block: Block,
+    index_block: Block,
+    last_looked_up: Seq,
     written: Mark,
     told_of_limit: bool,
     /// Numbers of records that were reported as damaged.
@@ -117,6 +122,9 @@ impl MessageLog {
             recent_bytes: 0,
             front: VecDeque::new(),
             unsynced: Vec::new(),
+            data_block: Block::default(),
+            index_block: Block::default(),
+            last_looked_up: 0,
             written: Mark::default(),
             told_of_limit: false,
             damaged: Vec::new(),
@@ -506,9 +514,9 @@ impl MessageLog {
             self.take_back();
             return Err(io_error("writing", &self.path(number, suffix), error));
         }
+        // The index need not reach the disk: what of it is lost is made again from the data.
         if !self.unsynced.iter().any(|file| Arc::ptr_eq(file, &data)) {
             self.unsynced.push(data);
-            self.unsynced.push(index);
         }
         self.written = self.mark();
         self.trim_recent();
@@ -562,18 +570,24 @@ impl MessageLog {
         let Some(slice) = self.slice_of(seq) else {
             return Ok(None);
         };
-        let entry = self.entry(slice, seq)?;
+        let ahead = seq == self.last_looked_up + 1;
+        self.last_looked_up = seq;
+        let entry = self.entry_of(slice, seq, ahead)?;
         let data = self.data_of(slice)?;
-        let mut record = vec![0; HEADER_BYTES + entry.size as usize];
-        let path = self.path(self.slices[slice].number, "dat");
-        data.read_exact_at(&mut record, entry.offset)
-            .map_err(|error| io_error("reading", &path, error))?;
+        let end = match slice + 1 == self.slices.len() {
+            true => self.written.data_end,
+            false => self.slices[slice].data_end,
+        };
+        let len = HEADER_BYTES + entry.size as usize;
+        let number = self.slices[slice].number;
+        let record = self
+            .data_block
+            .read(&data, number, entry.offset, len, ahead, end)
+            .map_err(|error| io_error("reading", &self.path(number, "dat"), error))?;
         match look(&record, 0, false, &self.crc) {
-            Found::Record { .. } => {
-                let record = Bytes::from(record);
-                Ok(Some(record.slice(HEADER_BYTES..)))
-            }
+            Found::Record { .. } => Ok(Some(record.slice(HEADER_BYTES..))),
             _ => {
+                let path = self.path(number, "dat");
                 let error = StoreError::Damaged {
                     path,
                     offset: entry.offset,
@@ -598,6 +612,10 @@ impl MessageLog {
     }
 
     fn entry(&mut self, slice: usize, seq: Seq) -> Result<IndexEntry, StoreError> {
+        self.entry_of(slice, seq, false)
+    }
+
+    fn entry_of(&mut self, slice: usize, seq: Seq, ahead: bool) -> Result<IndexEntry, StoreError> {
         let nth = seq - self.slices[slice].first;
         let mut bytes = [0; INDEX_BYTES];
         // The end of the index may still be in its buffer.
@@ -610,11 +628,14 @@ impl MessageLog {
             bytes.copy_from_slice(&self.index_buffer[at..at + INDEX_BYTES]);
         } else {
             let index = self.index_of(slice)?;
-            let at = VERSION.len() as u64 + nth * INDEX_BYTES as u64;
-            let path = self.path(self.slices[slice].number, "idx");
-            index
-                .read_exact_at(&mut bytes, at)
-                .map_err(|error| io_error("reading", &path, error))?;
+            let place = |nth: u64| VERSION.len() as u64 + nth * INDEX_BYTES as u64;
+            let end = place(written.min(self.slices[slice].count));
+            let number = self.slices[slice].number;
+            let read = self
+                .index_block
+                .read(&index, number, place(nth), INDEX_BYTES, ahead, end)
+                .map_err(|error| io_error("reading", &self.path(number, "idx"), error))?;
+            bytes.copy_from_slice(&read);
         }
         let entry = IndexEntry::read(&bytes, &self.crc).filter(|entry| entry.seq == seq);
         entry.ok_or_else(|| StoreError::Damaged {
@@ -642,8 +663,9 @@ impl MessageLog {
         Ok(file)
     }
 
-    /// Files of slices that are only read need not stay open.
+    /// Files of slices that are only read need not stay open, nor what was read ahead.
     pub fn close_old_files(&mut self) {
+        (self.data_block, self.index_block) = (Block::default(), Block::default());
         let last = self.slices.len().saturating_sub(1);
         for slice in self.slices.iter_mut().take(last) {
             (slice.data, slice.index) = (None, None);

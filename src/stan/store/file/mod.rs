@@ -1,6 +1,7 @@
 //! The file store, in the format of nats-streaming-server 0.9.2, so that its data opens here and
 //! ours opens there. docs/STORE-FORMAT.md has the layout and what happens after a crash.
 
+mod ahead;
 mod messages;
 mod records;
 mod subs;
@@ -458,16 +459,17 @@ impl Store for FileStore {
         if channel.gone {
             return Ok(Flushed::Now);
         }
-        channel.log.write()?;
         channel.subs.write(&channel.folder, options)?;
+        if channel.syncing {
+            // What came meanwhile becomes one write and one sync when this one is over.
+            channel.sync_again = true;
+            return Ok(Flushed::Later);
+        }
+        channel.log.write()?;
         if !options.sync {
             channel.log.take_unsynced();
             channel.subs.take_unsynced();
             return Ok(Flushed::Now);
-        }
-        if channel.syncing {
-            channel.sync_again = true;
-            return Ok(Flushed::Later);
         }
         let mut files = channel.log.take_unsynced();
         if files.is_empty() {
@@ -487,17 +489,13 @@ impl Store for FileStore {
     }
 
     fn completed(&mut self) -> Option<Result<Completion, StoreError>> {
-        let (completion, result) = self.syncer.completed()?;
+        let (mut completion, result) = self.syncer.completed()?;
         let channel = &mut self.channels[completion.channel as usize];
         channel.syncing = false;
         if let Err(error) = result {
             return Some(Err(io_error("syncing", &channel.folder, error)));
         }
-        if std::mem::take(&mut channel.sync_again)
-            && let Err(error) = self.flush(completion.channel)
-        {
-            return Some(Err(error));
-        }
+        completion.more = std::mem::take(&mut channel.sync_again);
         Some(Ok(completion))
     }
 

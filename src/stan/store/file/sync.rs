@@ -6,7 +6,7 @@ use std::fs::File;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
-const THREADS: usize = 4;
+const THREADS: usize = 16;
 
 /// Files to be brought to the disk, and what is durable then.
 pub struct Job {
@@ -46,6 +46,7 @@ impl Syncer {
                     let completion = Completion {
                         channel: job.channel,
                         up_to: job.up_to,
+                        more: false,
                     };
                     if report.send((completion, result)).is_err() {
                         return;
