@@ -1,24 +1,16 @@
-//! The front door of midge-top; the only place in it that exits.
+//! A server, or a whole cluster, at a glance; the front door of `midge::top`.
 
-use midge::top::app;
-use midge::top::options::{Asked, parse};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match parse(std::env::args().skip(1)) {
-        Ok(Asked::Print(text)) => {
-            print!("{text}");
-            ExitCode::SUCCESS
+    let arguments = std::env::args_os()
+        .skip(1)
+        .map(|argument| argument.to_string_lossy().into_owned());
+    match midge::top::run::main(arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("midge-top: {error}\nTry 'midge-top -help'.");
+            ExitCode::FAILURE
         }
-        Ok(Asked::Run(options)) => match app::run(&options) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error),
-        },
-        Err(error) => fail(&error),
     }
-}
-
-fn fail(error: &str) -> ExitCode {
-    eprintln!("{}", error.trim_end());
-    ExitCode::FAILURE
 }

@@ -1,307 +1,357 @@
-//! The program: one snapshot for scripts, or a screen that follows the servers.
+//! The screen that follows the servers: keys and news in, frames out.
 
-use super::draw::{Page, Screen, draw};
-use super::fetch::{Fetcher, Wanted};
-use super::frame::{self, View};
-use super::options::{SORT_KEYS, TopOptions};
-use super::rates::Watched;
+use super::draw::{Screen, draw};
+use super::fetch::{Ask, Client, ConnectionsAsk};
+use super::fleet::Fleet;
+use super::names::{Names, Resolver};
+use super::options::{Address, Options, SERVER_SORT_KEYS, View, check_sort};
+use super::poll::{News, Poller, probe};
+use super::rows::Style;
+use super::run::server_key;
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use nix::sys::signal::{SigSet, Signal};
 use std::collections::HashMap;
-use std::io::Write;
-use std::net::IpAddr;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::mpsc::{self, Receiver, Sender};
 use std::time::{Duration, Instant};
 
-pub fn run(options: &TopOptions) -> Result<(), String> {
-    let fetcher = Fetcher::new(options)?;
-    let first = options.servers.first().ok_or("-s: no server")?;
-    fetcher.smoke_test(first)?;
-    match &options.output {
-        Some(path) => snapshot(options, &fetcher, path),
-        None => follow(options, fetcher),
-    }
-}
+/// News are shown this soon.
+const TICK: Duration = Duration::from_millis(50);
+const PAGE_LINES: usize = 20;
 
-fn wanted(options: &TopOptions) -> Wanted {
-    Wanted {
-        sort: options.sort.clone(),
-        limit: options.limit,
-        subscriptions: options.subscriptions,
-    }
-}
-
-/// Two looks, one interval apart, so that there are rates; then the text.
-fn snapshot(options: &TopOptions, fetcher: &Fetcher, path: &str) -> Result<(), String> {
-    let mut text = String::new();
-    for server in &options.servers {
-        let mut watched = Watched::default();
-        watched.update(fetcher.look(server, &wanted(options)));
-        std::thread::sleep(options.interval);
-        watched.update(fetcher.look(server, &wanted(options)));
-        let view = View {
-            raw_bytes: options.raw_bytes,
-            subscriptions: options.subscriptions,
-            filter: options.filter.clone(),
-            names: if options.lookup {
-                look_up(&watched)
-            } else {
-                HashMap::new()
-            },
-            ..View::default()
-        };
-        text += &match &options.delimiter {
-            Some(delimiter) => frame::delimited(&watched, &view, delimiter),
-            None => frame::text(&watched, &view),
-        };
-    }
-    match path {
-        "-" => std::io::stdout()
-            .write_all(text.as_bytes())
-            .map_err(|error| format!("standard output: {error}")),
-        path => std::fs::write(path, text).map_err(|error| format!("{path}: {error}")),
-    }
-}
-
-/// Names of the addresses of connections, by the system's resolver.
-fn look_up(server: &Watched) -> HashMap<String, String> {
-    let mut names = HashMap::new();
-    for connection in &server.now.connz.connections {
-        if let Ok(ip) = connection.ip.parse::<IpAddr>()
-            && !names.contains_key(&connection.ip)
-            && let Ok(name) = dns_lookup::lookup_addr(&ip)
-        {
-            names.insert(connection.ip.clone(), name);
-        }
-    }
-    names
-}
-
-/// What the fetching thread is to do; the drawing one changes it.
-struct Orders {
-    wanted: Wanted,
-    servers: Vec<String>,
-    cluster: bool,
-    lookup: bool,
-}
-
-enum News {
-    Looked(Vec<super::data::Snapshot>),
-    Names(HashMap<String, String>),
-}
-
-fn follow(options: &TopOptions, fetcher: Fetcher) -> Result<(), String> {
-    let orders = Arc::new(Mutex::new(Orders {
-        wanted: wanted(options),
-        servers: options.servers.clone(),
-        cluster: options.cluster,
-        lookup: options.lookup,
-    }));
-    let (news, inbox) = channel();
-    let (work, interval) = (orders.clone(), options.interval);
-    std::thread::spawn(move || fetch_always(&fetcher, &work, interval, &news));
+pub fn follow(client: Client, options: &Options) -> Result<(), String> {
+    let asked_to_end = end_on_signal().map_err(|error| format!("signals: {error}"))?;
+    let mut app = App::new(client, options);
     let mut terminal = ratatui::try_init().map_err(|error| format!("terminal: {error}"))?;
-    let result = show(&mut terminal, options, &orders, &inbox);
+    let result = app.run(&mut terminal, &asked_to_end);
     ratatui::restore();
     result.map_err(|error| format!("terminal: {error}"))
 }
 
-fn lock(orders: &Mutex<Orders>) -> std::sync::MutexGuard<'_, Orders> {
-    orders
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+/// Ends that come from outside leave the terminal in order as well.
+fn end_on_signal() -> nix::Result<Arc<AtomicBool>> {
+    let mut signals = SigSet::empty();
+    for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
+        signals.add(signal);
+    }
+    signals.thread_block()?;
+    let asked = Arc::new(AtomicBool::new(false));
+    let told = asked.clone();
+    std::thread::spawn(move || {
+        if signals.wait().is_ok() {
+            told.store(true, SeqCst);
+        }
+    });
+    Ok(asked)
 }
 
-/// Looks at all servers once per interval, until nobody listens.
-fn fetch_always(
-    fetcher: &Fetcher,
-    orders: &Mutex<Orders>,
+struct App {
+    client: Client,
     interval: Duration,
-    news: &Sender<News>,
-) {
-    loop {
-        let began = Instant::now();
-        let (servers, wanted, cluster, lookup) = {
-            let orders = lock(orders);
-            (
-                orders.servers.clone(),
-                orders.wanted.clone(),
-                orders.cluster,
-                orders.lookup,
-            )
+    refreshes_max: Option<u64>,
+    cluster: bool,
+    lookup: bool,
+    fleet: Fleet,
+    pollers: HashMap<Address, Poller>,
+    resolver: Resolver,
+    news: Receiver<News>,
+    tell: Sender<News>,
+    screen: Screen,
+    ask: Ask,
+    started: Instant,
+    /// Looks at the first server.
+    refreshes: u64,
+}
+
+impl App {
+    fn new(client: Client, options: &Options) -> Self {
+        let (tell, news) = mpsc::channel();
+        let names = tell.clone();
+        let mut app = Self {
+            client,
+            interval: options.interval,
+            refreshes_max: options.refreshes_max,
+            cluster: options.cluster,
+            lookup: options.lookup,
+            fleet: Fleet::new(&options.servers),
+            pollers: HashMap::new(),
+            resolver: Resolver::start(move |ip, name| names.send(News::Name(ip, name)).is_ok()),
+            news,
+            tell,
+            screen: Screen {
+                view: options.view,
+                look: Style {
+                    raw: options.raw,
+                    rates: false,
+                    subscriptions: options.subscriptions,
+                    filter: options.filter.clone(),
+                },
+                sort: options.sort.clone(),
+                limit: options.limit,
+                colour: options.colour,
+                ..Screen::default()
+            },
+            ask: Ask::default(),
+            started: Instant::now(),
+            refreshes: 0,
         };
-        let looks: Vec<_> = servers
-            .iter()
-            .map(|server| fetcher.look(server, &wanted))
-            .collect();
-        if cluster {
-            let found = fetcher.discover(&looks);
-            lock(orders).servers.extend(found);
+        app.ask = app.wanted();
+        for address in &options.servers {
+            app.poll(address.clone());
         }
-        if lookup {
-            let mut names = HashMap::new();
-            for look in &looks {
-                let mut watched = Watched::default();
-                watched.update(look.clone());
-                names.extend(look_up(&watched));
+        app
+    }
+
+    /// What the view shows is asked for, and no more.
+    fn wanted(&self) -> Ask {
+        let screen = &self.screen;
+        let connections = ConnectionsAsk {
+            limit: screen.limit,
+            sort: server_key(&screen.sort).into(),
+            subscriptions: screen.look.subscriptions || !screen.look.filter.is_empty(),
+        };
+        Ask {
+            connections: (screen.view == View::Connections).then_some(connections),
+            routes: self.cluster,
+            streaming: matches!(screen.view, View::Channels | View::Clients),
+            closed: screen.view == View::Slow,
+        }
+    }
+
+    fn poll(&mut self, address: Address) {
+        let poller = Poller::start(
+            self.client.clone(),
+            address.clone(),
+            self.ask.clone(),
+            self.interval,
+            self.tell.clone(),
+        );
+        self.pollers.insert(address, poller);
+    }
+
+    fn run(
+        &mut self,
+        terminal: &mut ratatui::DefaultTerminal,
+        asked_to_end: &AtomicBool,
+    ) -> std::io::Result<()> {
+        let mut changed = true;
+        loop {
+            changed |= self.take_news();
+            if changed {
+                terminal.draw(|f| draw(f, &self.fleet, &self.screen))?;
+                changed = false;
             }
-            if news.send(News::Names(names)).is_err() {
+            let done = self
+                .refreshes_max
+                .is_some_and(|most| self.refreshes >= most);
+            if done || asked_to_end.load(SeqCst) {
+                return Ok(());
+            }
+            if !event::poll(TICK)? {
+                continue;
+            }
+            match event::read()? {
+                Event::Key(key) if key.kind == KeyEventKind::Press => {
+                    if !self.handle_key(key) {
+                        return Ok(());
+                    }
+                    self.ask_anew();
+                    changed = true;
+                }
+                Event::Resize(..) => changed = true,
+                _ => {}
+            }
+        }
+    }
+
+    /// True: there is something new to see.
+    fn take_news(&mut self) -> bool {
+        let mut changed = false;
+        while let Ok(news) = self.news.try_recv() {
+            match news {
+                News::Look(address, look) => {
+                    let first = self.fleet.servers.first();
+                    self.refreshes += u64::from(first.is_some_and(|seen| seen.address == address));
+                    if self.screen.frozen {
+                        continue;
+                    }
+                    if let Ok(answer) = &*look
+                        && self.lookup
+                    {
+                        self.screen.names.want_all(answer.connz.as_ref());
+                    }
+                    let clock = self.started.elapsed().as_secs_f64();
+                    self.fleet.take(&address, *look, clock);
+                }
+                News::Found(address, id) => {
+                    if self.fleet.admit(address.clone(), id.as_deref()) {
+                        self.poll(address);
+                    }
+                }
+                News::Name(ip, name) => self.screen.names.set(ip, name),
+            }
+            changed = true;
+        }
+        for ip in self.screen.names.take_wanted() {
+            self.resolver.look_up(ip);
+        }
+        if self.cluster && changed {
+            for address in self.fleet.candidates(Instant::now()) {
+                probe(self.client.clone(), address, self.tell.clone());
+            }
+        }
+        changed
+    }
+
+    fn ask_anew(&mut self) {
+        let ask = self.wanted();
+        if ask != self.ask {
+            self.pollers
+                .values()
+                .for_each(|poller| poller.ask(ask.clone()));
+            self.ask = ask;
+        }
+    }
+
+    /// False: quit.
+    fn handle_key(&mut self, key: KeyEvent) -> bool {
+        if key.modifiers.contains(KeyModifiers::CONTROL) {
+            return key.code != KeyCode::Char('c');
+        }
+        if self.screen.prompt.is_some() {
+            self.type_key(key.code);
+            return true;
+        }
+        let servers = self.fleet.servers.len();
+        let screen = &mut self.screen;
+        screen.message.clear();
+        match key.code {
+            KeyCode::Char('q') => return false,
+            KeyCode::Char('?' | 'h') => screen.help = !screen.help,
+            KeyCode::Esc => screen.help = false,
+            KeyCode::Char(digit @ '1'..='6') => {
+                screen.view = View::ALL[digit as usize - '1' as usize];
+                (screen.scroll, screen.sorted_by) = (0, None);
+            }
+            KeyCode::Tab => screen.selected = next_server(screen.selected, servers),
+            KeyCode::Char('o') => screen.prompt = Some(("sort by", String::new())),
+            KeyCode::Char('n') => screen.prompt = Some(("number of connections", String::new())),
+            KeyCode::Char('/') => screen.prompt = Some(("only what has", String::new())),
+            KeyCode::Char('<') => self.sort_beside(-1),
+            KeyCode::Char('>') => self.sort_beside(1),
+            KeyCode::Char('s') => screen.look.subscriptions = !screen.look.subscriptions,
+            KeyCode::Char('d') => {
+                self.lookup = !self.lookup;
+                screen.names = Names::default();
+            }
+            KeyCode::Char('c') => {
+                self.cluster = !self.cluster;
+                screen.view = View::Cluster;
+            }
+            KeyCode::Char('b') => screen.look.raw = !screen.look.raw,
+            KeyCode::Char(' ') => screen.look.rates = !screen.look.rates,
+            KeyCode::Char('f') => screen.frozen = !screen.frozen,
+            KeyCode::Up => screen.scroll = screen.scroll.saturating_sub(1),
+            KeyCode::Down => screen.scroll += 1,
+            KeyCode::PageUp => screen.scroll = screen.scroll.saturating_sub(PAGE_LINES),
+            KeyCode::PageDown => screen.scroll += PAGE_LINES,
+            KeyCode::Home => screen.scroll = 0,
+            _ => {}
+        }
+        self.bound_scroll();
+        true
+    }
+
+    fn bound_scroll(&mut self) {
+        if self.screen.scroll > 0 {
+            let last = self.screen.table(&self.fleet).rows.len().saturating_sub(1);
+            self.screen.scroll = self.screen.scroll.min(last);
+        }
+    }
+
+    /// Sorts by the next column in this direction.
+    fn sort_beside(&mut self, step: isize) {
+        let table = self.screen.table(&self.fleet);
+        let count = table.columns.len() as isize;
+        if self.screen.view != View::Connections {
+            let from = self
+                .screen
+                .sorted_by
+                .map_or(-step.min(0), |at| at as isize + step);
+            self.screen.sorted_by = Some(from.rem_euclid(count) as usize);
+            return;
+        }
+        let mut at = table.column_of(&self.screen.sort).unwrap_or(0) as isize;
+        // Columns without a key are no order.
+        for _ in 0..count {
+            at = (at + step).rem_euclid(count);
+            let key = table.columns[at as usize].key;
+            if check_sort(key).is_ok() {
+                self.screen.sort = key.into();
                 return;
             }
         }
-        if news.send(News::Looked(looks)).is_err() {
+    }
+
+    /// A key while a line is being typed.
+    fn type_key(&mut self, key: KeyCode) {
+        let Some((question, answer)) = &mut self.screen.prompt else {
             return;
+        };
+        match key {
+            KeyCode::Esc => self.screen.prompt = None,
+            KeyCode::Backspace => drop(answer.pop()),
+            KeyCode::Char(letter) => answer.push(letter),
+            KeyCode::Enter => {
+                let (question, answer) = (*question, std::mem::take(answer));
+                self.screen.prompt = None;
+                self.accept(question, answer);
+            }
+            _ => {}
         }
-        std::thread::sleep(interval.saturating_sub(began.elapsed()));
     }
-}
 
-fn show(
-    terminal: &mut ratatui::DefaultTerminal,
-    options: &TopOptions,
-    orders: &Mutex<Orders>,
-    inbox: &Receiver<News>,
-) -> std::io::Result<()> {
-    let mut servers: Vec<Watched> = Vec::new();
-    let mut screen = Screen {
-        view: View {
-            raw_bytes: options.raw_bytes,
-            subscriptions: options.subscriptions,
-            filter: options.filter.clone(),
-            ..View::default()
-        },
-        sort: options.sort.clone(),
-        limit: options.limit,
-        colours: options.colours,
-        page: if options.servers.len() > 1 || options.cluster {
-            Page::Servers
-        } else {
-            Page::Connections
-        },
-        ..Screen::default()
-    };
-    let mut refreshes = 0;
-    let mut changed = true;
-    loop {
-        while let Ok(news) = inbox.try_recv() {
-            match news {
-                News::Names(names) => screen.view.names = names,
-                News::Looked(looks) => {
-                    refreshes += 1;
-                    if !screen.frozen {
-                        servers.resize_with(looks.len().max(servers.len()), Watched::default);
-                        for (watched, look) in servers.iter_mut().zip(looks) {
-                            watched.update(look);
-                        }
-                        changed = true;
-                    }
+    fn accept(&mut self, question: &str, answer: String) {
+        let screen = &mut self.screen;
+        match question {
+            "sort by" => match check_sort(&answer) {
+                Ok(()) => screen.sort = answer,
+                Err(error) => {
+                    screen.message = format!("{error}; try {}", SERVER_SORT_KEYS.join(" "));
                 }
-            }
-        }
-        if changed {
-            terminal.draw(|f| draw(f, &servers, &screen))?;
-            changed = false;
-        }
-        if options.refreshes.is_some_and(|most| refreshes >= most) {
-            return Ok(());
-        }
-        // Keys are answered at once, news within a tenth of a second.
-        if event::poll(Duration::from_millis(100))? {
-            changed = true;
-            if let Event::Key(key) = event::read()?
-                && key.kind == KeyEventKind::Press
-                && !handle_key(key, &mut screen, servers.len(), orders)
-            {
-                return Ok(());
-            }
+            },
+            "only what has" => (screen.look.filter, screen.scroll) = (answer, 0),
+            _ => match answer.parse::<i64>() {
+                Ok(limit) if limit > 0 => screen.limit = limit,
+                _ => screen.message = format!("{answer:?} is no number of connections"),
+            },
         }
     }
 }
 
-/// False: quit.
-fn handle_key(key: KeyEvent, screen: &mut Screen, servers: usize, orders: &Mutex<Orders>) -> bool {
-    if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
-        return false;
-    }
-    if screen.prompt.is_some() {
-        type_key(key, screen, orders);
-        return true;
-    }
-    screen.message.clear();
-    match key.code {
-        KeyCode::Char('q') => return false,
-        KeyCode::Char('?' | 'h') => screen.help = !screen.help,
-        KeyCode::Esc => screen.help = false,
-        KeyCode::Char(digit @ '1'..='5') => {
-            screen.page = Page::ALL[digit as usize - '1' as usize].0;
-            screen.scroll = 0;
-        }
-        KeyCode::Tab => screen.selected = (screen.selected + 1) % servers.max(1),
-        KeyCode::Char('o') => screen.prompt = Some(("sort by", String::new())),
-        KeyCode::Char('n') => screen.prompt = Some(("number of connections", String::new())),
-        KeyCode::Char('/') => screen.prompt = Some(("show what holds", String::new())),
-        KeyCode::Char('s') => {
-            screen.view.subscriptions = !screen.view.subscriptions;
-            lock(orders).wanted.subscriptions = screen.view.subscriptions;
-        }
-        KeyCode::Char('d') => {
-            let mut orders = lock(orders);
-            orders.lookup = !orders.lookup;
-            screen.view.names.clear();
-        }
-        KeyCode::Char('c') => {
-            let mut orders = lock(orders);
-            orders.cluster = !orders.cluster;
-            screen.page = Page::Servers;
-        }
-        KeyCode::Char('b') => screen.view.raw_bytes = !screen.view.raw_bytes,
-        KeyCode::Char(' ') => screen.view.rates = !screen.view.rates,
-        KeyCode::Char('f') => screen.frozen = !screen.frozen,
-        KeyCode::Up => screen.scroll = screen.scroll.saturating_sub(1),
-        KeyCode::Down => screen.scroll += 1,
-        KeyCode::PageUp => screen.scroll = screen.scroll.saturating_sub(20),
-        KeyCode::PageDown => screen.scroll += 20,
-        KeyCode::Home => screen.scroll = 0,
-        _ => {}
-    }
-    true
-}
-
-/// A key while a line is being typed.
-fn type_key(key: KeyEvent, screen: &mut Screen, orders: &Mutex<Orders>) {
-    let Some((question, answer)) = &mut screen.prompt else {
-        return;
-    };
-    match key.code {
-        KeyCode::Esc => screen.prompt = None,
-        KeyCode::Backspace => drop(answer.pop()),
-        KeyCode::Char(letter) => answer.push(letter),
-        KeyCode::Enter => {
-            let (question, answer) = (*question, std::mem::take(answer));
-            screen.prompt = None;
-            accept(question, &answer, screen, orders);
-        }
-        _ => {}
+/// All, then one after the other, then all again.
+fn next_server(selected: Option<usize>, servers: usize) -> Option<usize> {
+    match selected {
+        _ if servers < 2 => None,
+        None => Some(0),
+        Some(at) => Some(at + 1).filter(|next| *next < servers),
     }
 }
 
-fn accept(question: &str, answer: &str, screen: &mut Screen, orders: &Mutex<Orders>) {
-    match question {
-        "sort by" if SORT_KEYS.contains(&answer) => {
-            screen.sort = answer.to_owned();
-            lock(orders).wanted.sort = answer.to_owned();
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tab_goes_round() {
+        let mut at = None;
+        let mut seen = Vec::new();
+        for _ in 0..4 {
+            at = next_server(at, 2);
+            seen.push(at);
         }
-        "sort by" => screen.message = format!("{answer:?} is no sort key"),
-        "show what holds" => {
-            screen.view.filter = answer.to_owned();
-            screen.scroll = 0;
-        }
-        _ => match answer.parse::<usize>() {
-            Ok(limit) if limit > 0 => {
-                screen.limit = limit;
-                lock(orders).wanted.limit = limit;
-            }
-            _ => screen.message = format!("{answer:?} is no number of connections"),
-        },
+        assert_eq!(seen, [Some(0), Some(1), None, Some(0)]);
+        assert_eq!(next_server(None, 1), None);
     }
 }

@@ -1,71 +1,89 @@
-//! A screen on a terminal, from what is known; nothing is asked or read here.
+//! A frame, from what is known; nothing is asked or read here.
 
-use super::frame::{self, View, count, size};
-use super::rates::Watched;
+use super::fleet::{Fleet, Seen};
+use super::names::Names;
+use super::options::View;
+use super::rates::Rates;
+use super::rows::{self, Style as Look, Table};
+use super::units;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Sparkline, Table};
+use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Sparkline, Table as Widget};
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Page {
-    #[default]
-    Connections,
-    Servers,
-    Slow,
-    Channels,
-    Loops,
-}
+/// Terminals at least this wide show curves beside the figures.
+const WIDE: u16 = 100;
 
-impl Page {
-    pub const ALL: [(Page, &str); 5] = [
-        (Page::Connections, "connections"),
-        (Page::Servers, "servers"),
-        (Page::Slow, "slow consumers"),
-        (Page::Channels, "channels"),
-        (Page::Loops, "loops"),
-    ];
-}
-
-/// All that decides what a screen looks like.
+/// All that decides what a frame looks like.
 #[derive(Default)]
 pub struct Screen {
-    pub page: Page,
     pub view: View,
+    pub look: Look,
+    /// A key of nats-top; of connections.
     pub sort: String,
-    pub limit: usize,
+    /// Of the other views: the column they are sorted by.
+    pub sorted_by: Option<usize>,
+    pub limit: i64,
     pub frozen: bool,
     pub help: bool,
     /// A line being typed: its question, and the answer so far.
     pub prompt: Option<(&'static str, String)>,
     pub message: String,
-    pub colours: bool,
-    /// Which server the upper part is about.
-    pub selected: usize,
+    pub colour: bool,
+    /// Which server this is about; None: all.
+    pub selected: Option<usize>,
     /// First line of the table shown.
     pub scroll: usize,
+    pub names: Names,
 }
 
 impl Screen {
-    fn style(&self, colour: Color) -> Style {
-        match self.colours {
+    fn ink(&self, colour: Color) -> Style {
+        match self.colour {
             true => Style::new().fg(colour),
             false => Style::new(),
         }
     }
 
+    /// Colours of the terminal's own palette, which its owner has chosen to be read.
     fn head(&self) -> Style {
-        self.style(Color::Cyan).add_modifier(Modifier::BOLD)
+        self.ink(Color::Blue).add_modifier(Modifier::BOLD)
+    }
+
+    fn chosen<'f>(&self, fleet: &'f Fleet) -> Vec<&'f Seen> {
+        match self.selected.and_then(|at| fleet.servers.get(at)) {
+            Some(seen) => vec![seen],
+            None => fleet.distinct().collect(),
+        }
+    }
+
+    /// The table of this view, sorted.
+    pub fn table(&self, fleet: &Fleet) -> Table {
+        let chosen = self.chosen(fleet);
+        let mut table = match self.view {
+            View::Connections => rows::connections(&chosen, &self.look, &self.names),
+            View::Cluster => rows::servers(fleet, &self.look),
+            View::Channels => rows::channels(&chosen, &self.look),
+            View::Clients => rows::clients(&chosen, &self.look),
+            View::Slow => rows::slow(&chosen, &self.look),
+            View::Loops => rows::loops(&chosen, &self.look),
+        };
+        let column = match self.view {
+            View::Connections => table.column_of(&self.sort),
+            _ => self.sorted_by,
+        };
+        // A server gives cid upwards, as we should.
+        if let Some(column) =
+            column.filter(|_| self.view != View::Connections || self.sort != "cid")
+        {
+            table.sort(column);
+        }
+        table
     }
 }
 
-pub fn draw(f: &mut Frame<'_>, servers: &[Watched], screen: &Screen) {
-    let selected = screen.selected.min(servers.len().saturating_sub(1));
-    let Some(server) = servers.get(selected) else {
-        return;
-    };
-    let wide = f.area().width >= 100;
+pub fn draw(f: &mut Frame<'_>, fleet: &Fleet, screen: &Screen) {
     let [top, tabs, body, foot] = Layout::vertical([
         Constraint::Length(6),
         Constraint::Length(1),
@@ -73,89 +91,185 @@ pub fn draw(f: &mut Frame<'_>, servers: &[Watched], screen: &Screen) {
         Constraint::Length(1),
     ])
     .areas(f.area());
-    let [figures, lines] = Layout::horizontal(match wide {
+    let wide = f.area().width >= WIDE;
+    let [figures, curves] = Layout::horizontal(match wide {
         true => [Constraint::Min(60), Constraint::Length(40)],
         false => [Constraint::Min(20), Constraint::Length(0)],
     })
     .areas(top);
-    let away = server.now.error.is_some();
-    let header = frame::header(server, &screen.view).into_iter().enumerate();
+    let chosen = screen.chosen(fleet);
+    let away = chosen.iter().all(|seen| !seen.is_here());
+    let header = header(&chosen, screen).into_iter().enumerate();
     let header: Vec<Line<'_>> = header
         .map(|(index, text)| match (index, away) {
-            (0, true) => Line::styled(text, screen.style(Color::Red)),
+            (0, true) => Line::styled(text, screen.ink(Color::Red).add_modifier(Modifier::BOLD)),
             (0, false) => Line::styled(text, screen.head()),
             _ => Line::raw(text),
         })
         .collect();
     f.render_widget(Paragraph::new(header), figures);
     if wide {
-        sparklines(f, lines, server, screen);
+        sparklines(f, curves, &chosen, screen);
     }
-    f.render_widget(tab_line(screen), tabs);
-    match screen.page {
-        Page::Connections => {
-            let (heads, rows) = frame::table(server, &screen.view);
-            table(f, body, &heads, rows, screen, "no connections");
-        }
-        Page::Servers => servers_table(f, body, servers, screen),
-        Page::Slow => slow_table(f, body, servers, screen),
-        Page::Channels => channels_table(f, body, server, screen),
-        Page::Loops => loops_table(f, body, server, screen),
-    }
-    f.render_widget(foot_line(server, screen), foot);
+    f.render_widget(tab_line(screen, f.area().width), tabs);
+    show_table(f, body, screen.table(fleet), screen);
+    f.render_widget(foot_line(&chosen, screen), foot);
     if screen.help {
         help(f, screen);
     }
 }
 
-fn sparklines(f: &mut Frame<'_>, area: Rect, server: &Watched, screen: &Screen) {
+/// What nats-top has above its table; of several servers their sums.
+fn header(chosen: &[&Seen], screen: &Screen) -> Vec<String> {
+    let raw = screen.look.raw;
+    let sum = |get: fn(&Seen) -> Option<u64>| {
+        let here = chosen
+            .iter()
+            .filter(|seen| seen.is_here() || chosen.len() == 1);
+        here.filter_map(|seen| get(seen)).sum::<u64>()
+    };
+    let here = chosen.iter().filter(|seen| seen.is_here());
+    let cpu = here
+        .filter_map(|seen| seen.answer.varz.cpu)
+        .fold(0.0, |sum, cpu| sum + cpu);
+    let mut rates = Rates::default();
+    chosen.iter().for_each(|seen| rates.add(seen.rates()));
+    let [title, name, id] = match chosen {
+        [seen] => of_one(seen),
+        several => {
+            let here = several.iter().filter(|seen| seen.is_here()).count();
+            let title = format!(
+                "{} NATS servers, {} away",
+                several.len(),
+                several.len() - here
+            );
+            [title, "Server: all".into(), String::new()]
+        }
+    };
+    let flow = |label: &str, msgs, size, rate: f64, size_rate: f64| {
+        format!(
+            "  {label:<5} Msgs: {}  Bytes: {}  Msgs/Sec: {rate:.1}  Bytes/Sec: {}",
+            units::count(raw, msgs),
+            units::bytes(raw, size),
+            units::bytes(raw, size_rate as u64)
+        )
+    };
+    vec![
+        title,
+        name,
+        id,
+        format!(
+            "  Load: CPU:  {cpu:.1}%  Memory: {}  Slow Consumers: {}",
+            units::bytes(false, sum(|seen| seen.answer.varz.mem)),
+            sum(|seen| seen.answer.varz.slow_consumers)
+        ),
+        flow(
+            "In:",
+            sum(|seen| seen.answer.varz.in_msgs),
+            sum(|seen| seen.answer.varz.in_bytes),
+            rates.in_msgs,
+            rates.in_bytes,
+        ),
+        flow(
+            "Out:",
+            sum(|seen| seen.answer.varz.out_msgs),
+            sum(|seen| seen.answer.varz.out_bytes),
+            rates.out_msgs,
+            rates.out_bytes,
+        ),
+    ]
+}
+
+fn of_one(seen: &Seen) -> [String; 3] {
+    let varz = &seen.answer.varz;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let trouble = seen.answer.trouble.as_ref().map(|text| format!(" {text}"));
+    let state = match &seen.away {
+        Some(why) => format!(" {} is away: {why}", seen.address),
+        None => trouble.unwrap_or_default(),
+    };
+    let name = match text(&varz.server_name) {
+        name if name == text(&varz.server_id) => String::new(),
+        name => name,
+    };
+    [
+        format!(
+            "NATS server version {} (uptime: {}){state}",
+            text(&varz.version),
+            text(&varz.uptime)
+        ),
+        format!("Server: {name}"),
+        format!("  ID:   {}", text(&varz.server_id)),
+    ]
+}
+
+fn sparklines(f: &mut Frame<'_>, area: Rect, chosen: &[&Seen], screen: &Screen) {
     let halves = Layout::vertical([Constraint::Length(3), Constraint::Length(3)]).split(area);
-    let histories = [
-        ("in /s", &server.in_history, server.rates.in_msgs),
-        ("out /s", &server.out_history, server.rates.out_msgs),
+    let parts = [
+        ("in /s", (|rates| rates.in_msgs) as fn(&Rates) -> f64),
+        ("out /s", |rates| rates.out_msgs),
     ];
-    for (area, (name, history, rate)) in halves.iter().zip(histories) {
-        let width = area.width.saturating_sub(2) as usize;
-        let data: Vec<u64> = history.iter().rev().take(width).rev().copied().collect();
-        let title = format!("{name} {}", count(rate));
+    for (area, (name, get)) in halves.iter().zip(parts) {
+        let width = area.width.saturating_sub(1) as usize;
+        // The newest of each server stand above each other.
+        let at = |back: usize| {
+            let all = chosen.iter().filter_map(|seen| {
+                let history = &seen.rates.history;
+                history.get(history.len().checked_sub(back + 1)?)
+            });
+            all.map(get).sum::<f64>() as u64
+        };
+        let longest = chosen.iter().map(|seen| seen.rates.history.len()).max();
+        let shown = longest.unwrap_or(0).min(width);
+        let data: Vec<u64> = (0..shown).rev().map(at).collect();
+        let now: f64 = chosen.iter().map(|seen| get(&seen.rates())).sum();
+        let title = format!("{name} {}", units::count(screen.look.raw, now as u64));
         let line = Sparkline::default()
             .block(Block::new().borders(Borders::LEFT).title(title))
-            .style(screen.style(Color::Green))
+            .style(screen.ink(Color::Green))
             .data(&data);
         f.render_widget(line, *area);
     }
 }
 
-fn tab_line(screen: &Screen) -> Line<'static> {
-    let spans = Page::ALL
-        .iter()
-        .zip(1..)
-        .flat_map(|((page, name), number)| {
-            let style = match *page == screen.page {
-                true => screen.head().add_modifier(Modifier::REVERSED),
-                false => Style::new(),
-            };
-            [
-                Span::styled(format!(" {number} {name} "), style),
-                Span::raw(" "),
-            ]
-        });
+fn tab_line(screen: &Screen, width: u16) -> Line<'static> {
+    let longest: usize = View::ALL.iter().map(|view| view.name().len() + 5).sum();
+    let spans = View::ALL.iter().zip(1..).flat_map(|(view, number)| {
+        let here = *view == screen.view;
+        let style = match here {
+            true => screen.head().add_modifier(Modifier::REVERSED),
+            false => Style::new(),
+        };
+        let name = match here || longest <= usize::from(width) {
+            true => format!(" {number} {} ", view.name()),
+            false => format!(" {number} "),
+        };
+        [Span::styled(name, style), Span::raw(" ")]
+    });
     Line::from(spans.collect::<Vec<_>>())
 }
 
-fn foot_line<'a>(server: &Watched, screen: &'a Screen) -> Line<'a> {
+fn foot_line<'a>(chosen: &[&Seen], screen: &'a Screen) -> Line<'a> {
     if let Some((question, answer)) = &screen.prompt {
         return Line::styled(format!("{question}: {answer}_"), screen.head());
     }
-    let mut text = format!(
-        "Connections Polled: {}  sort {}  limit {}",
-        server.now.connz.num_connections, screen.sort, screen.limit
-    );
-    if !screen.view.filter.is_empty() {
-        text += &format!("  filter {:?}", screen.view.filter);
+    let connz = chosen.iter().filter_map(|seen| seen.answer.connz.as_ref());
+    let polled: u64 = connz.filter_map(|connz| connz.num_connections).sum();
+    let mut text = match screen.view {
+        View::Connections => format!(
+            "Connections Polled: {polled}  sort {}  limit {}",
+            screen.sort, screen.limit
+        ),
+        view => view.name().to_owned(),
+    };
+    if !screen.look.filter.is_empty() {
+        text += &format!("  filter {:?}", screen.look.filter);
     }
     if screen.frozen {
         text += "  FROZEN";
+    }
+    if chosen.iter().any(|seen| seen.answer.sort_refused) {
+        text += "  (the server does not sort by that)";
     }
     if !screen.message.is_empty() {
         text += &format!("  {}", screen.message);
@@ -163,208 +277,52 @@ fn foot_line<'a>(server: &Watched, screen: &'a Screen) -> Line<'a> {
     Line::raw(text + "  (? for help)")
 }
 
-fn table(
-    f: &mut Frame<'_>,
-    area: Rect,
-    heads: &[&str],
-    rows: Vec<Vec<String>>,
-    screen: &Screen,
-    none: &'static str,
-) {
-    if rows.is_empty() {
-        return f.render_widget(Paragraph::new(none), area);
+fn show_table(f: &mut Frame<'_>, area: Rect, table: Table, screen: &Screen) {
+    if table.rows.is_empty() && table.total.is_none() {
+        return f.render_widget(Paragraph::new(table.none), area);
     }
-    let widths: Vec<Constraint> = (0..heads.len())
-        .map(|column| {
-            let cells = rows.iter().filter_map(|row| row.get(column));
-            let widest = cells.map(|cell| cell.chars().count()).max().unwrap_or(0);
-            Constraint::Length(widest.max(heads[column].len()) as u16 + 1)
-        })
-        .collect();
-    let scroll = screen.scroll.min(rows.len() - 1);
-    let shown = rows.into_iter().skip(scroll);
-    let shown = shown.map(|row| Row::new(row.into_iter().map(Cell::from)));
-    let head =
-        Row::new(heads.iter().map(|head| Cell::from((*head).to_owned()))).style(screen.head());
-    f.render_widget(
-        Table::new(shown, widths).header(head).column_spacing(1),
-        area,
-    );
-}
-
-fn servers_table(f: &mut Frame<'_>, area: Rect, servers: &[Watched], screen: &Screen) {
-    let raw = screen.view.raw_bytes;
-    let heads = [
-        "SERVER",
-        "ADDRESS",
-        "VERSION",
-        "UPTIME",
-        "CPU%",
-        "MEM",
-        "CONNS",
-        "SUBS",
-        "ROUTES",
-        "IN/S",
-        "OUT/S",
-        "BYTES_IN/S",
-        "BYTES_OUT/S",
-        "SLOW",
-    ];
-    let row = |server: &Watched| {
-        let varz = &server.now.varz;
-        let name = if varz.server_name.is_empty() {
-            &varz.server_id
-        } else {
-            &varz.server_name
-        };
-        let name = match server.now.error {
-            Some(_) => format!("{name} (away)"),
-            None => name.clone(),
-        };
-        let rates = server.rates;
-        vec![
-            name,
-            server.now.address.clone(),
-            varz.version.clone(),
-            varz.uptime.clone(),
-            format!("{:.1}", varz.cpu),
-            size(varz.mem as f64, raw),
-            varz.connections.to_string(),
-            varz.subscriptions.to_string(),
-            varz.routes.to_string(),
-            count(rates.in_msgs),
-            count(rates.out_msgs),
-            size(rates.in_bytes, raw),
-            size(rates.out_bytes, raw),
-            varz.slow_consumers.to_string(),
-        ]
+    let fitting = table.fitting(area.width);
+    let line = |row: &Vec<rows::Cell>| {
+        let cells = fitting.iter().map(|(at, _)| {
+            let text = row.get(*at).map_or("", |cell| &*cell.text);
+            // What others chose to be called must not move the cursor.
+            Cell::from(text.replace(|c: char| c.is_control(), "?"))
+        });
+        Row::new(cells.collect::<Vec<_>>())
     };
-    let mut rows: Vec<Vec<String>> = servers.iter().map(row).collect();
-    let here = || servers.iter().filter(|server| server.now.error.is_none());
-    let sum = |get: fn(&Watched) -> f64| here().map(get).sum::<f64>();
-    let whole = |get: fn(&Watched) -> u64| here().map(get).sum::<u64>();
-    rows.push(vec![
-        "TOTAL".into(),
-        format!("{} of {}", here().count(), servers.len()),
-        String::new(),
-        String::new(),
-        format!("{:.1}", sum(|s| s.now.varz.cpu)),
-        size(sum(|s| s.now.varz.mem as f64), raw),
-        whole(|s| s.now.varz.connections).to_string(),
-        whole(|s| s.now.varz.subscriptions).to_string(),
-        whole(|s| s.now.varz.routes).to_string(),
-        count(sum(|s| s.rates.in_msgs)),
-        count(sum(|s| s.rates.out_msgs)),
-        size(sum(|s| s.rates.in_bytes), raw),
-        size(sum(|s| s.rates.out_bytes), raw),
-        whole(|s| s.now.varz.slow_consumers).to_string(),
-    ]);
-    table(f, area, &heads, rows, screen, "");
-}
-
-fn slow_table(f: &mut Frame<'_>, area: Rect, servers: &[Watched], screen: &Screen) {
-    let heads = ["WHEN", "SERVER", "CID", "NAME", "ADDRESS", "PENDING", "WHY"];
-    let mut rows: Vec<Vec<String>> = servers
+    let titles = fitting.iter().map(|(at, _)| table.columns[*at].title);
+    let head = Row::new(titles.map(Cell::from).collect::<Vec<_>>()).style(screen.head());
+    let scroll = screen.scroll.min(table.rows.len().saturating_sub(1));
+    let total = table.total.iter().map(|row| line(row).style(screen.head()));
+    let shown: Vec<Row<'_>> = table
+        .rows
         .iter()
-        .flat_map(|server| {
-            server.now.varz.slow_consumer_list.iter().map(|slow| {
-                vec![
-                    slow.time.clone(),
-                    server.now.address.clone(),
-                    slow.cid.to_string(),
-                    slow.name.clone(),
-                    slow.address.clone(),
-                    size(slow.pending_bytes as f64, screen.view.raw_bytes),
-                    slow.cause.clone(),
-                ]
-            })
-        })
+        .skip(scroll)
+        .map(line)
+        .chain(total)
         .collect();
-    rows.sort_by(|a, b| b[0].cmp(&a[0]));
-    let none = "no slow consumers, or a server that does not list them";
-    table(f, area, &heads, rows, screen, none);
+    let widths = fitting.iter().map(|(_, width)| Constraint::Length(*width));
+    let widget = Widget::new(shown, widths.collect::<Vec<_>>())
+        .header(head)
+        .column_spacing(2);
+    f.render_widget(widget, area);
 }
 
-fn channels_table(f: &mut Frame<'_>, area: Rect, server: &Watched, screen: &Screen) {
-    let heads = [
-        "CHANNEL", "MSGS", "BYTES", "FIRST", "LAST", "IN/S", "SUBS", "OFFLINE", "PENDING",
-        "STALLED", "BEHIND",
-    ];
-    let channels = server
-        .now
-        .channels
-        .iter()
-        .flat_map(|channels| &channels.channels);
-    let rows = channels
-        .filter(|channel| channel.name.contains(&screen.view.filter))
-        .map(|channel| {
-            let subs = &channel.subscriptions;
-            let behind = subs
-                .iter()
-                .map(|sub| channel.last_seq.saturating_sub(sub.last_sent))
-                .max();
-            vec![
-                channel.name.clone(),
-                count(channel.msgs as f64),
-                size(channel.bytes as f64, screen.view.raw_bytes),
-                channel.first_seq.to_string(),
-                channel.last_seq.to_string(),
-                count(server.channel_rate(&channel.name)),
-                subs.len().to_string(),
-                subs.iter().filter(|sub| sub.is_offline).count().to_string(),
-                subs.iter()
-                    .map(|sub| sub.pending_count)
-                    .sum::<u64>()
-                    .to_string(),
-                subs.iter().filter(|sub| sub.is_stalled).count().to_string(),
-                behind.unwrap_or(0).to_string(),
-            ]
-        })
-        .collect();
-    let none = match server.now.channels {
-        Some(_) => "no channels",
-        None => "this server does not stream",
-    };
-    table(f, area, &heads, rows, screen, none);
-}
-
-fn loops_table(f: &mut Frame<'_>, area: Rect, server: &Watched, screen: &Screen) {
-    let heads = ["LOOP", "CPU%", "CONNS", "SUBS", "IN/S", "OUT/S"];
-    let loops = server
-        .now
-        .varz
-        .loops
-        .iter()
-        .zip(server.loop_rates())
-        .enumerate();
-    let rows = loops
-        .map(|(index, (figures, (in_rate, out_rate)))| {
-            vec![
-                index.to_string(),
-                format!("{:.1}", figures.cpu),
-                figures.connections.to_string(),
-                figures.subscriptions.to_string(),
-                count(in_rate),
-                count(out_rate),
-            ]
-        })
-        .collect();
-    table(f, area, &heads, rows, screen, "only midge has loops");
-}
-
-const HELP: [&str; 15] = [
-    "1-5        pages: connections, servers, slow consumers, channels, loops",
-    "tab        next server, where there are several",
-    "o          sort by: cid subs pending msgs_to msgs_from bytes_to bytes_from idle last uptime",
+const HELP: [&str; 17] = [
+    "1-6        connections, cluster, channels, clients, slow consumers, loops",
+    "tab        all servers, or one after the other",
+    "o          sort connections by a key (nats-top's, or host name lang version server)",
+    "< >        sort by the column to the left, to the right",
     "n          number of connections",
     "s          subscriptions on and off",
     "d          names of addresses on and off",
-    "b          bytes as plain numbers",
-    "space      rates of connections on and off",
-    "/          show what holds a word",
+    "b          numbers in full",
+    "space      rates of connections in place of totals",
+    "/          show only what has a word in it",
     "f          freeze",
     "c          follow routes to the rest of the cluster",
-    "up down    scroll, also pgup and pgdn",
+    "up down    scroll, also pgup pgdn home",
+    "",
     "? h        this help",
     "q ctrl-c   quit",
     "",
@@ -372,7 +330,7 @@ const HELP: [&str; 15] = [
 
 fn help(f: &mut Frame<'_>, screen: &Screen) {
     let whole = f.area();
-    let width = whole.width.min(96);
+    let width = whole.width.min(86);
     let height = whole.height.min(HELP.len() as u16 + 2);
     let area = Rect {
         x: (whole.width - width) / 2,
@@ -391,39 +349,67 @@ fn help(f: &mut Frame<'_>, screen: &Screen) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::data::{Connection, Snapshot};
+    use crate::top::fetch::{Answer, Streaming};
+    use crate::top::options::Address;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
+    use serde::de::DeserializeOwned;
 
-    fn server(address: &str, away: bool) -> Watched {
-        let mut watched = Watched::default();
-        let mut snapshot = Snapshot {
-            address: address.into(),
-            ..Snapshot::default()
-        };
-        snapshot.varz.server_id = format!("ID-{address}");
-        snapshot.varz.version = "1.1.0".into();
-        snapshot.varz.connections = 1;
-        snapshot.connz.num_connections = 1;
-        snapshot.connz.connections.push(Connection {
-            cid: 7,
-            ip: "10.1.2.3".into(),
-            port: 4000,
-            name: "billing".into(),
-            out_msgs: 12_345,
-            ..Connection::default()
-        });
-        watched.update(snapshot.clone());
-        if away {
-            snapshot.error = Some("connection refused".into());
-            watched.update(snapshot);
-        }
-        watched
+    const DATA: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/top");
+
+    /// None: nothing of the kind was recorded of this server.
+    fn recorded<T: DeserializeOwned>(name: &str) -> Option<T> {
+        let text = std::fs::read_to_string(format!("{DATA}/{name}.json")).ok()?;
+        Some(serde_json::from_str(&text).expect(name))
     }
 
-    fn drawn(servers: &[Watched], screen: &Screen, width: u16, height: u16) -> String {
+    fn answer(server: &str, look: u32) -> Answer {
+        let part = |what: &str| format!("{server}-{what}-{look}");
+        let streaming = recorded(&part("channelsz")).map(|channels| Streaming {
+            channels,
+            clients: recorded(&part("clientsz")).unwrap(),
+        });
+        Answer {
+            varz: recorded(&part("varz"))
+                .or(recorded(&format!("{server}-varz-2")))
+                .unwrap_or_default(),
+            connz: recorded(&part("connz")),
+            routez: recorded(&part("routez")),
+            closed: recorded(&part("closed")),
+            streaming,
+            ..Answer::default()
+        }
+    }
+
+    fn address(host: &str) -> Address {
+        Address {
+            https: false,
+            host: host.into(),
+            port: 8222,
+        }
+    }
+
+    /// Servers after two looks each.
+    fn fleet(servers: &[&str]) -> Fleet {
+        let addresses: Vec<Address> = servers.iter().map(|name| address(name)).collect();
+        let mut fleet = Fleet::new(&addresses);
+        for (name, address) in servers.iter().zip(&addresses) {
+            let there = |look: &u32| {
+                let of = |what| format!("{DATA}/{name}-{what}-{look}.json");
+                ["varz", "channelsz"]
+                    .iter()
+                    .any(|what| std::path::Path::new(&of(what)).exists())
+            };
+            for look in [1, 2].into_iter().filter(there) {
+                fleet.take(address, Ok(answer(name, look)), f64::from(look));
+            }
+        }
+        fleet
+    }
+
+    fn drawn(fleet: &Fleet, screen: &Screen, width: u16, height: u16) -> String {
         let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
-        terminal.draw(|f| draw(f, servers, screen)).unwrap();
+        terminal.draw(|f| draw(f, fleet, screen)).unwrap();
         let buffer = terminal.backend().buffer();
         let line = |y| {
             (0..width)
@@ -435,51 +421,88 @@ mod tests {
             .collect()
     }
 
+    fn screen(view: View) -> Screen {
+        Screen {
+            view,
+            sort: "cid".into(),
+            limit: 1024,
+            ..Screen::default()
+        }
+    }
+
+    /// Compares with a recorded frame; `MIDGE_REWRITE_FRAMES=1` writes it anew.
+    fn compare(name: &str, frame: &str) {
+        let path = format!("{DATA}/frames/{name}.txt");
+        if std::env::var_os("MIDGE_REWRITE_FRAMES").is_some() {
+            std::fs::create_dir_all(format!("{DATA}/frames")).unwrap();
+            std::fs::write(&path, frame).unwrap();
+        }
+        let expect = std::fs::read_to_string(&path).unwrap_or_default();
+        assert_eq!(frame, expect, "{path}");
+    }
+
     #[test]
-    fn every_page_fits_any_terminal() {
-        let servers = [server("a:1", false), server("b:2", true)];
-        for (page, _) in Page::ALL {
-            for help in [false, true] {
-                for (width, height) in [(20, 5), (40, 12), (80, 24), (200, 60), (1, 1)] {
-                    let screen = Screen {
-                        page,
-                        help,
-                        colours: true,
-                        scroll: 3,
-                        ..Screen::default()
-                    };
-                    drawn(&servers, &screen, width, height);
-                }
+    fn frames_of_recorded_servers() {
+        for server in ["midge", "nats-server", "gnatsd"] {
+            let fleet = fleet(&[server]);
+            let mut plain = screen(View::Connections);
+            for (width, height) in [(140, 24), (60, 20), (80, 50)] {
+                let name = format!("{server}-{width}x{height}");
+                compare(&name, &drawn(&fleet, &plain, width, height));
             }
+            plain.look.subscriptions = true;
+            plain.look.rates = true;
+            plain.look.raw = true;
+            compare(&format!("{server}-full"), &drawn(&fleet, &plain, 180, 24));
+        }
+        let loops = drawn(&fleet(&["midge"]), &screen(View::Loops), 100, 14);
+        compare("midge-loops", &loops);
+        let slow = drawn(&fleet(&["slow"]), &screen(View::Slow), 120, 16);
+        compare("slow", &slow);
+    }
+
+    #[test]
+    fn a_cluster_and_what_is_streamed() {
+        let mut several = fleet(&["midge", "midge-two", "gnatsd"]);
+        several.take(&address("gnatsd"), Err("connection refused".into()), 3.0);
+        compare("cluster", &drawn(&several, &screen(View::Cluster), 150, 16));
+        let narrow = drawn(&several, &screen(View::Cluster), 50, 16);
+        compare("cluster-narrow", &narrow);
+        let all = drawn(&several, &screen(View::Connections), 150, 20);
+        compare("cluster-connections", &all);
+        let streaming = fleet(&["streaming"]);
+        for view in [View::Channels, View::Clients] {
+            let frame = drawn(&streaming, &screen(view), 120, 16);
+            compare(view.name(), &frame);
         }
     }
 
     #[test]
-    fn connections_and_servers_are_shown() {
-        let servers = [server("a:1", false), server("b:2", true)];
-        let text = drawn(&servers, &Screen::default(), 160, 20);
-        for words in [
-            "NATS server version 1.1.0",
-            "billing",
-            "10.1.2.3:4000",
-            "12.3K",
-            "MSGS_TO",
-        ] {
-            assert!(text.contains(words), "{words} is missing in\n{text}");
+    fn every_view_fits_any_terminal() {
+        let mut several = fleet(&["midge", "nats-server", "streaming", "slow"]);
+        several.servers.push(Seen::new(address("nobody")));
+        for view in View::ALL {
+            for help in [false, true] {
+                for (width, height) in [(1, 1), (20, 5), (60, 20), (200, 60)] {
+                    let screen = Screen {
+                        help,
+                        colour: true,
+                        scroll: 1000,
+                        ..screen(view)
+                    };
+                    drawn(&several, &screen, width, height);
+                }
+            }
         }
-        let screen = Screen {
-            page: Page::Servers,
-            ..Screen::default()
-        };
-        let text = drawn(&servers, &screen, 160, 20);
-        assert!(
-            text.contains("ID-b:2 (away)") && text.contains("1 of 2"),
-            "{text}"
-        );
-        let screen = Screen {
-            selected: 1,
-            ..Screen::default()
-        };
-        assert!(drawn(&servers, &screen, 160, 20).contains("away: connection refused"));
+        drawn(&Fleet::default(), &screen(View::Connections), 80, 24);
+    }
+
+    #[test]
+    fn names_cannot_move_the_cursor() {
+        let mut fleet = fleet(&["midge"]);
+        let connz = fleet.servers[0].answer.connz.as_mut().unwrap();
+        connz.connections.as_mut().unwrap()[0].name = Some("a\x1b[2Jb\nc".into());
+        let frame = drawn(&fleet, &screen(View::Connections), 140, 20);
+        assert!(frame.contains("a?[2Jb?c"), "{frame}");
     }
 }

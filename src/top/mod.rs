@@ -1,13 +1,23 @@
-//! midge-top: what a NATS server, or several, are doing, read from their monitoring ports.
+//! midge-top: a server, or a whole cluster, at a glance, in a terminal.
 //!
-//! `data` is what the ports say (any server's; missing fields are blanks), `rates` what two answers
-//! make together, `frame` the text of a screen, `draw` the same on a terminal, `fetch` and `app` do
-//! the talking. May import util and `monitor::model`. Must not know the server or the broker.
+//! Whatever server is looked at, midge, gnatsd, nats-server or nats-streaming-server, it is seen
+//! through its monitoring port alone. May import util. Must not know server or broker.
+//!
+//! An answer's way: `fetch` gets and reads it on a thread per server (`poll`), `fleet` keeps what is known
+//! of each server with its `rates`, `rows` makes tables of that, `draw` a frame, and `app` shows it and
+//! takes keys. `run` begins all that, or writes a snapshot for scripts (`text`). Only `fetch`, `poll`,
+//! `names`, `app` and `run` touch the world; the rest is given what it needs.
 
-pub mod app;
-pub mod data;
-pub mod draw;
-pub mod fetch;
-pub mod frame;
-pub mod options;
-pub mod rates;
+mod app;
+mod draw;
+mod fetch;
+mod fleet;
+mod json;
+mod names;
+mod options;
+mod poll;
+mod rates;
+mod rows;
+pub mod run;
+mod text;
+mod units;

@@ -1,12 +1,20 @@
-//! What two answers of a server make together: rates.
+//! Rates: differences of totals over differences of the server's own clock.
 
-use super::data::{Snapshot, Varz};
-use chrono::DateTime;
+use super::json::{Channelsz, Connz, Varz, seconds};
 use std::collections::{HashMap, VecDeque};
 
-/// Looks kept for the sparklines.
-const HISTORY: usize = 120;
+/// Samples kept for sparklines.
+const HISTORY_MAX: usize = 240;
 
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Totals {
+    pub in_msgs: u64,
+    pub out_msgs: u64,
+    pub in_bytes: u64,
+    pub out_bytes: u64,
+}
+
+/// Per second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rates {
     pub in_msgs: f64,
@@ -15,124 +23,201 @@ pub struct Rates {
     pub out_bytes: f64,
 }
 
-/// The last looks at one server.
+impl Rates {
+    pub fn add(&mut self, other: Rates) {
+        self.in_msgs += other.in_msgs;
+        self.out_msgs += other.out_msgs;
+        self.in_bytes += other.in_bytes;
+        self.out_bytes += other.out_bytes;
+    }
+}
+
+impl Totals {
+    /// None when a total went back: these are counters of something else then.
+    fn since(&self, earlier: &Totals, elapsed: f64) -> Option<Rates> {
+        let rate = |now: u64, then: u64| Some(now.checked_sub(then)? as f64 / elapsed);
+        Some(Rates {
+            in_msgs: rate(self.in_msgs, earlier.in_msgs)?,
+            out_msgs: rate(self.out_msgs, earlier.out_msgs)?,
+            in_bytes: rate(self.in_bytes, earlier.in_bytes)?,
+            out_bytes: rate(self.out_bytes, earlier.out_bytes)?,
+        })
+    }
+}
+
+/// The rates of one server and of its connections.
 #[derive(Clone, Debug, Default)]
-pub struct Watched {
-    pub now: Snapshot,
-    before: Option<Snapshot>,
-    pub rates: Rates,
-    /// Messages per second, oldest first.
-    pub in_history: VecDeque<u64>,
-    pub out_history: VecDeque<u64>,
-    seconds: f64,
+pub struct ServerRates {
+    /// Who told it, when by its clock, and what.
+    last: Option<(String, f64, Totals)>,
+    last_connections: HashMap<u64, Totals>,
+    last_connections_at: Option<f64>,
+    /// None until there are two samples of one run of a server.
+    pub now: Option<Rates>,
+    pub connections: HashMap<u64, Rates>,
+    /// Of midge's event loops.
+    pub loops: Vec<Rates>,
+    last_loops: Vec<Totals>,
+    /// The newest is the last.
+    pub history: VecDeque<Rates>,
+    pub channels: ChannelRates,
 }
 
-fn seconds(from: &str, to: &str) -> Option<f64> {
-    let parse = |text| DateTime::parse_from_rfc3339(text).ok();
-    let elapsed = parse(to)? - parse(from)?;
-    let seconds = elapsed.num_microseconds()? as f64 / 1e6;
-    (seconds > 0.0).then_some(seconds)
-}
-
-/// A counter that went back belongs to a server that was started anew.
-fn per_second(now: u64, before: u64, seconds: f64) -> f64 {
-    now.checked_sub(before)
-        .map_or(0.0, |grown| grown as f64 / seconds)
-}
-
-impl Watched {
-    pub fn update(&mut self, snapshot: Snapshot) {
-        if let Some(error) = snapshot.error {
-            // The server is away: its last figures stay, its rates do not.
-            self.now.error = Some(error);
-            self.now.address = snapshot.address;
-            self.rates = Rates::default();
-            return;
-        }
-        let before = std::mem::replace(&mut self.now, snapshot);
-        let same = before.varz.server_id == self.now.varz.server_id && before.error.is_none();
-        let elapsed = seconds(&before.varz.now, &self.now.varz.now).filter(|_| same);
-        match elapsed {
-            None => self.before = None,
-            Some(elapsed) => {
-                let (now, then): (&Varz, &Varz) = (&self.now.varz, &before.varz);
-                self.seconds = elapsed;
-                self.rates = Rates {
-                    in_msgs: per_second(now.in_msgs, then.in_msgs, elapsed),
-                    out_msgs: per_second(now.out_msgs, then.out_msgs, elapsed),
-                    in_bytes: per_second(now.in_bytes, then.in_bytes, elapsed),
-                    out_bytes: per_second(now.out_bytes, then.out_bytes, elapsed),
-                };
-                for (history, value) in [
-                    (&mut self.in_history, self.rates.in_msgs),
-                    (&mut self.out_history, self.rates.out_msgs),
-                ] {
-                    history.push_back(value as u64);
-                    if history.len() > HISTORY {
-                        history.pop_front();
+impl ServerRates {
+    /// `clock`: our own seconds, for a server that does not tell its time.
+    pub fn take_varz(&mut self, varz: &Varz, clock: f64) {
+        let totals = Totals {
+            in_msgs: varz.in_msgs.unwrap_or(0),
+            out_msgs: varz.out_msgs.unwrap_or(0),
+            in_bytes: varz.in_bytes.unwrap_or(0),
+            out_bytes: varz.out_bytes.unwrap_or(0),
+        };
+        let at = varz.now.as_deref().and_then(seconds).unwrap_or(clock);
+        let who = varz.server_id.clone().unwrap_or_default();
+        if let Some((before, then, earlier)) = &self.last {
+            if *before == who && at == *then {
+                return; // the same sample again
+            }
+            let rates = match *before == who && at > *then {
+                true => totals.since(earlier, at - then),
+                false => None,
+            };
+            match rates {
+                Some(rates) => {
+                    self.loops = loop_rates(varz, &self.last_loops, at - then);
+                    self.history.push_back(rates);
+                    if self.history.len() > HISTORY_MAX {
+                        self.history.pop_front();
                     }
+                    self.now = Some(rates);
                 }
-                self.before = Some(before);
+                None => *self = Self::default(),
             }
         }
+        self.last_loops = loop_totals(varz);
+        self.last = Some((who, at, totals));
     }
 
-    /// Rates of connections by cid; empty without two looks.
-    pub fn connection_rates(&self) -> HashMap<u64, Rates> {
-        let Some(before) = &self.before else {
-            return HashMap::new();
-        };
-        let then: HashMap<u64, _> = before
-            .connz
-            .connections
-            .iter()
-            .map(|c| (c.cid, c))
-            .collect();
-        let rate = |c: &super::data::Connection| {
-            let old = then.get(&c.cid)?;
-            let rates = Rates {
-                in_msgs: per_second(c.in_msgs, old.in_msgs, self.seconds),
-                out_msgs: per_second(c.out_msgs, old.out_msgs, self.seconds),
-                in_bytes: per_second(c.in_bytes, old.in_bytes, self.seconds),
-                out_bytes: per_second(c.out_bytes, old.out_bytes, self.seconds),
-            };
-            Some((c.cid, rates))
-        };
-        self.now.connz.connections.iter().filter_map(rate).collect()
-    }
-
-    /// Messages per second of each loop, in and out.
-    pub fn loop_rates(&self) -> Vec<(f64, f64)> {
-        let before = self
-            .before
-            .as_ref()
-            .map_or(&[][..], |before| &before.varz.loops);
-        let loops = self.now.varz.loops.iter().enumerate();
-        loops
-            .map(|(index, now)| match before.get(index) {
-                Some(then) => (
-                    per_second(now.in_msgs, then.in_msgs, self.seconds),
-                    per_second(now.out_msgs, then.out_msgs, self.seconds),
-                ),
-                None => (0.0, 0.0),
-            })
-            .collect()
-    }
-
-    /// Messages stored per second, by channel.
-    pub fn channel_rate(&self, name: &str) -> f64 {
-        let last = |snapshot: &Snapshot| {
-            let channels = snapshot.channels.as_ref()?;
-            let channel = channels
-                .channels
-                .iter()
-                .find(|channel| channel.name == name)?;
-            Some(channel.last_seq)
-        };
-        match (last(&self.now), self.before.as_ref().and_then(last)) {
-            (Some(now), Some(before)) => per_second(now, before, self.seconds),
-            _ => 0.0,
+    pub fn take_connz(&mut self, connz: &Connz, clock: f64) {
+        let at = connz.now.as_deref().and_then(seconds).unwrap_or(clock);
+        let elapsed = self.last_connections_at.map(|then| at - then);
+        if elapsed.is_some_and(|elapsed| elapsed <= 0.0) {
+            return;
         }
+        let list = connz.connections.as_deref().unwrap_or_default();
+        let mut totals = HashMap::with_capacity(list.len());
+        self.connections.clear();
+        for connection in list {
+            let Some(cid) = connection.cid else { continue };
+            let now = Totals {
+                in_msgs: connection.in_msgs.unwrap_or(0),
+                out_msgs: connection.out_msgs.unwrap_or(0),
+                in_bytes: connection.in_bytes.unwrap_or(0),
+                out_bytes: connection.out_bytes.unwrap_or(0),
+            };
+            totals.insert(cid, now);
+            let earlier = self.last_connections.get(&cid);
+            if let (Some(elapsed), Some(earlier)) = (elapsed, earlier)
+                && let Some(rates) = now.since(earlier, elapsed)
+            {
+                self.connections.insert(cid, rates);
+            }
+        }
+        self.last_connections = totals;
+        self.last_connections_at = Some(at);
+    }
+}
+
+fn loop_totals(varz: &Varz) -> Vec<Totals> {
+    let loops = varz.loops.as_deref().unwrap_or_default().iter();
+    let totals = loops.map(|figures| Totals {
+        in_msgs: figures.in_msgs.unwrap_or(0),
+        out_msgs: figures.out_msgs.unwrap_or(0),
+        ..Totals::default()
+    });
+    totals.collect()
+}
+
+fn loop_rates(varz: &Varz, before: &[Totals], elapsed: f64) -> Vec<Rates> {
+    let pairs = loop_totals(varz).into_iter().zip(before);
+    let rates = pairs.map(|(now, then)| now.since(then, elapsed).unwrap_or_default());
+    rates.collect()
+}
+
+/// The rates of the channels of a streaming server, by name.
+#[derive(Clone, Debug, Default)]
+pub struct ChannelRates {
+    last: Option<(f64, HashMap<String, ChannelSample>)>,
+    pub now: HashMap<String, ChannelRate>,
+}
+
+#[derive(Clone, Debug)]
+struct ChannelSample {
+    last_seq: u64,
+    /// Last sent by client and ack inbox.
+    sent: HashMap<(String, String), u64>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ChannelRate {
+    pub published: f64,
+    pub delivered: f64,
+    /// By client.
+    pub clients: HashMap<String, f64>,
+}
+
+impl ChannelRates {
+    pub fn take(&mut self, channelsz: &Channelsz, clock: f64) {
+        let at = channelsz.now.as_deref().and_then(seconds).unwrap_or(clock);
+        let before = match self.last.take() {
+            Some((then, samples)) if at == then => {
+                self.last = Some((then, samples));
+                return;
+            }
+            Some((then, samples)) if at > then => Some((at - then, samples)),
+            _ => None,
+        };
+        self.now.clear();
+        let mut samples = HashMap::new();
+        for channel in channelsz.channels.as_deref().unwrap_or_default() {
+            let name = channel.name.clone().unwrap_or_default();
+            let mut sample = ChannelSample {
+                last_seq: channel.last_seq.unwrap_or(0),
+                sent: HashMap::new(),
+            };
+            for subscription in channel.subscriptions.as_deref().unwrap_or_default() {
+                let client = subscription.client_id.clone().unwrap_or_default();
+                let inbox = subscription.ack_inbox.clone().unwrap_or_default();
+                let sent = subscription.last_sent.unwrap_or(0);
+                sample.sent.insert((client, inbox), sent);
+            }
+            if let Some((elapsed, earlier)) = &before
+                && let Some(earlier) = earlier.get(&name)
+            {
+                self.now
+                    .insert(name.clone(), sample.since(earlier, *elapsed));
+            }
+            samples.insert(name, sample);
+        }
+        self.last = Some((at, samples));
+    }
+}
+
+impl ChannelSample {
+    /// Subscriptions that came meanwhile do not count: where they began is not known.
+    fn since(&self, earlier: &ChannelSample, elapsed: f64) -> ChannelRate {
+        let mut rate = ChannelRate {
+            published: self.last_seq.saturating_sub(earlier.last_seq) as f64 / elapsed,
+            ..ChannelRate::default()
+        };
+        for (key, sent) in &self.sent {
+            if let Some(then) = earlier.sent.get(key) {
+                let delivered = sent.saturating_sub(*then) as f64 / elapsed;
+                rate.delivered += delivered;
+                *rate.clients.entry(key.0.clone()).or_default() += delivered;
+            }
+        }
+        rate
     }
 }
 
@@ -140,29 +225,94 @@ impl Watched {
 mod tests {
     use super::*;
 
-    fn look(now: &str, in_msgs: u64) -> Snapshot {
-        let mut snapshot = Snapshot::default();
-        snapshot.varz.now = now.into();
-        snapshot.varz.in_msgs = in_msgs;
-        snapshot
+    fn varz(id: &str, second: u32, in_msgs: u64) -> Varz {
+        Varz {
+            server_id: Some(id.into()),
+            now: Some(format!("2026-11-24T00:00:{second:02}Z")),
+            in_msgs: Some(in_msgs),
+            ..Varz::default()
+        }
     }
 
     #[test]
-    fn rates_follow_the_servers_clock() {
-        let mut watched = Watched::default();
-        watched.update(look("2026-01-01T00:00:00Z", 100));
-        assert_eq!(watched.rates.in_msgs, 0.0);
-        watched.update(look("2026-01-01T00:00:02.5+00:00", 350));
-        assert_eq!(watched.rates.in_msgs, 100.0);
-        // Started anew: the counter went back.
-        watched.update(look("2026-01-01T00:00:04Z", 3));
-        assert_eq!(watched.rates.in_msgs, 0.0);
-        let away = Snapshot {
-            error: Some("away".into()),
-            ..Snapshot::default()
+    fn differences_by_the_servers_clock() {
+        let mut rates = ServerRates::default();
+        rates.take_varz(&varz("a", 1, 100), 0.0);
+        assert_eq!(rates.now, None);
+        rates.take_varz(&varz("a", 3, 300), 0.0);
+        assert_eq!(rates.now.unwrap().in_msgs, 100.0);
+        rates.take_varz(&varz("a", 3, 300), 9.0);
+        assert_eq!(
+            (rates.now.unwrap().in_msgs, rates.history.len()),
+            (100.0, 1)
+        );
+    }
+
+    #[test]
+    fn another_server_begins_anew() {
+        let mut rates = ServerRates::default();
+        rates.take_varz(&varz("a", 1, 100), 0.0);
+        rates.take_varz(&varz("a", 2, 200), 0.0);
+        rates.take_varz(&varz("b", 3, 1000), 0.0);
+        assert_eq!((rates.now, rates.history.len()), (None, 0));
+        rates.take_varz(&varz("b", 4, 1010), 0.0);
+        assert_eq!(rates.now.unwrap().in_msgs, 10.0);
+        rates.take_varz(&varz("b", 5, 7), 0.0);
+        assert_eq!(rates.now, None, "a total went back");
+    }
+
+    #[test]
+    fn without_a_clock_of_the_server_ours_counts() {
+        let mut rates = ServerRates::default();
+        for (clock, in_msgs) in [(1.0, 0), (1.5, 50)] {
+            let varz = Varz {
+                in_msgs: Some(in_msgs),
+                ..Varz::default()
+            };
+            rates.take_varz(&varz, clock);
+        }
+        assert_eq!(rates.now.unwrap().in_msgs, 100.0);
+    }
+
+    #[test]
+    fn connections_by_cid() {
+        let connz = |second: u32, list: &[(u64, u64)]| -> Connz {
+            let list: Vec<String> = list
+                .iter()
+                .map(|(cid, out)| format!(r#"{{"cid": {cid}, "out_bytes": {out}}}"#))
+                .collect();
+            let text = format!(
+                r#"{{"now": "2026-11-24T00:00:{second:02}Z", "connections": [{}]}}"#,
+                list.join(",")
+            );
+            serde_json::from_str(&text).unwrap()
         };
-        watched.update(away);
-        assert_eq!(watched.now.varz.in_msgs, 3);
-        assert_eq!(watched.in_history, [100, 0]);
+        let mut rates = ServerRates::default();
+        rates.take_connz(&connz(0, &[(1, 10), (2, 10)]), 0.0);
+        assert!(rates.connections.is_empty());
+        rates.take_connz(&connz(2, &[(2, 30), (3, 99)]), 0.0);
+        assert_eq!(rates.connections.len(), 1, "3 is new, 1 is gone");
+        assert_eq!(rates.connections[&2].out_bytes, 10.0);
+    }
+
+    #[test]
+    fn channels_by_name_and_subscription() {
+        let channelsz = |second: u32, seq: u64, subscriptions: &str| -> Channelsz {
+            let text = format!(
+                r#"{{"now": "2026-11-24T00:00:{second:02}Z", "channels": [
+                    {{"name": "c", "last_seq": {seq}, "subscriptions": [{subscriptions}]}}]}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let mut rates = ChannelRates::default();
+        let old = r#"{"client_id": "me", "ack_inbox": "a", "last_sent": 5}"#;
+        rates.take(&channelsz(0, 10, old), 0.0);
+        let new = r#"{"client_id": "me", "ack_inbox": "a", "last_sent": 9},
+            {"client_id": "you", "ack_inbox": "b", "last_sent": 1000}"#;
+        rates.take(&channelsz(2, 20, new), 0.0);
+        let rate = &rates.now["c"];
+        assert_eq!((rate.published, rate.delivered), (5.0, 2.0));
+        assert_eq!(rate.clients["me"], 2.0);
+        assert!(!rate.clients.contains_key("you"));
     }
 }
