@@ -40,6 +40,16 @@ pub struct Dial {
     pub retries: u32,
 }
 
+/// Between two tries.
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+
+impl Dial {
+    /// How long to wait after a try that failed, with `tries` before it; None: give up.
+    pub fn pause_after(&self, tries: u32) -> Option<Duration> {
+        (self.explicit || tries < self.retries).then_some(RETRY_EVERY)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CloseReason {
     /// The peer closed, or the socket failed.

@@ -33,6 +33,7 @@ use crate::wire::parser::Kind;
 use client::{Client, Phase, PublisherRef, Traffic};
 use deliver::Receivers;
 use effect::{CloseReason, Effect};
+use foldhash::fast::FixedState;
 use outbox::Piece;
 use peers::Peer;
 use settings::Settings;
@@ -54,6 +55,8 @@ pub struct Broker {
     now: Instant,
     receivers: Receivers,
     sublist: Sublist,
+    /// Of the tables of subscriptions by sid.
+    sid_hash: FixedState,
     /// Members of this loop per pattern; what other loops are told about.
     local: peers::LocalInterest,
     peers: Vec<Peer>,
@@ -124,6 +127,7 @@ impl Broker {
             receivers,
             settings,
             sublist: Sublist::new(random.next_u64()),
+            sid_hash: FixedState::with_seed(random.next_u64()),
             local: peers::LocalInterest::default(),
             peers: (0..loops).map(Peer::new).collect(),
             effects: Vec::new(),

@@ -10,7 +10,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
-const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// A thread that looks a name up and waits needs little.
 const STACK_BYTES: usize = 256 << 10;
 
@@ -74,11 +73,11 @@ impl Dialer {
                     dial.url.address()
                 ),
             }
-            if !dial.explicit && tries >= dial.retries {
+            let Some(pause) = dial.pause_after(tries) else {
                 return;
-            }
+            };
             tries += 1;
-            std::thread::sleep(RETRY_EVERY);
+            std::thread::sleep(pause);
         }
     }
 
