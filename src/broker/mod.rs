@@ -73,6 +73,7 @@ pub struct Broker {
     routes: route::Routes,
     /// Connections by cid, where routes may ask for them.
     slots: HashMap<u64, Slot>,
+    departed: propagate::Departed,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -139,6 +140,7 @@ impl Broker {
             reached_routes: Vec::new(),
             routes: route::Routes::default(),
             slots: HashMap::new(),
+            departed: propagate::Departed::default(),
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),

@@ -12,6 +12,7 @@ use super::mail::RouteRef;
 use super::subs::{Subscription, Target};
 use super::{Broker, Slot};
 use crate::wire::args::number;
+use std::collections::VecDeque;
 use std::io::Write;
 
 pub(super) const QUEUE_SID_PREFIX: &[u8] = b"QRSID";
@@ -22,6 +23,10 @@ pub const ROUTE_LOOP: u16 = 0;
 
 /// Lines under way to one route are handed over in pieces of about this size.
 const LINES_BYTES: usize = 64 << 10;
+
+/// Members of queue groups that have left and are remembered: far more than leave within the time a
+/// message is under way.
+const DEPARTED_MAX: usize = 1024;
 
 /// What happens to a subscription of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +52,26 @@ impl<'a> Address<'a> {
             cid: number(&text[..colon])?,
             sid: &text[colon + 1..],
         })
+    }
+}
+
+/// The groups of members that have left: messages may be on their way to them, which name the member
+/// and not the group.
+#[derive(Default)]
+pub(super) struct Departed(VecDeque<(Box<[u8]>, Box<[u8]>)>);
+
+impl Departed {
+    fn push(&mut self, address: &[u8], group: &[u8]) {
+        if self.0.len() == DEPARTED_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((address.into(), group.into()));
+    }
+
+    pub fn group_of(&self, address: &[u8]) -> Option<&[u8]> {
+        let mut latest_first = self.0.iter().rev();
+        let (_, group) = latest_first.find(|(known, _)| **known == *address)?;
+        Some(group)
     }
 }
 
@@ -86,6 +111,13 @@ impl Broker {
             return;
         }
         let cid = self.receivers.clients[slot as usize].cid;
+        if news == News::Removing
+            && let Some(group) = self.queue_of(subscription)
+        {
+            let address = [cid.to_string().as_bytes(), b":", self.sid(id)].concat();
+            let group = group.to_vec();
+            self.departed.push(&address, &group);
+        }
         let mut line = std::mem::take(&mut self.route_line);
         line.clear();
         self.put_line(&mut line, id, cid, news);
@@ -206,6 +238,19 @@ mod tests {
             }
         }
         assert_eq!(next_cid(0, 0, 1), 1);
+    }
+
+    #[test]
+    fn the_latest_group_of_those_that_left_is_known() {
+        let mut departed = Departed::default();
+        departed.push(b"5:1", b"early");
+        departed.push(b"5:1", b"late");
+        assert_eq!(departed.group_of(b"5:1"), Some(&b"late"[..]));
+        assert_eq!(departed.group_of(b"5:2"), None);
+        for cid in 0..DEPARTED_MAX {
+            departed.push(format!("7:{cid}").as_bytes(), b"q");
+        }
+        assert_eq!(departed.group_of(b"5:1"), None);
     }
 
     #[test]

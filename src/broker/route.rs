@@ -37,6 +37,8 @@ const CONTROL_LINE_BYTES_MAX: usize = 64 << 10;
 /// Before a configured route that was lost is dialled again, and how much that is spread.
 const REDIAL_WAIT: Duration = Duration::from_secs(1);
 const REDIAL_JITTER_MILLIS: u32 = 100;
+/// Two servers that dial each other at once have both connections within this time.
+const DIALS_CROSS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a route has beyond other connections.
 #[derive(Debug, Default)]
@@ -45,6 +47,7 @@ pub struct Route {
     pub solicited: Option<Solicited>,
     /// Registered: what the other side said of itself.
     pub info: Option<Info>,
+    pub registered_at: Option<Instant>,
     /// Both sides may have closed what the other kept: dial again in any case.
     pub retry: bool,
     /// Closed on purpose; not dialled again.
@@ -223,7 +226,8 @@ impl Broker {
     ///
     /// The original keeps the older one, so two servers that dial each other at once may each close
     /// what the other keeps, and try again. Two of us agree: of one in each direction, the one dialled
-    /// by the server with the smaller id stays.
+    /// by the server with the smaller id stays. A route that has been there for a while stays in any
+    /// case, with the messages that are under way on it.
     fn resolve_duplicate(&mut self, new: Slot, old: Slot, info: Info, own: &str) {
         log::debug!(
             "{} - Detected duplicate remote route {:?}",
@@ -233,7 +237,11 @@ impl Broker {
         let ours = |broker: &mut Self, slot| broker.route(slot).solicited.is_some();
         let (new_is_ours, old_is_ours) = (ours(self, new), ours(self, old));
         let we_are_smaller = own < info.server_id.as_str();
-        let new_stays = info.headers && new_is_ours != old_is_ours && new_is_ours == we_are_smaller;
+        let now = self.now;
+        let young = |at| now.duration_since(at) < DIALS_CROSS_WITHIN;
+        let dials_crossed = new_is_ours != old_is_ours
+            && self.route(old).registered_at.is_some_and(young);
+        let new_stays = info.headers && dials_crossed && new_is_ours == we_are_smaller;
         let (winner, loser) = if new_stays { (new, old) } else { (old, new) };
         let record = self.route(loser);
         record.unwanted = true;
@@ -267,7 +275,10 @@ impl Broker {
             }
         }
         let urls = info.connect_urls.clone();
-        self.route(slot).info = Some(info);
+        let now = self.now;
+        let record = self.route(slot);
+        record.info = Some(info);
+        record.registered_at = Some(now);
         self.routes.registered.push(slot);
         self.tell_new_route(slot);
         self.learn_urls(&urls);

@@ -9,6 +9,7 @@ use super::sabotage::Saboteur;
 use super::server::{Lane, Server, Stage};
 use crate::broker::effect::{CloseReason, Dial, Effect};
 use crate::broker::propagate::{ROUTE_LOOP, next_cid};
+use crate::wire::errors::STALE_CONNECTION;
 use std::collections::{BTreeMap, VecDeque};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -19,7 +20,6 @@ const CONNECT_TIME_MAX: Micros = SECOND;
 const FLUSH_TIME_MAX: Micros = 2 * SECOND;
 /// Between something that concerns a loop and its next turn, at most.
 const TURN_WITHIN: Micros = 300;
-const TRACE_LINES: usize = 80;
 
 enum Event {
     Turn {
@@ -63,11 +63,13 @@ pub struct World {
     pub promising: bool,
     /// The first promise that was broken.
     pub broken: Option<String>,
-    trace: Option<VecDeque<String>>,
+    /// The latest events, and how many are kept.
+    trace: VecDeque<String>,
+    trace_lines: usize,
 }
 
 impl World {
-    pub fn new(seed: u64, saboteur: Saboteur, traced: bool) -> Self {
+    pub fn new(seed: u64, saboteur: Saboteur, trace_lines: usize) -> Self {
         let mut random = fastrand::Rng::with_seed(seed);
         let sites = random.usize(2..=5);
         let servers = Server::cluster(sites, &mut random);
@@ -84,22 +86,25 @@ impl World {
             still_since: None,
             promising: false,
             broken: None,
-            trace: traced.then(VecDeque::new),
+            trace: VecDeque::new(),
+            trace_lines,
             random,
         }
     }
 
     pub fn note(&mut self, line: impl FnOnce() -> String) {
-        if let Some(trace) = &mut self.trace {
-            if trace.len() == TRACE_LINES {
-                trace.pop_front();
-            }
-            trace.push_back(format!("{:>9.3} ms  {}", self.now as f64 / 1000.0, line()));
+        if self.trace_lines == 0 {
+            return;
         }
+        if self.trace.len() == self.trace_lines {
+            self.trace.pop_front();
+        }
+        let line = format!("{:>9.3} ms  {}", self.now as f64 / 1000.0, line());
+        self.trace.push_back(line);
     }
 
     pub fn take_trace(&mut self) -> Vec<String> {
-        self.trace.take().unwrap_or_default().into()
+        std::mem::take(&mut self.trace).into()
     }
 
     fn breaks(&mut self, promise: String) {
@@ -418,6 +423,8 @@ impl World {
                 } => {
                     self.client_gets(number, &sid, &subject, reply, &payload);
                 }
+                // A client on a stalled connection is taken for dead.
+                Heard::Error(text) if text.contains(STALE_CONNECTION) && !self.promising => {}
                 Heard::Error(text) => self.breaks(format!("client {number} was told {text}")),
             }
         }
