@@ -429,6 +429,7 @@ impl Broker {
             self.slow_consumers.remove(0);
         }
         self.slow_consumers.push(slow);
+        self.give_up(slot);
         self.close(slot, CloseReason::SlowConsumer);
     }
 

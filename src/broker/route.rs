@@ -52,6 +52,9 @@ pub struct Route {
     pub retry: bool,
     /// Closed on purpose; not dialled again.
     pub unwanted: bool,
+    /// Closed because nothing came or went any more: the other side may only be cut off from us, and
+    /// is dialled again, whoever dialled it before.
+    pub given_up: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -133,36 +136,10 @@ impl Broker {
             return;
         }
         let id = record.info.as_ref().map(|info| info.server_id.clone());
-        let (dial_again, dial) = match (record.solicited, &record.info) {
-            (Some(Solicited { url, explicit }), _) => {
-                let retries = self.cluster().connect_retries;
-                let wait = if explicit {
-                    REDIAL_WAIT
-                } else {
-                    Duration::ZERO
-                };
-                let dial = Dial {
-                    url,
-                    explicit,
-                    wait: wait + self.jitter(),
-                    retries,
-                };
-                (explicit || record.retry, dial)
-            }
-            (None, Some(info)) => {
-                let dial = Dial {
-                    url: RouteUrl {
-                        host: info.host.clone(),
-                        port: info.port,
-                        user: self.cluster().user.clone(),
-                        password: self.cluster().password.clone(),
-                    },
-                    explicit: false,
-                    wait: self.jitter(),
-                    retries: self.cluster().connect_retries,
-                };
-                (record.retry, dial)
-            }
+        let again = record.retry || record.given_up;
+        let (dial_again, explicit, url) = match (record.solicited, &record.info) {
+            (Some(Solicited { url, explicit }), _) => (explicit || again, explicit, url),
+            (None, Some(info)) => (again, false, self.url_of(slot, info)),
             (None, None) => return,
         };
         if !dial_again {
@@ -174,7 +151,42 @@ impl Broker {
             );
             return;
         }
+        let wait = if explicit {
+            REDIAL_WAIT
+        } else {
+            Duration::ZERO
+        };
+        let dial = Dial {
+            url,
+            explicit,
+            wait: wait + self.jitter(),
+            retries: self.cluster().connect_retries,
+        };
         self.effects.push(Effect::Dial(dial));
+    }
+
+    /// Where a server that dialled us can be dialled.
+    fn url_of(&self, slot: Slot, info: &Info) -> RouteUrl {
+        let mut host = info.host.clone();
+        let unspecified = |address: std::net::IpAddr| address.is_unspecified();
+        if host.is_empty() || host.parse().is_ok_and(unspecified) {
+            let peer = self.receivers.clients[slot as usize].peer;
+            host = peer.ip().to_string();
+        }
+        RouteUrl {
+            host,
+            port: info.port,
+            user: self.cluster().user.clone(),
+            password: self.cluster().password.clone(),
+        }
+    }
+
+    /// Nothing comes or goes on this connection any more; for a route, that does not mean that the
+    /// other side has gone.
+    pub(super) fn give_up(&mut self, slot: Slot) {
+        if let Some(route) = &mut self.receivers.clients[slot as usize].route {
+            route.given_up = true;
+        }
     }
 
     fn jitter(&mut self) -> Duration {
@@ -239,8 +251,8 @@ impl Broker {
         let we_are_smaller = own < info.server_id.as_str();
         let now = self.now;
         let young = |at| now.duration_since(at) < DIALS_CROSS_WITHIN;
-        let dials_crossed = new_is_ours != old_is_ours
-            && self.route(old).registered_at.is_some_and(young);
+        let dials_crossed =
+            new_is_ours != old_is_ours && self.route(old).registered_at.is_some_and(young);
         let new_stays = info.headers && dials_crossed && new_is_ours == we_are_smaller;
         let (winner, loser) = if new_stays { (new, old) } else { (old, new) };
         let record = self.route(loser);
