@@ -1,11 +1,14 @@
 //! What every client did and got, and whether that is what was promised.
 
-use super::net::{MILLI, Micros};
+use super::net::{DELAY_MAX, MILLI, Micros};
 use crate::subject::token;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// While no link fails, interest and messages are where they belong within this time.
 pub const SETTLE: Micros = 500 * MILLI;
+
+/// An UNSUB with a maximum that was sent behind its SUB has arrived.
+const LIMIT_KNOWN: Micros = 2 * DELAY_MAX;
 
 pub type MessageId = usize;
 pub type SubscriptionId = usize;
@@ -119,13 +122,16 @@ impl Ledger {
         if !subscription.got.insert(id) {
             return Err(format!("message {id} came twice to subscription {to}"));
         }
-        if subscription
-            .max
-            .is_some_and(|max| subscription.got.len() > max)
-        {
+        let messages = &self.messages;
+        let limited = |id: &&MessageId| messages[**id].at >= subscription.since + LIMIT_KNOWN;
+        let counted = subscription.got.iter().filter(limited).count();
+        if subscription.max.is_some_and(|max| counted > max) {
             return Err(format!("subscription {to} got more than its maximum"));
         }
-        if subscription.max == Some(subscription.got.len()) {
+        if subscription
+            .max
+            .is_some_and(|max| subscription.got.len() >= max)
+        {
             subscription.ended.get_or_insert((now, Ended::Limit));
         }
         if let Some(queue) = subscription.queue
@@ -133,15 +139,26 @@ impl Ledger {
         {
             return Err(format!("message {id} came twice to group {queue}"));
         }
+        let queue = subscription.queue;
         let before = self.latest.insert((to, message.publisher), id);
-        // A message for a member that has left takes another way than those behind it.
-        let ordered = subscription.queue.is_none() || still;
+        // A message for a member that has left, or had all it wanted, takes another way than those
+        // behind it.
+        let ordered = queue.is_none_or(|queue| still && self.is_lasting(queue, id));
         if let Some(before) = before.filter(|before| *before > id && ordered) {
             return Err(format!(
                 "message {id} came behind {before} to subscription {to}"
             ));
         }
         Ok(to)
+    }
+
+    /// No member of the group had a maximum that it may have reached about when this was published.
+    fn is_lasting(&self, queue: &'static str, id: MessageId) -> bool {
+        let at = self.messages[id].at;
+        !self.subscriptions.iter().any(|member| {
+            let there = member.ended.is_none_or(|(ended, _)| ended + SETTLE >= at);
+            member.queue == Some(queue) && member.max.is_some() && there
+        })
     }
 
     /// Whether everything promised has arrived; called when nothing is under way any more.
@@ -203,11 +220,9 @@ impl Ledger {
             return Ok(());
         };
         let subscription = &self.subscriptions[inbox];
-        let arrived = subscription.got.contains(&id)
-            || subscription
-                .max
-                .is_some_and(|max| subscription.got.len() == max)
-            || matches!(subscription.ended, Some((_, Ended::ClientGone)));
+        let stays = |(at, how)| how != Ended::Limit && at >= message.at + SETTLE;
+        let owed = subscription.ended.is_none_or(stays);
+        let arrived = !owed || subscription.got.contains(&id);
         match arrived {
             true => Ok(()),
             false => Err(format!("reply {id} did not come to subscription {inbox}")),

@@ -441,7 +441,7 @@ impl World {
         let Ok(id) = payload.trim_end().parse::<MessageId>() else {
             return self.breaks(format!("client {number} got {payload:?}"));
         };
-        self.note(|| format!("client {number} gets {id} on sid {sid}"));
+        self.note(|| format!("client {number} gets {id} on {subject}, sid {sid}"));
         let still = self
             .still_since
             .is_some_and(|since| self.ledger.messages[id].at >= since + SETTLE);
@@ -492,13 +492,16 @@ impl World {
         }
     }
 
-    /// One end of some connection reads nothing for a while.
+    /// What one end of some connection sends is not read for a while.
     pub fn stall(&mut self) {
         let count = self.net.connections.len();
         if count > 0 {
-            let (connection, side) = (self.random.usize(..count), self.random.usize(..2));
+            let connection = self.random.usize(..count);
+            // Servers read what clients say.
+            let is_route = self.net.connections[connection].is_route;
+            let side = if is_route { self.random.usize(..2) } else { 1 };
             let until = self.now + self.random.u64(100 * MILLI..3 * SECOND);
-            self.note(|| format!("side {side} of connection {connection} reads nothing"));
+            self.note(|| format!("side {side} of connection {connection} is not read"));
             self.net.stall(connection, side, until);
         }
     }
