@@ -104,6 +104,8 @@ fn planted_faults_are_noticed() {
         Sabotage::RepeatMessage,
     ] {
         let noticed = (0..SABOTAGE_SEEDS).filter(|seed| run(*seed, sabotage).is_err());
-        assert!(noticed.count() > 0, "{sabotage:?} is not noticed");
+        let noticed = noticed.count();
+        eprintln!("{sabotage:?}: noticed in {noticed} of {SABOTAGE_SEEDS} seeds");
+        assert!(noticed > SABOTAGE_SEEDS as usize / 3, "{sabotage:?}");
     }
 }
