@@ -74,6 +74,8 @@ pub struct Broker {
     /// Connections by cid, where routes may ask for them.
     slots: HashMap<u64, Slot>,
     departed: propagate::Departed,
+    /// New subscriptions the routes have not heard of.
+    untold: Vec<u32>,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -141,6 +143,7 @@ impl Broker {
             routes: route::Routes::default(),
             slots: HashMap::new(),
             departed: propagate::Departed::default(),
+            untold: Vec::new(),
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),
@@ -345,6 +348,13 @@ impl Broker {
     }
 
     // ---- output
+
+    /// The last call of a turn, before mail and output are taken.
+    pub fn end_turn(&mut self) {
+        if !self.untold.is_empty() {
+            self.tell_untold();
+        }
+    }
 
     /// Connections with output that came up since the last call, each once.
     pub fn take_dirty(&mut self, into: &mut Vec<Slot>) {

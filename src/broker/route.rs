@@ -276,6 +276,7 @@ impl Broker {
             self.label(slot),
             info.server_id
         );
+        self.tell_untold();
         let others = self.routes.registered.clone();
         let client = &mut self.receivers.clients[slot as usize];
         client.headers = info.headers;

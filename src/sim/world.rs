@@ -573,6 +573,7 @@ impl World {
         lane.act_on_input(now);
         lane.broker.handle_timeouts(now);
         self.run_effects(site, index);
+        self.servers[site].lanes[index as usize].broker.end_turn();
         self.send_mail(site, index, loops);
         self.flush(site, index);
         self.sleep(site, index, now);
