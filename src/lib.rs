@@ -10,6 +10,8 @@ pub mod logging;
 pub mod monitor;
 pub mod passwd;
 pub mod server;
+#[cfg(test)]
+mod sim;
 pub mod stan;
 pub mod subject;
 pub mod tls;

@@ -24,6 +24,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("top", &["top", "util", "VERSION"]),
     ("stan", &["stan", "util", "subject", "config"]),
     ("broker", &["broker", "util", "wire", "subject", "config"]),
+    (
+        "sim",
+        &["sim", "broker", "wire", "subject", "config", "util"],
+    ),
     ("monitor", &["monitor", "util", "config", "VERSION"]),
     ("logging", &["logging", "util", "config"]),
     ("passwd", &["passwd"]),

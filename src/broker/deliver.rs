@@ -434,11 +434,15 @@ impl Broker {
                 }
             }
         }
-        // Of a member that has gone the group is not known any more: any group that listens will do.
-        let queue = queue.or_else(|| {
-            let groups = |id: &InterestId| self.sublist.interest(*id).groups();
-            matched.iter().find_map(|id| Some(groups(id).first()?.id()))
-        });
+        let queue = match self.departed.group_of(address) {
+            _ if queue.is_some() => queue,
+            Some(group) => self.sublist.queue_id(group),
+            // It left long ago: any group that listens will do.
+            None => {
+                let groups = |id: &InterestId| self.sublist.interest(*id).groups();
+                matched.iter().find_map(|id| Some(groups(id).first()?.id()))
+            }
+        };
         if queue.is_some() {
             self.deliver_to_groups(delivery, matched, queue);
         }

@@ -269,6 +269,9 @@ impl Sink for Session<'_> {
         if client.verbose {
             self.broker.append(slot, encode::OK);
         }
+        if !self.broker.untold.is_empty() {
+            self.broker.tell_untold();
+        }
         let receivers = self.broker.deliver(&origin, message, owned);
         if receivers == 0
             && wants_answer

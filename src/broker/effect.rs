@@ -36,8 +36,26 @@ pub struct Dial {
     pub explicit: bool,
     /// Before the first try.
     pub wait: Duration,
-    /// After the first, where it is not explicit.
+    /// Tries a second apart after the first, where it is not explicit.
     pub retries: u32,
+}
+
+const RETRY_EVERY: Duration = Duration::from_secs(1);
+/// Where a server cannot be reached that is not configured, further tries become rare, and end after
+/// about an hour. The original gives up at once, and a mesh that was cut stays incomplete.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+const PATIENT_TRIES: u32 = 64;
+
+impl Dial {
+    /// How long to wait after a try that failed, with `tries` before it; None: give up.
+    pub fn pause_after(&self, tries: u32) -> Option<Duration> {
+        if self.explicit || tries < self.retries {
+            return Some(RETRY_EVERY);
+        }
+        let patient = tries - self.retries;
+        let pause = RETRY_EVERY.saturating_mul(2u32.saturating_pow(patient));
+        (patient < PATIENT_TRIES).then_some(pause.min(PAUSE_MAX))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,4 +68,27 @@ pub enum CloseReason {
     SlowConsumer,
     /// Without a word: what gnatsd does too.
     Silently,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_where_a_route_is_not_configured() {
+        let mut dial = Dial {
+            url: RouteUrl::parse("nats://a:1").unwrap(),
+            explicit: false,
+            wait: Duration::ZERO,
+            retries: 2,
+        };
+        let pauses = |dial: &Dial| -> Vec<Option<u64>> {
+            let pause = |tries| dial.pause_after(tries).map(|pause| pause.as_secs());
+            [0, 1, 2, 3, 4, 9, 65, 66].map(pause).into()
+        };
+        let some = [1, 1, 1, 2, 4, 60, 60].map(Some);
+        assert_eq!(pauses(&dial), [&some[..], &[None]].concat());
+        dial.explicit = true;
+        assert_eq!(pauses(&dial), [Some(1); 8]);
+    }
 }

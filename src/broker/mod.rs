@@ -33,6 +33,7 @@ use crate::wire::parser::Kind;
 use client::{Client, Phase, PublisherRef, Traffic};
 use deliver::Receivers;
 use effect::{CloseReason, Effect};
+use foldhash::fast::FixedState;
 use outbox::Piece;
 use peers::Peer;
 use settings::Settings;
@@ -54,6 +55,8 @@ pub struct Broker {
     now: Instant,
     receivers: Receivers,
     sublist: Sublist,
+    /// Of the tables of subscriptions by sid.
+    sid_hash: FixedState,
     /// Members of this loop per pattern; what other loops are told about.
     local: peers::LocalInterest,
     peers: Vec<Peer>,
@@ -70,6 +73,9 @@ pub struct Broker {
     routes: route::Routes,
     /// Connections by cid, where routes may ask for them.
     slots: HashMap<u64, Slot>,
+    departed: propagate::Departed,
+    /// New subscriptions the routes have not heard of.
+    untold: Vec<u32>,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -124,6 +130,7 @@ impl Broker {
             receivers,
             settings,
             sublist: Sublist::new(random.next_u64()),
+            sid_hash: FixedState::with_seed(random.next_u64()),
             local: peers::LocalInterest::default(),
             peers: (0..loops).map(Peer::new).collect(),
             effects: Vec::new(),
@@ -135,6 +142,8 @@ impl Broker {
             reached_routes: Vec::new(),
             routes: route::Routes::default(),
             slots: HashMap::new(),
+            departed: propagate::Departed::default(),
+            untold: Vec::new(),
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),
@@ -340,6 +349,13 @@ impl Broker {
 
     // ---- output
 
+    /// The last call of a turn, before mail and output are taken.
+    pub fn end_turn(&mut self) {
+        if !self.untold.is_empty() {
+            self.tell_untold();
+        }
+    }
+
     /// Connections with output that came up since the last call, each once.
     pub fn take_dirty(&mut self, into: &mut Vec<Slot>) {
         into.append(&mut self.receivers.dirty);
@@ -423,6 +439,7 @@ impl Broker {
             self.slow_consumers.remove(0);
         }
         self.slow_consumers.push(slow);
+        self.give_up(slot);
         self.close(slot, CloseReason::SlowConsumer);
     }
 

@@ -5,6 +5,8 @@
 //! `UNSUB`. All routes live on loop 0. The other loops send it the lines their clients cause, in one
 //! sequence with their messages, so that a route hears of a reply subject before the request.
 //!
+//! A SUB waits for the next message or the end of the turn: what has ended by then was never told.
+//!
 //! The cid says which loop a client lives on (`loop_of`), so loop 0 need not know the clients of the
 //! others.
 
@@ -12,6 +14,7 @@ use super::mail::RouteRef;
 use super::subs::{Subscription, Target};
 use super::{Broker, Slot};
 use crate::wire::args::number;
+use std::collections::VecDeque;
 use std::io::Write;
 
 pub(super) const QUEUE_SID_PREFIX: &[u8] = b"QRSID";
@@ -22,6 +25,13 @@ pub const ROUTE_LOOP: u16 = 0;
 
 /// Lines under way to one route are handed over in pieces of about this size.
 const LINES_BYTES: usize = 64 << 10;
+
+/// Members of queue groups that have left and are remembered: far more than leave within the time a
+/// message is under way.
+const DEPARTED_MAX: usize = 1024;
+
+/// New subscriptions the routes have not heard of, at most: each that ends is looked for among them.
+const UNTOLD_MAX: usize = 128;
 
 /// What happens to a subscription of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +60,26 @@ impl<'a> Address<'a> {
     }
 }
 
+/// The groups of members that have left: messages may be on their way to them, which name the member
+/// and not the group.
+#[derive(Default)]
+pub(super) struct Departed(VecDeque<(Box<[u8]>, Box<[u8]>)>);
+
+impl Departed {
+    fn push(&mut self, address: &[u8], group: &[u8]) {
+        if self.0.len() == DEPARTED_MAX {
+            self.0.pop_front();
+        }
+        self.0.push_back((address.into(), group.into()));
+    }
+
+    pub fn group_of(&self, address: &[u8]) -> Option<&[u8]> {
+        let mut latest_first = self.0.iter().rev();
+        let (_, group) = latest_first.find(|(known, _)| **known == *address)?;
+        Some(group)
+    }
+}
+
 /// Which loop a connection is on.
 pub fn loop_of(cid: u64, loops: u16) -> u16 {
     (cid.wrapping_sub(1) % u64::from(loops)) as u16
@@ -75,9 +105,36 @@ impl Broker {
 
     /// Tells every route what happens to a subscription, if that is a client's.
     pub(super) fn tell_routes(&mut self, id: u32, news: News) {
-        if self.settings.cluster.is_none() {
+        let target = self.receivers.subscriptions[id as usize].target();
+        if self.settings.cluster.is_none() || !matches!(target, Target::Client(_)) {
             return;
         }
+        match news {
+            News::Added if self.untold.len() < UNTOLD_MAX => return self.untold.push(id),
+            News::Removing if self.forget_untold(id) => return,
+            News::Added | News::Limited(_) => self.tell_untold(),
+            News::Removing => {}
+        }
+        self.tell_now(id, news);
+    }
+
+    /// Whether routes have not heard of this subscription yet; now they never will.
+    fn forget_untold(&mut self, id: u32) -> bool {
+        let place = self.untold.iter().rposition(|untold| *untold == id);
+        place.map(|place| self.untold.remove(place)).is_some()
+    }
+
+    /// What came up and is still there goes to the routes, before any message that may depend on it.
+    #[cold]
+    pub(super) fn tell_untold(&mut self) {
+        let mut untold = std::mem::take(&mut self.untold);
+        for id in untold.drain(..) {
+            self.tell_now(id, News::Added);
+        }
+        self.untold = untold;
+    }
+
+    fn tell_now(&mut self, id: u32, news: News) {
         let subscription = &self.receivers.subscriptions[id as usize];
         let Target::Client(slot) = subscription.target() else {
             return;
@@ -86,6 +143,13 @@ impl Broker {
             return;
         }
         let cid = self.receivers.clients[slot as usize].cid;
+        if news == News::Removing
+            && let Some(group) = self.queue_of(subscription)
+        {
+            let address = [cid.to_string().as_bytes(), b":", self.sid(id)].concat();
+            let group = group.to_vec();
+            self.departed.push(&address, &group);
+        }
         let mut line = std::mem::take(&mut self.route_line);
         line.clear();
         self.put_line(&mut line, id, cid, news);
@@ -192,7 +256,76 @@ impl Broker {
 
 #[cfg(test)]
 mod tests {
+    use super::super::settings::{ClusterSettings, Settings};
     use super::*;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+    use std::net::SocketAddr;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    /// A broker with a client (cid 1) and a registered route, and what the route is told when the
+    /// client has said `bytes` in one turn.
+    fn told(bytes: &str) -> String {
+        let settings = Settings {
+            cluster: Some(ClusterSettings::default()),
+            ..Settings::default()
+        };
+        let (region, now) = (RegionMut::map(1 << 20).unwrap(), Instant::now());
+        let mut broker = Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now);
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        let (client, route) = (
+            broker.open(1, peer, now),
+            broker.open_route(2, peer, None, now),
+        );
+        broker.handle_bytes(client, b"CONNECT {\"verbose\":false}\r\n", now);
+        broker.handle_bytes(
+            route,
+            b"INFO {\"server_id\":\"other\"}\r\nSUB > RSID:1:1\r\n",
+            now,
+        );
+        let greeting = broker.client(route).unwrap().outbox.pending();
+        broker.handle_written(route, greeting, now);
+        broker.handle_bytes(client, bytes.as_bytes(), now);
+        broker.end_turn();
+        let mut pieces = Vec::new();
+        broker.start_write(route, usize::MAX, usize::MAX, &mut pieces);
+        let bytes = pieces.iter().map(|piece| match piece {
+            crate::broker::outbox::Piece::Region { offset, len } => broker.output(*offset, *len),
+            crate::broker::outbox::Piece::Shared(bytes) => bytes,
+        });
+        String::from_utf8(bytes.collect::<Vec<_>>().concat()).unwrap()
+    }
+
+    #[test]
+    fn what_ends_within_a_turn_is_not_told() {
+        assert_eq!(told("SUB a 1\r\nUNSUB 1\r\n"), "");
+        assert_eq!(
+            told("SUB a 1\r\nSUB b q 2\r\nUNSUB 1\r\n"),
+            "SUB b q QRSID:1:2\r\n"
+        );
+        assert_eq!(
+            told("SUB a 1\r\nUNSUB 1\r\nSUB b 1\r\n"),
+            "SUB b  RSID:1:1\r\n"
+        );
+    }
+
+    #[test]
+    fn interest_goes_before_the_message_that_depends_on_it() {
+        assert_eq!(
+            told("SUB in 1\r\nUNSUB 1 1\r\nSUB in 2\r\nPUB x in 0\r\n\r\nUNSUB 2\r\n"),
+            "SUB in  RSID:1:1\r\nUNSUB RSID:1:1 1\r\nSUB in  RSID:1:2\r\n\
+             MSG x RSID:1:1 in 0\r\n\r\nUNSUB RSID:1:2\r\n"
+        );
+    }
+
+    #[test]
+    fn many_subscriptions_in_one_turn_are_all_told() {
+        let lines: String = (0..1000)
+            .map(|sid| format!("SUB a.{sid} {sid}\r\n"))
+            .collect();
+        assert_eq!(told(&lines).lines().count(), 1000);
+    }
 
     #[test]
     fn cids_name_their_loop() {
@@ -206,6 +339,19 @@ mod tests {
             }
         }
         assert_eq!(next_cid(0, 0, 1), 1);
+    }
+
+    #[test]
+    fn the_latest_group_of_those_that_left_is_known() {
+        let mut departed = Departed::default();
+        departed.push(b"5:1", b"early");
+        departed.push(b"5:1", b"late");
+        assert_eq!(departed.group_of(b"5:1"), Some(&b"late"[..]));
+        assert_eq!(departed.group_of(b"5:2"), None);
+        for cid in 0..DEPARTED_MAX {
+            departed.push(format!("7:{cid}").as_bytes(), b"q");
+        }
+        assert_eq!(departed.group_of(b"5:1"), None);
     }
 
     #[test]

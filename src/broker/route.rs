@@ -37,6 +37,8 @@ const CONTROL_LINE_BYTES_MAX: usize = 64 << 10;
 /// Before a configured route that was lost is dialled again, and how much that is spread.
 const REDIAL_WAIT: Duration = Duration::from_secs(1);
 const REDIAL_JITTER_MILLIS: u32 = 100;
+/// Two servers that dial each other at once have both connections within this time.
+const DIALS_CROSS_WITHIN: Duration = Duration::from_secs(1);
 
 /// What a route has beyond other connections.
 #[derive(Debug, Default)]
@@ -45,10 +47,14 @@ pub struct Route {
     pub solicited: Option<Solicited>,
     /// Registered: what the other side said of itself.
     pub info: Option<Info>,
+    pub registered_at: Option<Instant>,
     /// Both sides may have closed what the other kept: dial again in any case.
     pub retry: bool,
     /// Closed on purpose; not dialled again.
     pub unwanted: bool,
+    /// Closed because nothing came or went any more: the other side may only be cut off from us, and
+    /// is dialled again, whoever dialled it before.
+    pub given_up: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -130,36 +136,10 @@ impl Broker {
             return;
         }
         let id = record.info.as_ref().map(|info| info.server_id.clone());
-        let (dial_again, dial) = match (record.solicited, &record.info) {
-            (Some(Solicited { url, explicit }), _) => {
-                let retries = self.cluster().connect_retries;
-                let wait = if explicit {
-                    REDIAL_WAIT
-                } else {
-                    Duration::ZERO
-                };
-                let dial = Dial {
-                    url,
-                    explicit,
-                    wait: wait + self.jitter(),
-                    retries,
-                };
-                (explicit || record.retry, dial)
-            }
-            (None, Some(info)) => {
-                let dial = Dial {
-                    url: RouteUrl {
-                        host: info.host.clone(),
-                        port: info.port,
-                        user: self.cluster().user.clone(),
-                        password: self.cluster().password.clone(),
-                    },
-                    explicit: false,
-                    wait: self.jitter(),
-                    retries: self.cluster().connect_retries,
-                };
-                (record.retry, dial)
-            }
+        let again = record.retry || record.given_up;
+        let (dial_again, explicit, url) = match (record.solicited, &record.info) {
+            (Some(Solicited { url, explicit }), _) => (explicit || again, explicit, url),
+            (None, Some(info)) => (again, false, self.url_of(slot, info)),
             (None, None) => return,
         };
         if !dial_again {
@@ -171,7 +151,42 @@ impl Broker {
             );
             return;
         }
+        let wait = if explicit {
+            REDIAL_WAIT
+        } else {
+            Duration::ZERO
+        };
+        let dial = Dial {
+            url,
+            explicit,
+            wait: wait + self.jitter(),
+            retries: self.cluster().connect_retries,
+        };
         self.effects.push(Effect::Dial(dial));
+    }
+
+    /// Where a server that dialled us can be dialled.
+    fn url_of(&self, slot: Slot, info: &Info) -> RouteUrl {
+        let mut host = info.host.clone();
+        let unspecified = |address: std::net::IpAddr| address.is_unspecified();
+        if host.is_empty() || host.parse().is_ok_and(unspecified) {
+            let peer = self.receivers.clients[slot as usize].peer;
+            host = peer.ip().to_string();
+        }
+        RouteUrl {
+            host,
+            port: info.port,
+            user: self.cluster().user.clone(),
+            password: self.cluster().password.clone(),
+        }
+    }
+
+    /// Nothing comes or goes on this connection any more; for a route, that does not mean that the
+    /// other side has gone.
+    pub(super) fn give_up(&mut self, slot: Slot) {
+        if let Some(route) = &mut self.receivers.clients[slot as usize].route {
+            route.given_up = true;
+        }
     }
 
     fn jitter(&mut self) -> Duration {
@@ -223,7 +238,8 @@ impl Broker {
     ///
     /// The original keeps the older one, so two servers that dial each other at once may each close
     /// what the other keeps, and try again. Two of us agree: of one in each direction, the one dialled
-    /// by the server with the smaller id stays.
+    /// by the server with the smaller id stays. A route that has been there for a while stays in any
+    /// case, with the messages that are under way on it.
     fn resolve_duplicate(&mut self, new: Slot, old: Slot, info: Info, own: &str) {
         log::debug!(
             "{} - Detected duplicate remote route {:?}",
@@ -233,7 +249,11 @@ impl Broker {
         let ours = |broker: &mut Self, slot| broker.route(slot).solicited.is_some();
         let (new_is_ours, old_is_ours) = (ours(self, new), ours(self, old));
         let we_are_smaller = own < info.server_id.as_str();
-        let new_stays = info.headers && new_is_ours != old_is_ours && new_is_ours == we_are_smaller;
+        let now = self.now;
+        let young = |at| now.duration_since(at) < DIALS_CROSS_WITHIN;
+        let dials_crossed =
+            new_is_ours != old_is_ours && self.route(old).registered_at.is_some_and(young);
+        let new_stays = info.headers && dials_crossed && new_is_ours == we_are_smaller;
         let (winner, loser) = if new_stays { (new, old) } else { (old, new) };
         let record = self.route(loser);
         record.unwanted = true;
@@ -256,6 +276,7 @@ impl Broker {
             self.label(slot),
             info.server_id
         );
+        self.tell_untold();
         let others = self.routes.registered.clone();
         let client = &mut self.receivers.clients[slot as usize];
         client.headers = info.headers;
@@ -267,7 +288,10 @@ impl Broker {
             }
         }
         let urls = info.connect_urls.clone();
-        self.route(slot).info = Some(info);
+        let now = self.now;
+        let record = self.route(slot);
+        record.info = Some(info);
+        record.registered_at = Some(now);
         self.routes.registered.push(slot);
         self.tell_new_route(slot);
         self.learn_urls(&urls);
@@ -537,5 +561,109 @@ impl Sink for RouteSession<'_> {
         log::error!("{label} - Route Error {}", String::from_utf8_lossy(text));
         self.broker.close(self.slot, CloseReason::Silently);
         Err(Stop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::{ClusterSettings, Settings};
+    use super::*;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+    use std::sync::Arc;
+
+    const PEER: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    /// A broker with the server id "own".
+    fn broker(now: Instant) -> Broker {
+        let mut cluster = ClusterSettings::default();
+        cluster.info.server_id = "own".into();
+        let settings = Settings {
+            cluster: Some(cluster),
+            ..Settings::default()
+        };
+        let region = RegionMut::map(1 << 20).unwrap();
+        Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now)
+    }
+
+    fn client(broker: &mut Broker, cid: u64, subscribe: &str, now: Instant) -> Slot {
+        let slot = broker.open(cid, PEER, now);
+        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
+        broker.handle_bytes(slot, subscribe.as_bytes(), now);
+        slot
+    }
+
+    /// A route to the server "another", which is one of us.
+    fn route(broker: &mut Broker, cid: u64, dialled: bool, now: Instant) -> Slot {
+        let dial = Dial {
+            url: RouteUrl::parse("nats://127.0.0.1:2").unwrap(),
+            explicit: true,
+            wait: Duration::ZERO,
+            retries: 0,
+        };
+        let slot = broker.open_route(cid, PEER, dialled.then_some(dial), now);
+        let info = b"INFO {\"server_id\":\"another\",\"host\":\"0.0.0.0\",\"port\":6222,\"headers\":true}\r\n";
+        broker.handle_bytes(slot, info, now);
+        slot
+    }
+
+    fn messages(broker: &Broker, slot: Slot) -> u64 {
+        broker.client(slot).unwrap().traffic.messages_out
+    }
+
+    #[test]
+    fn a_message_for_a_member_that_left_stays_with_its_group() {
+        let now = Instant::now();
+        let mut broker = broker(now);
+        let route = route(&mut broker, 9, false, now);
+        let other_group = client(&mut broker, 1, "SUB x r 1\r\n", now);
+        let same_group = client(&mut broker, 2, "SUB x q 1\r\n", now);
+        let leaver = client(&mut broker, 3, "SUB x q 1\r\n", now);
+        broker.end_turn();
+        broker.handle_gone(leaver, now);
+        broker.handle_bytes(route, b"MSG x QRSID:3:1 0\r\n\r\n", now);
+        assert_eq!(messages(&broker, same_group), 1);
+        broker.handle_gone(same_group, now);
+        broker.handle_bytes(route, b"MSG x QRSID:2:1 0\r\n\r\n", now);
+        assert_eq!(messages(&broker, other_group), 0);
+    }
+
+    #[test]
+    fn only_dials_that_crossed_replace_a_route() {
+        for (age, stays) in [(0, 1), (5, 0)] {
+            let now = Instant::now();
+            let mut broker = broker(now);
+            // Ours would stay if "own" were smaller than "another".
+            let routes = [true, false].map(|dialled| {
+                let at = now + Duration::from_secs(if dialled { 0 } else { age });
+                route(&mut broker, if dialled { 1 } else { 2 }, dialled, at)
+            });
+            assert_eq!(broker.route_slots(), [routes[stays]], "{age} s apart");
+        }
+    }
+
+    #[test]
+    fn a_route_that_was_given_up_is_dialled_again() {
+        let now = Instant::now();
+        for gone in [false, true] {
+            let mut broker = broker(now);
+            let slot = route(&mut broker, 1, false, now);
+            match gone {
+                true => broker.handle_gone(slot, now),
+                false => (0..4).for_each(|turn| {
+                    broker.handle_timeouts(now + turn * broker.settings.ping_interval);
+                }),
+            }
+            assert!(broker.route_slots().is_empty());
+            let mut effects = Vec::new();
+            broker.take_effects(&mut effects);
+            let dialled = effects.iter().find_map(|effect| match effect {
+                Effect::Dial(dial) => Some(dial.url.address()),
+                _ => None,
+            });
+            let expected = (!gone).then(|| "127.0.0.1:6222".to_owned());
+            assert_eq!(dialled, expected);
+        }
     }
 }

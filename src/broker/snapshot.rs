@@ -84,6 +84,38 @@ impl Broker {
     }
 }
 
+/// What the simulation compares with the truth.
+#[cfg(test)]
+impl Broker {
+    /// What other servers want to hear: by server id, the SUB lines it amounts to.
+    pub fn interest_of_routes(&self) -> std::collections::BTreeMap<String, Vec<String>> {
+        let interest = |slot: &Slot| {
+            let client = &self.receivers.clients[*slot as usize];
+            let info = client.route.as_ref().and_then(|route| route.info.as_ref());
+            let lines = client.subscriptions.iter().map(|id| self.line(*id));
+            let mut lines: Vec<String> = lines.collect();
+            lines.sort();
+            (
+                info.map_or_else(String::new, |info| info.server_id.clone()),
+                lines,
+            )
+        };
+        self.route_slots().iter().map(interest).collect()
+    }
+
+    fn line(&self, id: u32) -> String {
+        let subscription = &self.receivers.subscriptions[id as usize];
+        let subject = self.sublist.pattern(subscription.place.interest);
+        let queue = subscription
+            .queue
+            .map_or(&b""[..], |queue| self.sublist.queue_name(queue));
+        let words = [subject, queue, self.sid(id)];
+        words
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .join(" ")
+    }
+}
+
 fn is_registered(client: &Client) -> bool {
     client
         .route

@@ -6,6 +6,7 @@ use super::{Broker, Slot, deliver};
 use crate::subject::sublist::{Place, QueueId};
 use crate::subject::token;
 use crate::wire::parser::{Kind, Padded};
+use foldhash::fast::FixedState;
 use std::hash::{BuildHasher, Hasher};
 
 /// Sids up to this long are kept in the record itself; clients number theirs, so nearly all are.
@@ -115,12 +116,9 @@ impl Subscription {
     }
 }
 
-/// Sids are hashed per process, so that a client cannot make them collide.
-fn sid_hash(sid: &[u8]) -> u64 {
-    use std::sync::LazyLock;
-    static STATE: LazyLock<foldhash::fast::RandomState> =
-        LazyLock::new(foldhash::fast::RandomState::default);
-    let mut hasher = STATE.build_hasher();
+/// The state is each loop's own, so that a client cannot make sids collide.
+fn sid_hash(state: &FixedState, sid: &[u8]) -> u64 {
+    let mut hasher = state.build_hasher();
     hasher.write(sid);
     hasher.finish()
 }
@@ -137,7 +135,7 @@ impl Broker {
         let client = &self.receivers.clients[slot as usize];
         client
             .subscriptions
-            .find(sid_hash(sid), |id| self.sid(*id) == sid)
+            .find(sid_hash(&self.sid_hash, sid), |id| self.sid(*id) == sid)
             .copied()
     }
 
@@ -156,6 +154,7 @@ impl Broker {
             Kind::Route => Target::Route(slot),
         };
         let id = self.insert(target, subject, queue, sid, care, 1);
+        let state = &self.sid_hash;
         let deliver::Receivers {
             clients,
             subscriptions,
@@ -164,11 +163,12 @@ impl Broker {
         } = &mut self.receivers;
         clients[slot as usize]
             .subscriptions
-            .insert_unique(sid_hash(sid), id, |id| {
-                sid_hash(match subscriptions[*id as usize].short_sid() {
+            .insert_unique(sid_hash(state, sid), id, |id| {
+                let sid = match subscriptions[*id as usize].short_sid() {
                     Some(sid) => sid.bytes(),
                     None => &long_sids[id],
-                })
+                };
+                sid_hash(state, sid)
             });
         self.totals.inserts += 1;
         self.tell_peers(id, Change::Added);
@@ -201,7 +201,7 @@ impl Broker {
 
     /// Ends a subscription of a connection that stays.
     pub(super) fn remove_subscription(&mut self, slot: Slot, id: u32) {
-        let hash = sid_hash(self.sid(id));
+        let hash = sid_hash(&self.sid_hash, self.sid(id));
         let client = &mut self.receivers.clients[slot as usize];
         if let Ok(entry) = client.subscriptions.find_entry(hash, |other| *other == id) {
             entry.remove();

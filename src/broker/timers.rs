@@ -84,6 +84,7 @@ impl Broker {
                 client.pings_out += 1;
                 if client.pings_out > self.settings.pings_out_max {
                     log::debug!("{} - Stale Client Connection - Closing", client.label());
+                    self.give_up(slot);
                     return self.refuse(slot, errors::STALE_CONNECTION);
                 }
                 log::debug!("{} - Client Ping Timer", client.label());

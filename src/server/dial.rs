@@ -5,16 +5,16 @@ use super::event_loop::{Command, Shared};
 use crate::broker::effect::Dial;
 use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::route_url::RouteUrl;
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(1);
-const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// A thread that looks a name up and waits needs little.
 const STACK_BYTES: usize = 256 << 10;
 
-/// The configured routes, which are tried for as long as they are configured.
+/// What is dialled: the configured routes for as long as they are configured, others for a while.
 #[derive(Default)]
 pub struct Dialer {
     configured: Mutex<Configured>,
@@ -25,6 +25,9 @@ struct Configured {
     routes: Vec<RouteUrl>,
     /// Counts changes of the list: who tries an earlier one gives up.
     version: u64,
+    /// The latest dial to each address that is not configured: an earlier one gives up.
+    latest: HashMap<String, u64>,
+    dials: u64,
 }
 
 impl Dialer {
@@ -47,24 +50,37 @@ impl Dialer {
 
     /// Tries as often as the order says; a connection is handed to the loop of the routes.
     pub fn dial(shared: &Arc<Shared>, dial: Dial) {
-        let version = shared.dialer.lock().version;
+        let number = shared.dialer.number(&dial);
         let thread_shared = shared.clone();
         let spawned = std::thread::Builder::new()
             .name("dial".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || thread_shared.dialer.work(&thread_shared, dial, version));
+            .spawn(move || thread_shared.dialer.work(&thread_shared, dial, number));
         if let Err(error) = spawned {
             log::error!("Error trying to connect to route: no thread: {error}");
         }
     }
 
-    fn work(&self, shared: &Shared, dial: Dial, version: u64) {
+    /// By which a dial knows whether it is still wanted.
+    fn number(&self, dial: &Dial) -> u64 {
+        let mut configured = self.lock();
+        if dial.explicit {
+            return configured.version;
+        }
+        configured.dials += 1;
+        let number = configured.dials;
+        configured.latest.insert(dial.url.address(), number);
+        number
+    }
+
+    fn work(&self, shared: &Shared, dial: Dial, number: u64) {
         std::thread::sleep(dial.wait);
         let mut tries = 0;
-        while !dial.explicit || self.is_wanted(&dial.url, version) {
+        while self.is_wanted(&dial, number) {
             log::debug!("Trying to connect to route on {}", dial.url.address());
             match connect(&dial.url) {
                 Ok((stream, peer)) => {
+                    self.forget(&dial, number);
                     let fd = stream.into();
                     let door = shared.mesh.door(ROUTE_LOOP);
                     return door.command(Command::Route { fd, peer, dial });
@@ -74,21 +90,30 @@ impl Dialer {
                     dial.url.address()
                 ),
             }
-            if !dial.explicit && tries >= dial.retries {
-                return;
-            }
+            let Some(pause) = dial.pause_after(tries) else {
+                return self.forget(&dial, number);
+            };
             tries += 1;
-            std::thread::sleep(RETRY_EVERY);
+            std::thread::sleep(pause);
         }
     }
 
-    fn is_wanted(&self, url: &RouteUrl, version: u64) -> bool {
+    fn is_wanted(&self, dial: &Dial, number: u64) -> bool {
         let configured = self.lock();
-        configured.version == version
-            && configured
-                .routes
-                .iter()
-                .any(|route| route.same_place(&url.host, url.port))
+        let Dial { url, explicit, .. } = dial;
+        if !explicit {
+            return configured.latest.get(&url.address()) == Some(&number);
+        }
+        let mut routes = configured.routes.iter();
+        configured.version == number && routes.any(|route| route.same_place(&url.host, url.port))
+    }
+
+    fn forget(&self, dial: &Dial, number: u64) {
+        let address = dial.url.address();
+        let mut configured = self.lock();
+        if !dial.explicit && configured.latest.get(&address) == Some(&number) {
+            configured.latest.remove(&address);
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Configured> {

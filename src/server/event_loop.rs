@@ -202,6 +202,7 @@ impl<I: Io> EventLoop<I> {
         self.run_timers();
         self.run_effects();
         self.feed_starved();
+        self.broker.end_turn();
         self.send_mail();
         self.flush();
         Ok(())
