@@ -106,6 +106,85 @@ fn https_with_a_client_certificate() {
     server.stop();
 }
 
+/// Serves one TLS connection after the other to whoever shows a certificate of `authority`, a document
+/// for any request.
+fn strict_server(cert: &str, key: &str, authority: &str) -> u16 {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let mut roots = rustls::RootCertStore::empty();
+    let pem = |path: &str| CertificateDer::from_pem_file(path).unwrap();
+    roots.add(pem(authority)).unwrap();
+    let verifier = rustls::server::WebPkiClientVerifier::builder_with_provider(
+        Arc::new(roots),
+        provider.clone(),
+    );
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier.build().unwrap())
+        .with_single_cert(vec![pem(cert)], PrivateKeyDer::from_pem_file(key).unwrap())
+        .unwrap();
+    let config = Arc::new(config);
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let session = rustls::ServerConnection::new(config.clone()).unwrap();
+            let mut stream = rustls::StreamOwned::new(session, socket);
+            let mut request = [0; 4096];
+            // Refused certificates show as errors here.
+            if stream.read(&mut request).is_ok_and(|read| read > 0) {
+                let body = "{\"version\": \"behind-a-certificate\"}";
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                let _ = stream.write_all((head + body).as_bytes());
+                stream.conn.send_close_notify();
+                let _ = stream.flush();
+            }
+        }
+    });
+    port
+}
+
+#[test]
+fn the_clients_certificate_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    for name in ["server", "client"] {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+        std::fs::write(path(&format!("{name}.pem")), made.cert.pem()).unwrap();
+        std::fs::write(
+            path(&format!("{name}.key")),
+            made.signing_key.serialize_pem(),
+        )
+        .unwrap();
+    }
+    let (server, client) = (path("server.pem"), path("client.pem"));
+    let port = strict_server(&server, &path("server.key"), &client).to_string();
+    let run = |more: &[&str]| {
+        let all = [
+            &[
+                "-s",
+                "localhost",
+                "-ms",
+                &port,
+                "-cacert",
+                &server,
+                "-o",
+                "-",
+            ],
+            more,
+        ];
+        top(&all.concat())
+    };
+    let text = shown(&run(&["-cert", &client, "-key", &path("client.key")]));
+    assert!(text.contains("behind-a-certificate"), "{text}");
+    assert!(!run(&[]).status.success());
+}
+
 /// The program in a terminal of 150 by 30.
 struct Terminal {
     child: Child,
