@@ -173,3 +173,121 @@ fn a_mesh_forms_from_one_seed_and_heals() {
     b.stop();
     a.stop();
 }
+
+/// A server that does not read: the route is closed at its own bound, and clients do not notice.
+#[test]
+fn a_route_that_is_not_read_is_cut_off_and_local_traffic_goes_on() {
+    let (port, folder) = (free_port(), tempfile::tempdir().unwrap());
+    let config = folder.path().join("midge.conf");
+    let text = format!(
+        "write_deadline: \"60s\"\ncluster {{ listen: \"127.0.0.1:{port}\", max_pending: 4mb }}\n"
+    );
+    std::fs::write(&config, text).unwrap();
+    let server = Server::start(&["--threads", "2", "-c", config.to_str().unwrap()]);
+    let mut peer = RawRoute::connect(port);
+    peer.say("SUB flood  RSID:1:1\r\nPING\r\n");
+    peer.read_until("PONG\r\n");
+    let (mut publisher, mut subscriber) = (server.client(), server.client());
+    subscriber.send(b"SUB flood 1\r\n");
+    subscriber.ping();
+    publisher.publish("flood", b"first");
+    assert_eq!(subscriber.op().payload(), b"first");
+    peer.read_until("first\r\n");
+    let before = server.memory();
+    let payload = vec![b'.'; 64 << 10];
+    let mut count = 0;
+    while !server.log().contains("more than max_pending") {
+        publisher.publish("flood", &payload);
+        assert_eq!(subscriber.op().payload().len(), payload.len());
+        count += 1;
+        assert!(count < 4096, "256 MiB and no bound");
+    }
+    let grown = server.memory().saturating_sub(before);
+    assert!(grown < 64 << 20, "{grown} bytes for a bound of 4 MiB");
+    publisher.publish("flood", b"last");
+    assert_eq!(subscriber.op().payload(), b"last");
+    // The same server may come again.
+    let mut peer = RawRoute::connect(port);
+    peer.read_until("SUB flood  RSID:");
+    server.stop();
+}
+
+/// Another server, as bytes.
+struct RawRoute(std::net::TcpStream);
+
+impl RawRoute {
+    fn connect(port: u16) -> Self {
+        let stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.set_read_timeout(Some(support::PATIENCE)).unwrap();
+        let mut route = Self(stream);
+        route.say("CONNECT {\"name\":\"raw\"}\r\nINFO {\"server_id\":\"raw\",\"host\":\"127.0.0.1\",\"port\":1}\r\n");
+        route
+    }
+
+    fn say(&mut self, text: &str) {
+        std::io::Write::write_all(&mut self.0, text.as_bytes()).unwrap();
+    }
+
+    fn read_until(&mut self, words: &str) {
+        let mut heard = Vec::new();
+        while !String::from_utf8_lossy(&heard).contains(words) {
+            let mut byte = [0; 1];
+            std::io::Read::read_exact(&mut self.0, &mut byte).unwrap();
+            heard.push(byte[0]);
+        }
+    }
+}
+
+/// Five servers that know one of them. The time it takes is printed.
+#[test]
+fn five_servers_become_a_mesh() {
+    let start = std::time::Instant::now();
+    let (seed, port) = node(&[], "1");
+    let mut servers = vec![seed];
+    servers.extend((0..4).map(|_| node(&[port], "1").0));
+    let started = start.elapsed();
+    let routes = |server: &Server| server.log().matches("Registering remote route").count();
+    until("four routes at each server", || {
+        servers.iter().all(|server| routes(server) >= 4)
+    });
+    eprintln!(
+        "five servers started in {started:?}, a mesh {:?} later",
+        start.elapsed() - started
+    );
+    let mut clients: Vec<Client> = servers.iter().map(Server::client).collect();
+    let (publisher, others) = clients.split_first_mut().unwrap();
+    for other in others {
+        settle(publisher, other);
+    }
+    servers.into_iter().for_each(Server::stop);
+}
+
+/// 100,000 subscriptions cross when a route forms. The time it takes is printed.
+#[test]
+fn many_subscriptions_cross_a_new_route() {
+    let (a, port) = node(&[], "2");
+    let mut subscriber = a.client();
+    const COUNT: usize = 100_000;
+    for sid in 0..COUNT {
+        subscriber.send(format!("SUB many.{sid} {sid}\r\n").as_bytes());
+    }
+    subscriber.ping();
+    let start = std::time::Instant::now();
+    let (b, _) = node(&[port], "2");
+    let mut publisher = b.client();
+    let last = [0, COUNT / 2, COUNT - 1];
+    until("the interest", || {
+        for sid in last {
+            publisher.publish(&format!("many.{sid}"), b"");
+        }
+        publisher.ping();
+        subscriber.ping();
+        subscriber.kept().len() == last.len()
+    });
+    eprintln!(
+        "{COUNT} subscriptions crossed {:?} after the start of the second server",
+        start.elapsed()
+    );
+    b.stop();
+    a.stop();
+}

@@ -445,26 +445,32 @@ impl Broker {
 
     // ---- commands
 
-    /// New settings. Clients that would not get in any more are told so and closed; subscriptions
+    /// New settings. Who would not get in any more, client or server, is told so and closed; subscriptions
     /// that are not allowed any more end.
     pub fn reconfigure(&mut self, settings: Arc<Settings>, now: Instant) {
         self.now = now;
         self.receivers.set_limits(&settings);
-        let judge_again = settings.auth != self.settings.auth;
+        let route_auth = |settings: &Settings| settings.cluster.as_ref().map(|c| c.auth.clone());
+        let clients_too = settings.auth != self.settings.auth;
+        let routes_too = route_auth(&settings) != route_auth(&self.settings);
         self.settings = settings;
-        if !judge_again {
+        if !clients_too && !routes_too {
             return;
         }
-        let slots: Vec<Slot> = self.clients().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            self.judge_again(slot);
+        let slots = self.clients().map(|(slot, client)| (slot, client.kind));
+        for (slot, kind) in slots.collect::<Vec<_>>() {
+            match kind {
+                Kind::Client if clients_too => self.judge_again(slot),
+                Kind::Route if routes_too => self.judge_route_again(slot),
+                Kind::Client | Kind::Route => {}
+            }
         }
     }
 
     fn judge_again(&mut self, slot: Slot) {
         let nonce = self.nonce(slot);
         let client = &mut self.receivers.clients[slot as usize];
-        if client.phase == Phase::Closing || client.kind != Kind::Client || client.internal {
+        if client.phase == Phase::Closing || client.internal {
             return;
         }
         let default = crate::wire::connect::Connect::default();

@@ -43,7 +43,9 @@ const DIALS_CROSS_WITHIN: Duration = Duration::from_secs(1);
 /// What a route has beyond other connections.
 #[derive(Debug, Default)]
 pub struct Route {
-    /// Whom we dialled; None: the other side did.
+    /// We made this connection.
+    pub dialled: bool,
+    /// Whom we dialled, on this connection or on a duplicate of it.
     pub solicited: Option<Solicited>,
     /// Registered: what the other side said of itself.
     pub info: Option<Info>,
@@ -99,6 +101,7 @@ impl Broker {
         let unauthorized = dial.is_none() && self.cluster().auth.required();
         let mut client = Client::new(cid, Kind::Route, peer, unauthorized);
         client.route = Some(Box::new(Route {
+            dialled: dial.is_some(),
             solicited: dial.map(|dial| Solicited {
                 explicit: dial.explicit,
                 url: dial.url,
@@ -246,8 +249,7 @@ impl Broker {
             self.label(new),
             info.server_id
         );
-        let ours = |broker: &mut Self, slot| broker.route(slot).solicited.is_some();
-        let (new_is_ours, old_is_ours) = (ours(self, new), ours(self, old));
+        let (new_is_ours, old_is_ours) = (self.route(new).dialled, self.route(old).dialled);
         let we_are_smaller = own < info.server_id.as_str();
         let now = self.now;
         let young = |at| now.duration_since(at) < DIALS_CROSS_WITHIN;
@@ -390,6 +392,35 @@ impl Broker {
         for slot in slots {
             self.route(slot).unwanted = true;
             self.close(slot, CloseReason::Silently);
+        }
+    }
+
+    /// What other servers must show was changed. Those we dialled had nothing to show.
+    pub(super) fn judge_route_again(&mut self, slot: Slot) {
+        let client = &self.receivers.clients[slot as usize];
+        let record = client.route.as_ref();
+        if client.phase == Phase::Closing || record.is_some_and(|route| route.dialled) {
+            return;
+        }
+        // Who has not said anything yet is asked when the greeting comes.
+        let Some(connect) = client.connect.as_deref() else {
+            let auth_required = self.cluster().auth.required();
+            let registered = record.is_some_and(|route| route.info.is_some());
+            if auth_required && registered {
+                return self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
+            }
+            self.receivers.clients[slot as usize].unauthorized = auth_required;
+            return;
+        };
+        match self.cluster().auth.judge(connect, Shown::default()) {
+            // The answer that is under way is to a question of yesterday.
+            Verdict::Granted(_) if client.verifying => {
+                let (cid, now) = (client.cid, self.now);
+                self.handle_verdict(slot, cid, None, true, now);
+            }
+            Verdict::Granted(_) => self.receivers.clients[slot as usize].unauthorized = false,
+            Verdict::Denied => self.refuse(slot, errors::AUTHORIZATION_VIOLATION),
+            Verdict::Verify { proof, permissions } => self.verify(slot, proof, permissions),
         }
     }
 
@@ -566,6 +597,7 @@ impl Sink for RouteSession<'_> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::auth::Secret;
     use super::super::settings::{ClusterSettings, Settings};
     use super::*;
     use crate::util::random::Random;
@@ -640,6 +672,23 @@ mod tests {
                 route(&mut broker, if dialled { 1 } else { 2 }, dialled, at)
             });
             assert_eq!(broker.route_slots(), [routes[stays]], "{age} s apart");
+        }
+    }
+
+    #[test]
+    fn a_new_password_is_for_the_routes_there_are() {
+        let now = Instant::now();
+        // Whom we dialled has nothing to show.
+        for dialled in [false, true] {
+            let mut broker = broker(now);
+            let slot = route(&mut broker, 1, dialled, now);
+            let mut settings = Settings::clone(&broker.settings);
+            broker.reconfigure(Arc::new(settings.clone()), now);
+            assert_eq!(broker.route_slots(), [slot]);
+            let auth = &mut settings.cluster.as_mut().unwrap().auth;
+            auth.single = Some(("user".into(), Secret::new("password")));
+            broker.reconfigure(Arc::new(settings), now);
+            assert_eq!(!broker.route_slots().is_empty(), dialled);
         }
     }
 
