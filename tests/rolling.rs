@@ -169,12 +169,12 @@ async fn requests_recover_from_every_restart() {
         )));
     }
     eprintln!("first answers after {:?}", recovery(&counters).await);
-    for index in 0..SERVERS {
-        let server = nodes[index].server.take().unwrap();
+    for (index, node) in nodes.iter_mut().enumerate() {
+        let server = node.server.take().unwrap();
         tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
         let lost = recovery(&counters).await;
-        nodes[index].start();
-        joined(nodes[index].server()).await;
+        node.start();
+        joined(node.server()).await;
         let back = recovery(&counters).await;
         eprintln!("server {index}: answers {lost:?} after its end, {back:?} after its return");
     }

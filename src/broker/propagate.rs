@@ -63,20 +63,29 @@ impl<'a> Address<'a> {
 /// The groups of members that have left: messages may be on their way to them, which name the member
 /// and not the group.
 #[derive(Default)]
-pub(super) struct Departed(VecDeque<(Box<[u8]>, Box<[u8]>)>);
+pub(super) struct Departed(VecDeque<Member>);
+
+struct Member {
+    /// `cid:sid`
+    address: Box<[u8]>,
+    group: Box<[u8]>,
+}
 
 impl Departed {
     fn push(&mut self, address: &[u8], group: &[u8]) {
         if self.0.len() == DEPARTED_MAX {
             self.0.pop_front();
         }
-        self.0.push_back((address.into(), group.into()));
+        self.0.push_back(Member {
+            address: address.into(),
+            group: group.into(),
+        });
     }
 
     pub fn group_of(&self, address: &[u8]) -> Option<&[u8]> {
         let mut latest_first = self.0.iter().rev();
-        let (_, group) = latest_first.find(|(known, _)| **known == *address)?;
-        Some(group)
+        let member = latest_first.find(|member| *member.address == *address)?;
+        Some(&member.group)
     }
 }
 
