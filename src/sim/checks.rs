@@ -88,10 +88,12 @@ impl Ledger {
         all.filter(|(_, subscription)| subscription.ended.is_none())
     }
 
+    /// What was under way to it is lost, also to subscriptions that had just ended.
     pub fn client_gone(&mut self, client: usize, at: Micros) {
-        for subscription in &mut self.subscriptions {
-            if subscription.client == client {
-                subscription.ended.get_or_insert((at, Ended::ClientGone));
+        for subscription in self.subscriptions.iter_mut().filter(|s| s.client == client) {
+            let (ended, _) = *subscription.ended.get_or_insert((at, Ended::ClientGone));
+            if ended + SETTLE > at {
+                subscription.ended = Some((ended, Ended::ClientGone));
             }
         }
     }
