@@ -58,10 +58,15 @@ impl Bed {
             Setup::Route => {
                 let port = || free_port().map_err(|error| error.to_string());
                 let (a, b) = (port()?, port()?);
+                // Later servers make names up, and refuse each other until they agree on one.
+                let name = match program.version().contains("v2.") {
+                    true => "--cluster_name bench",
+                    false => "",
+                };
                 vec![
-                    words(format!("--cluster nats://127.0.0.1:{a}")),
+                    words(format!("--cluster nats://127.0.0.1:{a} {name}")),
                     words(format!(
-                        "--cluster nats://127.0.0.1:{b} --routes nats://127.0.0.1:{a}"
+                        "--cluster nats://127.0.0.1:{b} --routes nats://127.0.0.1:{a} {name}"
                     )),
                 ]
             }
