@@ -43,6 +43,7 @@ pub struct FileStoreOptions {
     pub slice_archive_script: String,
     pub descriptors_limit: i64,
     pub parallel_recovery: i64,
+    pub strict_recovery: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +109,7 @@ impl Default for StreamingOptions {
                 slice_archive_script: String::new(),
                 descriptors_limit: 0,
                 parallel_recovery: 1,
+                strict_recovery: false,
             },
             heartbeat_interval: Duration::from_secs(30),
             heartbeat_timeout: Duration::from_secs(10),
@@ -472,6 +474,8 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| o.file.descriptors_limit = any_int(v)?)),
     row!("streaming.file.parallel_recovery" [], ["file_parallel_recovery"], Int, Streaming, "1", false, "Channels read at a time at the start.",
         on!(|o, v| o.file.parallel_recovery = any_int(v)?)),
+    row!("streaming.file.strict_recovery" [], ["strict_recovery", "file_strict_recovery"], Bool, Streaming, "false", false, "Refuse to start when a file is damaged, and read all data at the start to know. Otherwise damage is reported, what is damaged is kept aside, and the rest is served.",
+        on!(|o, v| o.file.strict_recovery = boolean(v)?)),
 
     row!("streaming.cluster.node_id" [], ["cluster_node_id"], Text, Streaming, "", false, "Name of this node in a Raft cluster (not in this version).",
         on!(|o, v| { string(v)?; o.missing.push("streaming in clustered mode") })),

@@ -1,9 +1,10 @@
 //! Reading ahead: whoever reads message after message gets them from blocks of a file.
 
+use super::files::StoreFile;
 use bytes::Bytes;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 const BLOCK_BYTES: u64 = 256 << 10;
 
@@ -21,7 +22,7 @@ impl Block {
     /// what follows from there, up to `end`, which must be written already.
     pub fn read(
         &mut self,
-        file: &File,
+        file: &Arc<StoreFile>,
         slice: u64,
         at: u64,
         len: usize,
@@ -36,7 +37,7 @@ impl Block {
             false => len as u64,
         };
         let mut bytes = vec![0; wanted as usize];
-        file.read_exact_at(&mut bytes, at)?;
+        file.get()?.read_exact_at(&mut bytes, at)?;
         let bytes = Bytes::from(bytes);
         let found = bytes.slice(..len);
         if ahead {
@@ -54,13 +55,16 @@ impl Block {
 
 #[cfg(test)]
 mod tests {
+    use super::super::files::Files;
     use super::*;
 
     #[test]
     fn the_same_bytes_with_and_without_a_block() {
-        let mut file = tempfile::tempfile().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(10);
+        let file = files.file(folder.path().join("a"));
         let content: Vec<u8> = (0..600_000u32).map(|n| (n * 7 % 251) as u8).collect();
-        io::Write::write_all(&mut file, &content).unwrap();
+        std::fs::write(file.path(), &content).unwrap();
         let mut block = Block::default();
         let mut read = |at: usize, len: usize, ahead| {
             let end = content.len() as u64;
@@ -78,8 +82,8 @@ mod tests {
             read(at, len, ahead);
         }
         // Another slice has other bytes at the same place.
-        let other = tempfile::tempfile().unwrap();
-        other.write_all_at(&[9; 20], 0).unwrap();
+        let other = files.file(folder.path().join("b"));
+        std::fs::write(other.path(), [9; 20]).unwrap();
         assert_eq!(block.read(&other, 2, 0, 4, true, 20).unwrap(), [9; 4][..]);
         assert!(block.read(&other, 2, 18, 4, true, 20).is_err());
     }

@@ -3,16 +3,21 @@
 //! The index is read, not kept: entry n of a slice is at a known place in its file. What was
 //! appended lately is also in memory, and everything not yet written is.
 //!
-//! **After a crash.** Data is written before the index entries that point to it, and both before a
-//! flush is over; only the data is brought to the disk by it. So the data file may have more whole
-//! records than the index, which are indexed anew; a torn record at its end was never acknowledged, and is cut off; a torn or
-//! wrong index is cut back to its last good entry and continued from the data. A record in the middle
-//! whose checksum is wrong keeps its number, is reported, and is not served.
+//! Data is written before the index entries that point to it, and both before a flush is over; only the data is
+//! brought to the disk by it. What that leaves after a crash is the matter of `recover`.
+
+mod recover;
+
+pub use recover::unsupported_version;
 
 use super::ahead::Block;
+use super::damage::Damage;
+use super::files::{Files, StoreFile};
+use super::progress::Progress;
 use super::records::{
-    Crc, Found, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, look, put_untyped,
+    Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, payload_of, put_untyped,
 };
+use super::scan::sequence_of;
 use super::{FileOptions, io_error};
 use crate::stan::pb;
 use crate::stan::store::memory::tell_of_limit;
@@ -20,8 +25,7 @@ use crate::stan::store::{Bounds, ChannelLimits, Seq, StoreError};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,8 +48,8 @@ struct Slice {
     data_end: u64,
     /// When its first message was written.
     begun_at: i64,
-    data: Option<Arc<File>>,
-    index: Option<Arc<File>>,
+    data: Arc<StoreFile>,
+    index: Arc<StoreFile>,
 }
 
 impl Slice {
@@ -70,6 +74,7 @@ struct Mark {
 pub struct MessageLog {
     folder: PathBuf,
     channel: String,
+    files: Arc<Files>,
     crc: Crc,
     pub limits: ChannelLimits,
     slices: VecDeque<Slice>,
@@ -86,7 +91,7 @@ pub struct MessageLog {
     /// Size and time of the first messages, read ahead.
     front: VecDeque<(u32, i64)>,
     /// Files with writes that no sync has covered.
-    unsynced: Vec<Arc<File>>,
+    unsynced: Vec<Arc<StoreFile>>,
     /// Pieces of a data file and of an index, for a reader who goes through all messages.
     data_block: Block,
     index_block: Block,
@@ -104,10 +109,13 @@ impl MessageLog {
         channel: &str,
         limits: ChannelLimits,
         options: &FileOptions,
+        files: &Arc<Files>,
+        progress: &Progress,
     ) -> Result<Self, StoreError> {
         let mut log = Self {
             folder: folder.to_owned(),
             channel: channel.to_owned(),
+            files: files.clone(),
             crc: options.crc.clone(),
             limits,
             slices: VecDeque::new(),
@@ -129,10 +137,12 @@ impl MessageLog {
             told_of_limit: false,
             damaged: Vec::new(),
         };
-        let mut numbers = log.numbers()?;
-        numbers.sort_unstable();
-        for number in numbers {
-            log.recover(number)?;
+        let damage = Damage {
+            strict: options.strict,
+            channel: Some(channel),
+        };
+        for number in log.numbers(&damage)? {
+            log.recover(number, damage, progress)?;
         }
         if let Some(first) = log.slices.iter().find(|slice| slice.count > 0) {
             log.first = first.first;
@@ -142,12 +152,13 @@ impl MessageLog {
         Ok(log)
     }
 
-    /// The numbers of the slices in the folder.
-    fn numbers(&self) -> Result<Vec<u64>, StoreError> {
+    /// The numbers of the slices in the folder, in order.
+    fn numbers(&self, damage: &Damage) -> Result<Vec<u64>, StoreError> {
         let failed = |error| io_error("reading", &self.folder, error);
         let mut numbers = Vec::new();
         for entry in std::fs::read_dir(&self.folder).map_err(failed)? {
-            let name = entry.map_err(failed)?.file_name();
+            let entry = entry.map_err(failed)?;
+            let name = entry.file_name();
             let name = name.to_string_lossy();
             let Some(middle) = name
                 .strip_prefix("msgs.")
@@ -155,218 +166,95 @@ impl MessageLog {
             else {
                 continue;
             };
-            let number = middle.parse().map_err(|_| {
-                StoreError::Refused(format!(
-                    "{}: {name} is no file of this store",
-                    self.folder.display()
-                ))
-            })?;
-            if !numbers.contains(&number) {
-                numbers.push(number);
+            match middle.parse() {
+                Ok(number) if entry.file_type().map_err(failed)?.is_file() => numbers.push(number),
+                _ => damage.found(&entry.path(), 0, "no file of this store; it is left alone")?,
             }
         }
+        numbers.sort_unstable();
+        numbers.dedup();
         Ok(numbers)
+    }
+
+    fn recover(
+        &mut self,
+        number: u64,
+        damage: Damage,
+        progress: &Progress,
+    ) -> Result<(), StoreError> {
+        let (data, index) = (self.file(number, "dat"), self.file(number, "idx"));
+        let data_is_missing = !data.path().exists();
+        let recovery = recover::Recovery {
+            crc: &self.crc,
+            damage,
+            channel: &self.channel,
+            progress,
+        };
+        let found = recover::slice(&data, &index, self.last, &recovery)?;
+        if data_is_missing {
+            damage.found(data.path(), 0, "the file is missing, its index is there")?;
+        }
+        let first = match found.count {
+            0 => self.last + 1,
+            _ => found.first,
+        };
+        if first > self.last + 1 && self.messages > 0 {
+            let why = format!(
+                "messages {} to {} are missing on the disk",
+                self.last + 1,
+                first - 1
+            );
+            damage.found(data.path(), 0, why)?;
+        }
+        if found.count > 0 {
+            self.last = first + found.count - 1;
+            self.last_timestamp = found.last_timestamp;
+        }
+        self.messages += found.count;
+        self.bytes += found.bytes;
+        // Only the last slice is written to; the others are opened when somebody reads them.
+        if let Some(slice) = self.slices.back() {
+            slice.data.close();
+            slice.index.close();
+        }
+        self.slices.push_back(Slice {
+            number,
+            first,
+            count: found.count,
+            bytes: found.bytes,
+            last_timestamp: found.last_timestamp,
+            data_end: found.data_end,
+            begun_at: found.first_timestamp,
+            data,
+            index,
+        });
+        Ok(())
+    }
+
+    /// The next message gets a number above this one, which somebody has seen.
+    pub fn go_on_after(&mut self, seq: Seq) {
+        if seq <= self.last {
+            return;
+        }
+        log::error!(
+            "STREAM: channel {:?}: subscriptions were sent messages up to {seq}, the last one here is {}; the next one is {}",
+            self.channel,
+            self.last,
+            seq + 1
+        );
+        self.last = seq;
+        if self.messages == 0 {
+            self.first = seq + 1;
+        }
+        self.written = self.mark();
     }
 
     fn path(&self, number: u64, suffix: &str) -> PathBuf {
         self.folder.join(format!("msgs.{number}.{suffix}"))
     }
 
-    fn open_file(&self, number: u64, suffix: &str) -> Result<File, StoreError> {
-        let path = self.path(number, suffix);
-        OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|error| io_error("opening", &path, error))
-    }
-
-    // ---- recovery
-
-    fn recover(&mut self, number: u64) -> Result<(), StoreError> {
-        let (data_path, index_path) = (self.path(number, "dat"), self.path(number, "idx"));
-        let read = |path: &Path| match std::fs::read(path) {
-            Ok(bytes) => Ok(bytes),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(io_error("reading", path, error)),
-        };
-        let index = read(&index_path)?;
-        let data_file = self.open_file(number, "dat")?;
-        let data_len = data_file
-            .metadata()
-            .map_err(|error| io_error("reading", &data_path, error))?
-            .len();
-        check_version(&index, &index_path)?;
-
-        // As much of the index as can be trusted and has data behind it.
-        let mut entries: Vec<IndexEntry> = Vec::new();
-        let mut data_end = VERSION.len() as u64;
-        for chunk in index
-            .get(VERSION.len()..)
-            .unwrap_or_default()
-            .chunks(INDEX_BYTES)
-        {
-            let entry = chunk
-                .try_into()
-                .ok()
-                .and_then(|bytes| IndexEntry::read(bytes, &self.crc));
-            let Some(entry) = entry.filter(|entry| {
-                let end = entry.offset + HEADER_BYTES as u64 + u64::from(entry.size);
-                let follows = entries.last().is_none_or(|last| entry.seq == last.seq + 1);
-                end <= data_len && entry.offset == data_end && follows
-            }) else {
-                break;
-            };
-            data_end = entry.offset + HEADER_BYTES as u64 + u64::from(entry.size);
-            entries.push(entry);
-        }
-        let indexed = entries.len();
-        let index_len = VERSION.len() + indexed * INDEX_BYTES;
-        if !index.is_empty() && index_len < index.len() {
-            log::warn!(
-                "STREAM: {} ends in {} bytes that are no index; they are cut off, and the data is indexed again from byte {data_end}",
-                index_path.display(),
-                index.len() - index_len
-            );
-        }
-
-        // What the data has beyond that.
-        let mut rest = vec![0; (data_len.saturating_sub(data_end)) as usize];
-        data_file
-            .read_exact_at(&mut rest, data_end)
-            .map_err(|error| io_error("reading", &data_path, error))?;
-        if data_len > 0 && data_len < VERSION.len() as u64 {
-            rest.clear();
-        } else if indexed == 0 && data_len > 0 {
-            let mut version = [0; 4];
-            let _ = data_file.read_exact_at(&mut version, 0);
-            check_version(&version, &data_path)?;
-        }
-        let good = self.index_rest(&rest, data_end, &mut entries, &data_path)?;
-        let new_end = data_end + good as u64;
-        if new_end < data_len.max(VERSION.len() as u64) || data_len < VERSION.len() as u64 {
-            let cut = |file: &File| {
-                file.write_all_at(&VERSION, 0)?;
-                file.set_len(new_end.max(VERSION.len() as u64))
-            };
-            cut(&data_file).map_err(|error| io_error("truncating", &data_path, error))?;
-        }
-        let index_file = self.open_file(number, "idx")?;
-        let mut again = Vec::new();
-        for entry in &entries[indexed..] {
-            entry.put(&mut again, &self.crc);
-        }
-        if index.len() != index_len || !again.is_empty() {
-            let rewrite = |file: &File| {
-                file.write_all_at(&VERSION, 0)?;
-                file.set_len(index_len as u64)?;
-                file.write_all_at(&again, index_len as u64)?;
-                file.sync_data()
-            };
-            rewrite(&index_file).map_err(|error| io_error("writing", &index_path, error))?;
-        }
-
-        let first = entries.first().map_or(self.last + 1, |entry| entry.seq);
-        let bytes = entries
-            .iter()
-            .map(|entry| u64::from(entry.size) + OVERHEAD_BYTES)
-            .sum();
-        if let Some(last) = entries.last() {
-            if first > self.last + 1 && self.messages > 0 {
-                log::warn!(
-                    "STREAM: channel {:?}: messages {} to {} are missing on the disk",
-                    self.channel,
-                    self.last + 1,
-                    first - 1
-                );
-            }
-            self.last = last.seq;
-            self.last_timestamp = last.timestamp;
-        }
-        self.messages += entries.len() as u64;
-        self.bytes += bytes;
-        self.slices.push_back(Slice {
-            number,
-            first,
-            count: entries.len() as u64,
-            bytes,
-            last_timestamp: entries.last().map_or(0, |entry| entry.timestamp),
-            data_end: new_end,
-            begun_at: entries.first().map_or(0, |entry| entry.timestamp),
-            data: Some(Arc::new(data_file)),
-            index: Some(Arc::new(index_file)),
-        });
-        Ok(())
-    }
-
-    /// Finds records in the data behind the index; returns how much of it is good.
-    fn index_rest(
-        &mut self,
-        rest: &[u8],
-        offset: u64,
-        entries: &mut Vec<IndexEntry>,
-        path: &Path,
-    ) -> Result<usize, StoreError> {
-        let mut at = 0;
-        loop {
-            let here = offset + at as u64;
-            let previous = entries.last().copied();
-            let next_seq = previous.map_or(self.last + 1, |last| last.seq + 1);
-            match look(rest, at, false, &self.crc) {
-                Found::Record { payload, next, .. } => {
-                    let Ok(message) = pb::MsgProto::decode(payload) else {
-                        log::error!(
-                            "STREAM: {}: no message at byte {here}; the file is cut there",
-                            path.display()
-                        );
-                        return Ok(at);
-                    };
-                    if previous.is_some() && message.sequence != next_seq {
-                        log::error!(
-                            "STREAM: {}: message {} at byte {here} where {next_seq} should be; the file is cut there",
-                            path.display(),
-                            message.sequence
-                        );
-                        return Ok(at);
-                    }
-                    entries.push(IndexEntry {
-                        seq: message.sequence,
-                        offset: here,
-                        timestamp: message.timestamp,
-                        size: payload.len() as u32,
-                    });
-                    at = next;
-                }
-                // Damage, unless nothing good follows: then it is the torn end of a crash.
-                Found::BadChecksum { next }
-                    if matches!(look(rest, next, false, &self.crc), Found::Record { .. }) =>
-                {
-                    log::error!(
-                        "STREAM: channel {:?}: message {next_seq} in {} at byte {here} is damaged; it will not be served",
-                        self.channel,
-                        path.display()
-                    );
-                    entries.push(IndexEntry {
-                        seq: next_seq,
-                        offset: here,
-                        timestamp: previous.map_or(0, |last| last.timestamp),
-                        size: (next - at - HEADER_BYTES) as u32,
-                    });
-                    at = next;
-                }
-                Found::End => return Ok(at),
-                Found::Zeros | Found::Torn | Found::BadChecksum { .. } => {
-                    log::warn!(
-                        "STREAM: {}: {} bytes behind the last whole message, at byte {here}, are cut off",
-                        path.display(),
-                        rest.len() - at
-                    );
-                    return Ok(at);
-                }
-            }
-        }
+    fn file(&self, number: u64, suffix: &str) -> Arc<StoreFile> {
+        self.files.file(self.path(number, suffix))
     }
 
     // ---- writing
@@ -429,28 +317,31 @@ impl MessageLog {
             let full = (count_max > 0 && slice.count >= count_max)
                 || (bytes_max > 0 && slice.bytes >= bytes_max)
                 || (age_max > 0 && slice.count > 0 && now - slice.begun_at >= age_max);
-            if !full || slice.count == 0 {
+            // In a slice every number follows the one before.
+            let gap = slice.count > 0 && slice.last() < self.last;
+            if slice.count == 0 || !(full || gap) {
                 return Ok(());
             }
             self.write()?;
         }
         let number = self.slices.back().map_or(1, |slice| slice.number + 1);
-        let (data, index) = (
-            self.open_file(number, "dat")?,
-            self.open_file(number, "idx")?,
-        );
-        for (file, suffix) in [(&data, "dat"), (&index, "idx")] {
-            file.set_len(0)
-                .and_then(|()| file.write_all_at(&VERSION, 0))
-                .map_err(|error| io_error("writing", &self.path(number, suffix), error))?;
+        let (data, index) = (self.file(number, "dat"), self.file(number, "idx"));
+        for file in [&data, &index] {
+            let begin = |file: &Arc<StoreFile>| {
+                let open = file.make()?;
+                open.set_len(0)?;
+                open.write_all_at(&VERSION, 0)
+            };
+            begin(file).map_err(|error| io_error("writing", file.path(), error))?;
         }
         if let Ok(folder) = File::open(&self.folder) {
             // The names must survive as well.
             let _ = folder.sync_all();
         }
         // Files of slices that are only read are opened again when someone reads them.
-        if let Some(slice) = self.slices.back_mut() {
-            (slice.data, slice.index) = (None, None);
+        if let Some(slice) = self.slices.back() {
+            slice.data.close();
+            slice.index.close();
         }
         self.slices.push_back(Slice {
             number,
@@ -460,8 +351,8 @@ impl MessageLog {
             last_timestamp: 0,
             data_end: VERSION.len() as u64,
             begun_at: now,
-            data: Some(Arc::new(data)),
-            index: Some(Arc::new(index)),
+            data,
+            index,
         });
         self.written = self.mark();
         self.drop_empty_slices(options);
@@ -495,24 +386,22 @@ impl MessageLog {
         } = self.written;
         let index_end = (VERSION.len() as u64) + slice_count * INDEX_BYTES as u64;
         let slice = self.slices.back().expect("there is data for it");
-        let number = slice.number;
         let (data, index) = (slice.data.clone(), slice.index.clone());
-        let (data, index) = (data.expect("open"), index.expect("open"));
-        let result = data
-            .write_all_at(&self.data_buffer, data_end)
-            .map_err(|error| ("dat", error))
-            .and_then(|()| {
-                let written = index.write_all_at(&self.index_buffer, index_end);
-                written.map_err(|error| ("idx", error))
-            });
+        let write = |file: &Arc<StoreFile>, bytes: &[u8], at| {
+            let written = file.get().and_then(|file| file.write_all_at(bytes, at));
+            written.map_err(|error| io_error("writing", file.path(), error))
+        };
+        let result = write(&data, &self.data_buffer, data_end)
+            .and_then(|()| write(&index, &self.index_buffer, index_end));
         self.data_buffer.clear();
         self.index_buffer.clear();
-        if let Err((suffix, error)) = result {
+        if let Err(error) = result {
             // What the files have beyond their old ends must not be taken for messages.
-            let _ = index.set_len(index_end);
-            let _ = data.set_len(data_end);
+            for (file, end) in [(&index, index_end), (&data, data_end)] {
+                let _ = file.get().and_then(|file| file.set_len(end));
+            }
             self.take_back();
-            return Err(io_error("writing", &self.path(number, suffix), error));
+            return Err(error);
         }
         // The index need not reach the disk: what of it is lost is made again from the data.
         if !self.unsynced.iter().any(|file| Arc::ptr_eq(file, &data)) {
@@ -553,7 +442,7 @@ impl MessageLog {
     }
 
     /// Files to be synced before what was written counts as durable.
-    pub fn take_unsynced(&mut self) -> Vec<Arc<File>> {
+    pub fn take_unsynced(&mut self) -> Vec<Arc<StoreFile>> {
         std::mem::take(&mut self.unsynced)
     }
 
@@ -573,7 +462,7 @@ impl MessageLog {
         let ahead = seq == self.last_looked_up + 1;
         self.last_looked_up = seq;
         let entry = self.entry_of(slice, seq, ahead)?;
-        let data = self.data_of(slice)?;
+        let data = self.slices[slice].data.clone();
         let end = match slice + 1 == self.slices.len() {
             true => self.written.data_end,
             false => self.slices[slice].data_end,
@@ -584,9 +473,10 @@ impl MessageLog {
             .data_block
             .read(&data, number, entry.offset, len, ahead, end)
             .map_err(|error| io_error("reading", &self.path(number, "dat"), error))?;
-        match look(&record, 0, false, &self.crc) {
-            Found::Record { .. } => Ok(Some(record.slice(HEADER_BYTES..))),
-            _ => {
+        let payload = payload_of(&record, &self.crc);
+        match payload.is_some_and(|payload| sequence_of(payload) == Some(seq)) {
+            true => Ok(Some(record.slice(HEADER_BYTES..))),
+            false => {
                 let path = self.path(number, "dat");
                 let error = StoreError::Damaged {
                     path,
@@ -627,7 +517,7 @@ impl MessageLog {
             let at = (nth - written) as usize * INDEX_BYTES;
             bytes.copy_from_slice(&self.index_buffer[at..at + INDEX_BYTES]);
         } else {
-            let index = self.index_of(slice)?;
+            let index = self.slices[slice].index.clone();
             let place = |nth: u64| VERSION.len() as u64 + nth * INDEX_BYTES as u64;
             let end = place(written.min(self.slices[slice].count));
             let number = self.slices[slice].number;
@@ -645,30 +535,13 @@ impl MessageLog {
         })
     }
 
-    fn data_of(&mut self, slice: usize) -> Result<Arc<File>, StoreError> {
-        if let Some(file) = &self.slices[slice].data {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(self.open_file(self.slices[slice].number, "dat")?);
-        self.slices[slice].data = Some(file.clone());
-        Ok(file)
-    }
-
-    fn index_of(&mut self, slice: usize) -> Result<Arc<File>, StoreError> {
-        if let Some(file) = &self.slices[slice].index {
-            return Ok(file.clone());
-        }
-        let file = Arc::new(self.open_file(self.slices[slice].number, "idx")?);
-        self.slices[slice].index = Some(file.clone());
-        Ok(file)
-    }
-
     /// Files of slices that are only read need not stay open, nor what was read ahead.
     pub fn close_old_files(&mut self) {
         (self.data_block, self.index_block) = (Block::default(), Block::default());
         let last = self.slices.len().saturating_sub(1);
-        for slice in self.slices.iter_mut().take(last) {
-            (slice.data, slice.index) = (None, None);
+        for slice in self.slices.iter().take(last) {
+            slice.data.close();
+            slice.index.close();
         }
     }
 
@@ -704,10 +577,38 @@ impl MessageLog {
             tell_of_limit(&self.channel, self.messages, self.bytes, &limits);
         }
         while too_much(self) {
-            self.drop_first()?;
+            if !self.drop_first_slice(options) {
+                self.drop_first()?;
+            }
         }
         self.drop_empty_slices(options);
         Ok(())
+    }
+
+    /// A slice of which no message can stay goes at once; false if there is none.
+    fn drop_first_slice(&mut self, options: &FileOptions) -> bool {
+        let limits = self.limits;
+        let (Some(slice), Some(next)) = (self.slices.front(), self.slices.get(1)) else {
+            return false;
+        };
+        let (count, bytes) = (slice.count, slice.bytes);
+        let still_too_much = (limits.messages > 0 && self.messages >= limits.messages + count)
+            || (limits.bytes > 0 && self.bytes.saturating_sub(bytes) >= limits.bytes);
+        let whole = count > 0 && self.first == slice.first && self.front.is_empty();
+        if !whole || !still_too_much || self.messages <= count || next.count == 0 {
+            return false;
+        }
+        self.first = next.first;
+        self.uncount(count, bytes);
+        self.drop_empty_slices(options);
+        true
+    }
+
+    fn uncount(&mut self, count: u64, bytes: u64) {
+        self.messages -= count;
+        self.bytes = self.bytes.saturating_sub(bytes);
+        self.written.messages = self.written.messages.saturating_sub(count);
+        self.written.bytes = self.written.bytes.saturating_sub(bytes);
     }
 
     /// Removes what is too old; returns when the next message will be.
@@ -738,12 +639,16 @@ impl MessageLog {
                     offset: 0,
                     why: format!("message {} is in no file", self.first),
                 })?;
-            let last = self.slices[slice]
-                .last()
-                .min(self.first + FRONT_ENTRIES - 1);
+            let last = self.slices[slice].last();
+            let last = last.min(self.first + FRONT_ENTRIES - 1);
             for seq in self.first..=last {
-                let entry = self.entry(slice, seq)?;
-                self.front.push_back((entry.size, entry.timestamp));
+                let entry = match self.entry_of(slice, seq, true) {
+                    Ok(entry) => (entry.size, entry.timestamp),
+                    // It can go like any other.
+                    Err(StoreError::Damaged { .. }) => (0, self.slices[slice].begun_at),
+                    Err(error) => return Err(error),
+                };
+                self.front.push_back(entry);
             }
         }
         Ok(self.front[0])
@@ -753,11 +658,11 @@ impl MessageLog {
         let (size, _) = self.front()?;
         self.front.pop_front();
         let cost = u64::from(size) + OVERHEAD_BYTES;
-        self.bytes -= cost;
-        self.messages -= 1;
-        self.written.bytes = self.written.bytes.saturating_sub(cost);
-        self.written.messages = self.written.messages.saturating_sub(1);
+        self.uncount(1, cost);
         self.first += 1;
+        if self.messages == 0 {
+            self.first = self.last + 1;
+        }
         // Gaps between slices are skipped.
         if self.messages > 0 && self.slice_of(self.first).is_none() {
             let at = self
@@ -777,13 +682,21 @@ impl MessageLog {
             if slice.count > 0 && slice.last() >= self.first {
                 return;
             }
-            let number = slice.number;
+            let (data, index) = (slice.data.clone(), slice.index.clone());
             self.slices.pop_front();
-            options.dispose(
-                &self.channel,
-                &self.path(number, "dat"),
-                &self.path(number, "idx"),
-            );
+            self.unsynced.retain(|file| !Arc::ptr_eq(file, &data));
+            data.forget();
+            index.forget();
+            options.dispose(&self.channel, data.path(), index.path());
+        }
+    }
+
+    /// The folder is about to be removed.
+    pub fn forget(&mut self) {
+        self.unsynced.clear();
+        for slice in &self.slices {
+            slice.data.forget();
+            slice.index.forget();
         }
     }
 
@@ -792,28 +705,10 @@ impl MessageLog {
         if let Err(error) = self.write() {
             log::error!("STREAM: {error}");
         }
-        for mut file in self.take_unsynced() {
-            let synced = match Arc::get_mut(&mut file) {
-                Some(file) => file.flush().and_then(|()| file.sync_data()),
-                None => file.sync_data(),
-            };
-            if let Err(error) = synced {
-                log::error!("STREAM: syncing {}: {error}", self.folder.display());
+        for file in self.take_unsynced() {
+            if let Err(error) = file.sync() {
+                log::error!("STREAM: syncing {}: {error}", file.path().display());
             }
         }
-    }
-}
-
-/// An empty file is one that was just made; anything else must say version 1.
-fn check_version(bytes: &[u8], path: &Path) -> Result<(), StoreError> {
-    match bytes.first_chunk::<4>() {
-        None => Ok(()),
-        Some(version) if *version == VERSION => Ok(()),
-        Some([0, 0, 0, 0]) => Ok(()),
-        Some(version) => Err(StoreError::Refused(format!(
-            "{}: unsupported file version: {} (supports [1..1])",
-            path.display(),
-            u32::from_le_bytes(*version)
-        ))),
     }
 }

@@ -2,20 +2,29 @@
 //! ours opens there. docs/STORE-FORMAT.md has the layout and what happens after a crash.
 
 mod ahead;
+mod damage;
+mod files;
+mod identity;
 mod messages;
+mod open;
+mod progress;
 mod records;
+mod scan;
 mod subs;
 mod sync;
 mod typed_log;
 
 use super::*;
+use files::Files;
+use identity::Identity;
 use messages::MessageLog;
+use progress::Progress;
 use prost::Message;
 pub use records::Crc;
-use records::{Found, VERSION, look, put_untyped};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use subs::SubsLog;
 pub use sync::Wake;
@@ -40,13 +49,19 @@ pub struct FileOptions {
     /// Nanoseconds.
     pub slice_age_max: i64,
     pub archive_script: String,
+    /// Most files kept open; 0: as many as the process may.
+    pub descriptors_max: u64,
+    /// Channels read at a time at the start.
+    pub recovery_threads: usize,
+    /// Refuse to start on damage, and look for it everywhere.
+    pub strict: bool,
 }
 
 impl FileOptions {
     pub fn new(options: &crate::config::streaming::FileStoreOptions) -> Self {
         Self {
             sync: options.sync,
-            crc: Crc::new(options.crc_polynomial as u32),
+            crc: Crc::new(options.crc_polynomial as u32, options.check_crc),
             buffer_bytes_max: options.buffer_size as usize,
             compact: options.compact,
             compact_fragmentation: options.compact_fragmentation as u64,
@@ -56,6 +71,9 @@ impl FileOptions {
             slice_bytes_max: options.slice_max_bytes as u64,
             slice_age_max: options.slice_max_age.as_nanos() as i64,
             archive_script: options.slice_archive_script.clone(),
+            descriptors_max: options.descriptors_limit as u64,
+            recovery_threads: options.parallel_recovery.clamp(1, 256) as usize,
+            strict: options.strict_recovery,
         }
     }
 
@@ -147,104 +165,11 @@ pub struct FileStore {
     registered: BTreeMap<String, pb::ClientInfo>,
     client_records: u64,
     syncer: Syncer,
-    /// Held as long as the store is open: no two processes may write to one directory.
-    server_file: nix::fcntl::Flock<File>,
+    files: Arc<Files>,
+    identity: Identity,
 }
 
 impl FileStore {
-    /// Opens a directory, or makes it.
-    pub fn open(
-        root: &Path,
-        options: FileOptions,
-        limits_of: LimitsOf,
-        wake: &Wake,
-    ) -> Result<(Self, Recovered), StoreError> {
-        std::fs::create_dir_all(root).map_err(|error| {
-            StoreError::Refused(format!(
-                "unable to create the root directory [{}]: {error}",
-                root.display()
-            ))
-        })?;
-        let lock = lock(&root.join("server.dat"))?;
-        let server = read_server(&root.join("server.dat"), &options.crc)?;
-        let mut registered = BTreeMap::new();
-        let mut client_records = 0;
-        let clients = TypedLog::open(root.join("clients.dat"), &options, |kind, payload| {
-            client_records += 1;
-            replay_client(&mut registered, kind, payload)
-        })?;
-        let syncer =
-            Syncer::start(wake).map_err(|error| io_error("starting threads for", root, error))?;
-        let mut store = Self {
-            root: root.to_owned(),
-            options,
-            limits_of,
-            channels: Vec::new(),
-            clients,
-            registered,
-            client_records,
-            syncer,
-            server_file: lock,
-        };
-        let mut recovered = Recovered {
-            clients: store.registered.values().cloned().collect(),
-            ..Recovered::default()
-        };
-        // Without the server's own record nothing else counts, but what is there must not be mixed
-        // with what comes.
-        let folders = store.folders()?;
-        match server {
-            Some(server) => recovered.server = Some(server),
-            None if folders.is_empty() => return Ok((store, recovered)),
-            None => {
-                return Err(StoreError::Refused(format!(
-                    "{}: no server state recovered but channels present: restore server.dat, or move the channels away",
-                    root.display()
-                )));
-            }
-        }
-        for name in folders {
-            let id = store.open_channel(&name)?;
-            let channel = &store.channels[id as usize];
-            recovered.channels.push(RecoveredChannel {
-                id,
-                name,
-                subscriptions: channel.subs.recovered(),
-                last_sub_id: channel.subs.last_id(),
-            });
-        }
-        Ok((store, recovered))
-    }
-
-    /// Every directory is a channel.
-    fn folders(&self) -> Result<Vec<String>, StoreError> {
-        let failed = |error| io_error("reading", &self.root, error);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.root).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if entry.file_type().map_err(failed)?.is_dir() {
-                names.push(entry.file_name().to_string_lossy().into_owned());
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
-    }
-
-    fn open_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
-        let folder = self.root.join(name);
-        let limits = (self.limits_of)(name);
-        let channel = Channel {
-            log: MessageLog::open(&folder, name, limits, &self.options)?,
-            subs: SubsLog::open(&folder, &self.options)?,
-            folder,
-            syncing: false,
-            sync_again: false,
-            gone: false,
-        };
-        self.channels.push(channel);
-        Ok(self.channels.len() as ChannelId - 1)
-    }
-
     fn channel(&self, channel: ChannelId) -> &Channel {
         &self.channels[channel as usize]
     }
@@ -276,80 +201,13 @@ impl FileStore {
     }
 }
 
-fn lock(path: &Path) -> Result<nix::fcntl::Flock<File>, StoreError> {
-    use nix::fcntl::{Flock, FlockArg};
-    let file = std::fs::OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| io_error("opening", path, error))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, error)| {
-        StoreError::Refused(format!(
-            "{} is in use by another process ({error}): stop it first",
-            path.display()
-        ))
-    })
-}
-
-fn read_server(path: &Path, crc: &Crc) -> Result<Option<pb::ServerInfo>, StoreError> {
-    let bytes = std::fs::read(path).map_err(|error| io_error("reading", path, error))?;
-    if bytes.len() <= VERSION.len() {
-        return Ok(None);
-    }
-    let damaged = |why: &str| StoreError::Damaged {
-        path: path.to_owned(),
-        offset: VERSION.len() as u64,
-        why: why.to_owned(),
-    };
-    if bytes[..4] != VERSION {
-        return Err(damaged("unsupported file version (supports [1..1])"));
-    }
-    match look(&bytes, VERSION.len(), false, crc) {
-        Found::Record { payload, .. } => pb::ServerInfo::decode(payload)
-            .map(Some)
-            .map_err(|error| damaged(&error.to_string())),
-        Found::Torn => Err(damaged("unexpected EOF")),
-        Found::Zeros | Found::End => Ok(None),
-        Found::BadChecksum { .. } => Err(damaged("the record does not fit its checksum")),
-    }
-}
-
-fn replay_client(
-    registered: &mut BTreeMap<String, pb::ClientInfo>,
-    kind: u8,
-    payload: &[u8],
-) -> Result<(), String> {
-    let bad = |error: prost::DecodeError| error.to_string();
-    match kind {
-        CLIENT_ADD => {
-            let client = pb::ClientInfo::decode(payload).map_err(bad)?;
-            registered.insert(client.id.clone(), client);
-        }
-        CLIENT_DELETE => {
-            registered.remove(&pb::ClientDelete::decode(payload).map_err(bad)?.id);
-        }
-        other => return Err(format!("invalid client record type: {other}")),
-    }
-    Ok(())
-}
-
 impl Store for FileStore {
     fn kind(&self) -> &'static str {
         "FILE"
     }
 
     fn save_server(&mut self, info: &pb::ServerInfo) -> Result<(), StoreError> {
-        use std::os::unix::fs::FileExt;
-        let path = self.root.join("server.dat");
-        let mut bytes = VERSION.to_vec();
-        put_untyped(&mut bytes, &self.options.crc, &info.encode_to_vec());
-        let file: &File = &self.server_file;
-        file.set_len(bytes.len() as u64)
-            .and_then(|()| file.write_all_at(&bytes, 0))
-            .and_then(|()| file.sync_all())
-            .map_err(|error| io_error("writing", &path, error))
+        self.identity.save(info, &self.options.crc)
     }
 
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError> {
@@ -371,12 +229,24 @@ impl Store for FileStore {
         if let Ok(root) = File::open(&self.root) {
             let _ = root.sync_all();
         }
-        self.open_channel(name)
+        let limits = (self.limits_of)(name);
+        let channel = open::channel(
+            &folder,
+            name,
+            limits,
+            &self.options,
+            &self.files,
+            &Progress::new(1),
+        )?;
+        self.channels.push(channel);
+        Ok(self.channels.len() as ChannelId - 1)
     }
 
     fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
         let channel = self.channel_mut(channel);
         channel.gone = true;
+        channel.log.forget();
+        channel.subs.forget();
         std::fs::remove_dir_all(&channel.folder)
             .map_err(|error| io_error("removing", &channel.folder, error))
     }
@@ -512,7 +382,7 @@ impl Store for FileStore {
                 log::error!("STREAM: {error}");
             }
             if let Some(file) = channel.subs.take_unsynced() {
-                let _ = file.sync_data();
+                let _ = file.sync();
             }
         }
     }

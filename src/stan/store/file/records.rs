@@ -21,14 +21,46 @@ const TYPED_SIZE_MAX: u32 = (1 << 24) - 1;
 #[derive(Clone, Debug)]
 pub struct Crc {
     /// None: the usual one, for which there is something faster.
-    table: Option<Box<[u32; 256]>>,
+    table: Option<std::sync::Arc<[u32; 256]>>,
+    /// Whether what is read is checked; what is written always has its checksum.
+    check: bool,
+}
+
+/// A checksum under way.
+pub struct Sum<'a> {
+    crc: &'a Crc,
+    fast: crc32fast::Hasher,
+    slow: u32,
+}
+
+impl Sum<'_> {
+    pub fn add(&mut self, bytes: &[u8]) {
+        match &self.crc.table {
+            None => self.fast.update(bytes),
+            Some(table) => self.slow = fold(table, self.slow, bytes),
+        }
+    }
+
+    pub fn fits(self, sum: u32) -> bool {
+        let own = match &self.crc.table {
+            None => self.fast.finalize(),
+            Some(_) => !self.slow,
+        };
+        !self.crc.check || own == sum
+    }
+}
+
+fn fold(table: &[u32; 256], begin: u32, bytes: &[u8]) -> u32 {
+    bytes.iter().fold(begin, |crc, byte| {
+        table[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8)
+    })
 }
 
 impl Crc {
     /// `polynomial` in the reversed form, as Go's MakeTable takes it.
-    pub fn new(polynomial: u32) -> Self {
+    pub fn new(polynomial: u32, check: bool) -> Self {
         if polynomial == 0xEDB8_8320 {
-            return Self { table: None };
+            return Self { table: None, check };
         }
         let entry = |index: usize| {
             (0..8).fold(index as u32, |crc, _| match crc & 1 {
@@ -37,19 +69,32 @@ impl Crc {
             })
         };
         Self {
-            table: Some(Box::new(std::array::from_fn(entry))),
+            table: Some(std::sync::Arc::new(std::array::from_fn(entry))),
+            check,
+        }
+    }
+
+    /// Whether the checksum is that of the bytes, or nobody wants to know.
+    pub fn fits(&self, bytes: &[u8], sum: u32) -> bool {
+        !self.check || self.of(bytes) == sum
+    }
+
+    pub fn is_checked(&self) -> bool {
+        self.check
+    }
+
+    pub fn begin(&self) -> Sum<'_> {
+        Sum {
+            crc: self,
+            fast: crc32fast::Hasher::new(),
+            slow: !0,
         }
     }
 
     pub fn of(&self, bytes: &[u8]) -> u32 {
         match &self.table {
             None => crc32fast::hash(bytes),
-            Some(table) => {
-                let step = |crc: u32, byte: &u8| {
-                    table[((crc ^ u32::from(*byte)) & 0xff) as usize] ^ (crc >> 8)
-                };
-                !bytes.iter().fold(!0, step)
-            }
+            Some(table) => !fold(table, !0, bytes),
         }
     }
 }
@@ -113,59 +158,15 @@ impl IndexEntry {
     }
 }
 
-/// What stands at a place in a file of records.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Found<'a> {
-    Record {
-        kind: u8,
-        payload: &'a [u8],
-        next: usize,
-    },
-    /// The length is plausible, the checksum is wrong; `next` is where another record may begin.
-    BadChecksum {
-        next: usize,
-    },
-    /// The file ends inside a record.
-    Torn,
-    /// Zeros to the end: room that was never written to.
-    Zeros,
-    End,
-}
-
-/// Looks at `bytes[at..]`; `typed` as in the table above.
-pub fn look<'a>(bytes: &'a [u8], at: usize, typed: bool, crc: &Crc) -> Found<'a> {
-    let rest = &bytes[at..];
-    if rest.is_empty() {
-        return Found::End;
-    }
-    let Some(header) = rest.first_chunk::<HEADER_BYTES>() else {
-        return if rest.iter().all(|byte| *byte == 0) {
-            Found::Zeros
-        } else {
-            Found::Torn
-        };
-    };
-    let [a, b, c, d, sum @ ..] = *header;
-    let word = u32::from_le_bytes([a, b, c, d]);
-    let (kind, size) = match typed {
-        true => ((word >> 24) as u8, (word & 0x00ff_ffff) as usize),
-        false => (0, word as usize),
-    };
-    if word == 0 && rest.iter().all(|byte| *byte == 0) {
-        return Found::Zeros;
-    }
-    let Some(payload) = rest[HEADER_BYTES..].get(..size) else {
-        return Found::Torn;
-    };
-    let next = at + HEADER_BYTES + size;
-    match crc.of(payload) == u32::from_le_bytes(sum) && (!typed || kind > 0) {
-        true => Found::Record {
-            kind,
-            payload,
-            next,
-        },
-        false => Found::BadChecksum { next },
-    }
+/// The payload of a message's record, whose size is known from elsewhere: None when it does not fit its checksum.
+/// A wrong size in the header does no harm then.
+pub fn payload_of<'a>(record: &'a [u8], crc: &Crc) -> Option<&'a [u8]> {
+    let (header, payload) = record.split_first_chunk::<HEADER_BYTES>()?;
+    let [size @ .., a, b, c, d] = *header;
+    // Without checksums the size is all there is to go by.
+    let same_size = u32::from_le_bytes(size) as usize == payload.len();
+    let fits = crc.fits(payload, u32::from_le_bytes([a, b, c, d]));
+    (fits && (same_size || crc.is_checked())).then_some(payload)
 }
 
 #[cfg(test)]
@@ -174,20 +175,13 @@ mod tests {
 
     #[test]
     fn layout_is_the_originals() {
-        let crc = Crc::new(0xEDB8_8320);
+        let crc = Crc::new(0xEDB8_8320, true);
         let mut out = Vec::new();
         let payload = b"\x08\x01\x12\x03foo";
         put_untyped(&mut out, &crc, payload);
         assert_eq!(out[..4], [7, 0, 0, 0]);
         assert_eq!(out[4..8], crc32fast::hash(payload).to_le_bytes());
-        assert_eq!(
-            look(&out, 0, false, &crc),
-            Found::Record {
-                kind: 0,
-                payload,
-                next: 15
-            }
-        );
+        assert_eq!(payload_of(&out, &crc), Some(&payload[..]));
         let entry = IndexEntry {
             seq: 1,
             offset: 4,
@@ -204,31 +198,38 @@ mod tests {
     #[test]
     fn both_ways_to_compute_agree() {
         let slow = Crc {
-            table: Crc::new(0x82F6_3B78).table,
+            table: Crc::new(0x82F6_3B78, true).table,
+            check: true,
         };
         assert_eq!(slow.of(b"123456789"), 0xE306_9283, "CRC-32C's check value");
-        assert_eq!(Crc::new(0xEDB8_8320).of(b"123456789"), 0xCBF4_3926);
+        assert_eq!(Crc::new(0xEDB8_8320, true).of(b"123456789"), 0xCBF4_3926);
     }
 
     #[test]
-    fn damage_is_told_apart() {
-        let crc = Crc::new(0xEDB8_8320);
-        let mut out = Vec::new();
-        put_typed(&mut out, &crc, 4, b"abc");
-        assert_eq!(
-            look(&out, 0, true, &crc),
-            Found::Record {
-                kind: 4,
-                payload: b"abc",
-                next: 11
-            }
-        );
-        assert_eq!(look(&out, 11, true, &crc), Found::End);
-        for end in 1..out.len() {
-            assert_eq!(look(&out[..end], 0, true, &crc), Found::Torn);
+    fn damage_is_told_from_a_wrong_size() {
+        for check in [true, false] {
+            let crc = Crc::new(0xEDB8_8320, check);
+            let mut out = Vec::new();
+            put_untyped(&mut out, &crc, b"abc");
+            assert_eq!(payload_of(&out, &crc), Some(&b"abc"[..]));
+            out[8] ^= 1;
+            assert_eq!(payload_of(&out, &crc).is_some(), !check);
+            out[8] ^= 1;
+            out[1] ^= 1;
+            assert_eq!(payload_of(&out, &crc).is_some(), check);
+            assert_eq!(payload_of(&out[..7], &crc), None);
         }
-        out[9] ^= 1;
-        assert_eq!(look(&out, 0, true, &crc), Found::BadChecksum { next: 11 });
-        assert_eq!(look(&[0; 20], 3, true, &crc), Found::Zeros);
+    }
+
+    #[test]
+    fn sums_in_pieces_are_the_same() {
+        for polynomial in [0xEDB8_8320, 0x82F6_3B78] {
+            let crc = Crc::new(polynomial, true);
+            let mut sum = crc.begin();
+            sum.add(b"1234");
+            sum.add(b"56789");
+            assert!(sum.fits(crc.of(b"123456789")));
+            assert!(!crc.begin().fits(5));
+        }
     }
 }

@@ -3,18 +3,27 @@
 //! Record types: 1 new, 2 update (both SubState), 3 delete, 4 ack, 5 sent.
 
 use super::FileOptions;
-use super::typed_log::TypedLog;
+use super::damage::Damage;
+use super::files::StoreFile;
+use super::typed_log::{Kinds, TypedLog};
 use crate::stan::pb;
 use crate::stan::store::{RecoveredSub, Seq, StoreError};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 const NEW: u8 = 1;
 const UPDATE: u8 = 2;
 const DELETE: u8 = 3;
 const ACK: u8 = 4;
 const SENT: u8 = 5;
+
+/// Every payload begins with the field of an id; updates have two numbers and no more.
+const KINDS: Kinds = Kinds {
+    sizes_max: &[1 << 16, 1 << 16, 22, 22, 22],
+    first_byte: 0x08,
+};
 
 #[derive(Default)]
 struct Live {
@@ -78,12 +87,22 @@ impl State {
 }
 
 impl SubsLog {
-    pub fn open(folder: &Path, options: &FileOptions) -> Result<Self, StoreError> {
+    pub fn open(
+        file: Arc<StoreFile>,
+        options: &FileOptions,
+        damage: &Damage,
+    ) -> Result<Self, StoreError> {
         let mut state = State::default();
-        let log = TypedLog::open(folder.join("subs.dat"), options, |kind, payload| {
+        let log = TypedLog::open(file, &options.crc, damage, &KINDS, |kind, payload| {
             state.apply(kind, payload)
         })?;
         Ok(Self { log, state })
+    }
+
+    /// The highest number of a message that was sent to a subscription.
+    pub fn highest_sent(&self) -> Seq {
+        let sent = self.state.live.values().map(|live| live.state.last_sent);
+        sent.max().unwrap_or(0)
     }
 
     pub fn recovered(&self) -> Vec<RecoveredSub> {
@@ -156,8 +175,14 @@ impl SubsLog {
         Ok(())
     }
 
+    /// The folder is about to be removed.
+    pub fn forget(&mut self) {
+        self.log.unsynced = false;
+        self.log.file().forget();
+    }
+
     /// The file, if it was written to since the last sync.
-    pub fn take_unsynced(&mut self) -> Option<std::sync::Arc<std::fs::File>> {
+    pub fn take_unsynced(&mut self) -> Option<Arc<StoreFile>> {
         std::mem::take(&mut self.log.unsynced).then(|| self.log.file())
     }
 }

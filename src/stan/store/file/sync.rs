@@ -1,8 +1,8 @@
 //! Threads that wait for the disk, so that the engine does not: a slow sync of one channel stops no
 //! other.
 
+use super::files::StoreFile;
 use crate::stan::store::{ChannelId, Completion, Seq};
-use std::fs::File;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,7 @@ const THREADS: usize = 16;
 pub struct Job {
     pub channel: ChannelId,
     pub up_to: Seq,
-    pub files: Vec<Arc<File>>,
+    pub files: Vec<Arc<StoreFile>>,
 }
 
 /// Called when a completion has come in; wakes the engine.
@@ -42,7 +42,7 @@ impl Syncer {
                     let Ok(job) = job else {
                         return;
                     };
-                    let result = job.files.iter().try_for_each(|file| file.sync_data());
+                    let result = job.files.iter().try_for_each(StoreFile::sync);
                     let completion = Completion {
                         channel: job.channel,
                         up_to: job.up_to,

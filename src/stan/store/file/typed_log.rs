@@ -1,19 +1,22 @@
 //! A file of typed records that is replayed at the start and rewritten when much of it is dead:
 //! subs.dat and clients.dat.
 
-use super::records::{Crc, Found, VERSION, look, put_typed};
+use super::damage::{Damage, keep_copy};
+use super::files::StoreFile;
+use super::messages::unsupported_version;
+use super::records::{Crc, VERSION, put_typed};
+use super::scan::Scanner;
 use super::{FileOptions, io_error};
 use crate::stan::store::StoreError;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
 
 pub struct TypedLog {
-    path: PathBuf,
+    file: Arc<StoreFile>,
     crc: Crc,
-    file: Arc<File>,
     /// Bytes in the file.
     end: u64,
     buffer: Vec<u8>,
@@ -23,45 +26,20 @@ pub struct TypedLog {
 }
 
 impl TypedLog {
-    /// Opens or makes the file and hands its records over, in order. A torn end is cut off; a record
-    /// in the middle that does not fit its checksum is reported and left out.
+    /// Opens or makes the file and hands its records over, in order. A torn end is cut off; records in
+    /// the middle that are damaged are reported, kept aside and left out.
     pub fn open(
-        path: PathBuf,
-        options: &FileOptions,
+        file: Arc<StoreFile>,
+        crc: &Crc,
+        damage: &Damage,
+        kinds: &Kinds,
         mut record: impl FnMut(u8, &[u8]) -> Result<(), String>,
     ) -> Result<Self, StoreError> {
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(|error| io_error("opening", &path, error))?;
-        let bytes = std::fs::read(&path).map_err(|error| io_error("reading", &path, error))?;
-        let mut at = VERSION.len();
-        match bytes.first_chunk::<4>() {
-            Some(version) if *version == VERSION => {
-                at = replay(&bytes, &path, &options.crc, &mut record)?;
-            }
-            Some(version) if *version != [0; 4] => {
-                return Err(StoreError::Refused(format!(
-                    "{}: unsupported file version: {} (supports [1..1])",
-                    path.display(),
-                    u32::from_le_bytes(*version)
-                )));
-            }
-            _ => {}
-        }
-        if bytes.len() != at {
-            file.set_len(at as u64)
-                .and_then(|()| file.write_all_at(&VERSION, 0))
-                .map_err(|error| io_error("writing", &path, error))?;
-        }
+        let end = replay(&file, crc, damage, kinds, &mut record)?;
         Ok(Self {
-            path,
-            crc: options.crc.clone(),
-            file: Arc::new(file),
-            end: at as u64,
+            file,
+            crc: crc.clone(),
+            end,
             buffer: Vec::new(),
             unsynced: false,
             compacted_at: None,
@@ -77,17 +55,20 @@ impl TypedLog {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        if let Err(error) = self.file.write_all_at(&self.buffer, self.end) {
-            let _ = self.file.set_len(self.end);
-            return Err(io_error("writing", &self.path, error));
-        }
+        let write = |file: Arc<std::fs::File>| {
+            let written = file.write_all_at(&self.buffer, self.end);
+            // A part of it must not stay.
+            written.inspect_err(|_| drop(file.set_len(self.end)))
+        };
+        (self.file.get().and_then(write))
+            .map_err(|error| io_error("writing", self.file.path(), error))?;
         self.end += self.buffer.len() as u64;
         self.buffer.clear();
         self.unsynced = true;
         Ok(())
     }
 
-    pub fn file(&self) -> Arc<File> {
+    pub fn file(&self) -> Arc<StoreFile> {
         self.file.clone()
     }
 
@@ -116,13 +97,15 @@ impl TypedLog {
                 .write(true)
                 .create_new(true)
                 .open(temporary)?;
-            file.write_all_at(&bytes, 0)?;
-            file.sync_all()?;
-            std::fs::rename(temporary, &self.path)?;
+            let written = file
+                .write_all_at(&bytes, 0)
+                .and_then(|()| file.sync_all())
+                .and_then(|()| std::fs::rename(temporary, self.file.path()));
+            written.inspect_err(|_| drop(std::fs::remove_file(temporary)))?;
             Ok(file)
         };
-        let file = make().map_err(|error| io_error("rewriting", &self.path, error))?;
-        self.file = Arc::new(file);
+        let file = make().map_err(|error| io_error("rewriting", self.file.path(), error))?;
+        self.file.replace(file);
         self.end = bytes.len() as u64;
         self.buffer.clear();
         self.unsynced = false;
@@ -131,46 +114,86 @@ impl TypedLog {
     }
 }
 
-/// Returns how much of the file is good.
-fn replay(
-    bytes: &[u8],
-    path: &Path,
-    crc: &Crc,
-    record: &mut impl FnMut(u8, &[u8]) -> Result<(), String>,
-) -> Result<usize, StoreError> {
-    let mut at = VERSION.len();
-    loop {
-        match look(bytes, at, true, crc) {
-            Found::Record {
-                kind,
-                payload,
-                next,
-            } => {
-                record(kind, payload).map_err(|why| StoreError::Damaged {
-                    path: path.to_owned(),
-                    offset: at as u64,
-                    why,
-                })?;
-                at = next;
-            }
-            Found::BadChecksum { next }
-                if matches!(look(bytes, next, true, crc), Found::Record { .. }) =>
-            {
-                log::error!(
-                    "STREAM: {}: the record at byte {at} is damaged and left out",
-                    path.display()
-                );
-                at = next;
-            }
-            Found::End => return Ok(at),
-            Found::Torn | Found::Zeros | Found::BadChecksum { .. } => {
-                log::warn!(
-                    "STREAM: {}: {} bytes behind the last whole record, at byte {at}, are cut off",
-                    path.display(),
-                    bytes.len() - at
-                );
-                return Ok(at);
-            }
-        }
+/// What records of a file look like, to find the next one behind damage.
+pub struct Kinds {
+    /// Largest payload of each kind, from kind 1 on.
+    pub sizes_max: &'static [u32],
+    /// What each payload begins with.
+    pub first_byte: u8,
+}
+
+impl Kinds {
+    fn is_likely(&self, kind: u8, size: u32, first_byte: u8) -> bool {
+        let size_max = (kind as usize)
+            .checked_sub(1)
+            .and_then(|kind| self.sizes_max.get(kind));
+        first_byte == self.first_byte && size > 0 && size_max.is_some_and(|max| size <= *max)
     }
+}
+
+/// Returns where the next record goes.
+fn replay(
+    file: &Arc<StoreFile>,
+    crc: &Crc,
+    damage: &Damage,
+    kinds: &Kinds,
+    record: &mut impl FnMut(u8, &[u8]) -> Result<(), String>,
+) -> Result<u64, StoreError> {
+    let path = file.path();
+    let reading = |error| io_error("reading", path, error);
+    let writing = |error| io_error("writing", path, error);
+    let open = file
+        .make()
+        .map_err(|error| io_error("opening", path, error))?;
+    let mut scanner = Scanner::new(open.clone()).map_err(reading)?;
+    let begin = scanner.bytes(0, VERSION.len()).map_err(reading)?.to_vec();
+    if begin != VERSION {
+        if begin.len() == VERSION.len() && begin != [0; 4] {
+            damage.found(path, 0, unsupported_version(&begin))?;
+        }
+        open.write_all_at(&VERSION, 0).map_err(writing)?;
+    }
+    let (mut at, len) = (VERSION.len() as u64, scanner.len());
+    while at < len {
+        let whole = scanner.record(at, len, true, crc).map_err(reading)?;
+        let next = match &whole {
+            Some(whole) => match record(whole.kind, whole.payload) {
+                Ok(()) => {
+                    at = whole.next;
+                    continue;
+                }
+                Err(why) => Some((whole.next, why)),
+            },
+            None => None,
+        };
+        let next = match next {
+            Some(next) => Some(next),
+            None => scanner
+                .find_typed(
+                    at + 1,
+                    |kind, size, byte| kinds.is_likely(kind, size, byte),
+                    crc,
+                )
+                .map_err(reading)?
+                .map(|next| (next, "no whole record".to_owned())),
+        };
+        let Some((next, why)) = next else {
+            let zeros = scanner.is_zero_from(at).map_err(reading)?;
+            log::warn!(
+                "STREAM: {}: {} bytes{} behind the last whole record, at byte {at}, are cut off",
+                path.display(),
+                len - at,
+                if zeros { " of zeros" } else { "" }
+            );
+            if !zeros {
+                keep_copy(&open, path, at, len);
+            }
+            open.set_len(at).map_err(writing)?;
+            break;
+        };
+        let why = format!("{why}; {} bytes are left out", next - at);
+        damage.found_bytes(&open, path, (at, next), why)?;
+        at = next;
+    }
+    Ok(at)
 }

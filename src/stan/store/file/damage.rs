@@ -1,0 +1,98 @@
+//! What is done about damage that the start finds: it is told, with file, place and channel; a copy of the bytes is kept
+//! beside the file; and the start goes on, or is refused if the operator wants it so.
+
+use crate::stan::store::StoreError;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+const PIECE_BYTES: u64 = 256 << 10;
+
+/// How damage is dealt with, and whose it is.
+#[derive(Clone, Copy)]
+pub struct Damage<'a> {
+    /// Refuse instead of going on.
+    pub strict: bool,
+    /// None: of the whole store.
+    pub channel: Option<&'a str>,
+}
+
+impl Damage<'_> {
+    /// Tells of damage that a crash does not explain.
+    pub fn found(
+        &self,
+        path: &Path,
+        offset: u64,
+        why: impl Into<String>,
+    ) -> Result<(), StoreError> {
+        let why = match self.channel {
+            Some(channel) => format!("channel {channel:?}: {}", why.into()),
+            None => why.into(),
+        };
+        let error = StoreError::Damaged {
+            path: path.to_owned(),
+            offset,
+            why,
+        };
+        if self.strict {
+            return Err(error);
+        }
+        log::error!("STREAM: {error}");
+        Ok(())
+    }
+
+    /// The same, for bytes that will be cut off, written over or left out: a copy of them is kept.
+    pub fn found_bytes(
+        &self,
+        file: &File,
+        path: &Path,
+        (from, to): (u64, u64),
+        why: impl Into<String>,
+    ) -> Result<(), StoreError> {
+        self.found(path, from, why)?;
+        keep_copy(file, path, from, to);
+        Ok(())
+    }
+}
+
+/// Keeps these bytes in a file beside, unless that was done before. Going on is worth more than the copy, so
+/// that it cannot be made is only told.
+pub fn keep_copy(file: &File, path: &Path, from: u64, to: u64) {
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".damaged-{from}"));
+    let beside = PathBuf::from(name);
+    if beside.exists() {
+        return;
+    }
+    match copy(file, &beside, from, to) {
+        Ok(()) => log::warn!(
+            "STREAM: bytes {from} to {to} of it are kept in {}",
+            beside.display()
+        ),
+        Err(error) => {
+            let _ = std::fs::remove_file(&beside);
+            log::error!(
+                "STREAM: no copy of bytes {from} to {to} of {} can be kept: {}: {error}",
+                path.display(),
+                beside.display()
+            );
+        }
+    }
+}
+
+fn copy(file: &File, beside: &Path, from: u64, to: u64) -> io::Result<()> {
+    let target = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(beside)?;
+    let mut piece = Vec::new();
+    let mut at = from;
+    while at < to {
+        piece.resize((to - at).min(PIECE_BYTES) as usize, 0);
+        file.read_exact_at(&mut piece, at)?;
+        target.write_all_at(&piece, at - from)?;
+        at += piece.len() as u64;
+    }
+    target.sync_all()
+}

@@ -1,0 +1,214 @@
+//! Opening a store: its own files, then its channels, several at a time if wanted.
+
+use super::damage::Damage;
+use super::files::Files;
+use super::identity::{Identity, Known};
+use super::messages::MessageLog;
+use super::progress::Progress;
+use super::subs::SubsLog;
+use super::sync::{Syncer, Wake};
+use super::typed_log::{Kinds, TypedLog};
+use super::*;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+const CLIENT_KINDS: Kinds = Kinds {
+    sizes_max: &[1 << 16, 1 << 16],
+    first_byte: 0x0a,
+};
+
+impl FileStore {
+    /// Opens a directory, or makes it.
+    pub fn open(
+        root: &Path,
+        options: FileOptions,
+        limits_of: LimitsOf,
+        wake: &Wake,
+    ) -> Result<(Self, Recovered), StoreError> {
+        std::fs::create_dir_all(root).map_err(|error| {
+            StoreError::Refused(format!(
+                "unable to create the root directory [{}]: {error}",
+                root.display()
+            ))
+        })?;
+        let files = Files::new(options.descriptors_max);
+        let damage = Damage {
+            strict: options.strict,
+            channel: None,
+        };
+        let identity = Identity::open(root)?;
+        let server = identity.read(&options.crc, &damage)?;
+        let mut registered = BTreeMap::new();
+        let mut client_records = 0;
+        let clients = TypedLog::open(
+            files.file(root.join("clients.dat")),
+            &options.crc,
+            &damage,
+            &CLIENT_KINDS,
+            |kind, payload| {
+                client_records += 1;
+                replay_client(&mut registered, kind, payload)
+            },
+        )?;
+        let syncer =
+            Syncer::start(wake).map_err(|error| io_error("starting threads for", root, error))?;
+        let mut store = Self {
+            root: root.to_owned(),
+            options,
+            limits_of,
+            channels: Vec::new(),
+            clients,
+            registered,
+            client_records,
+            syncer,
+            files,
+            identity,
+        };
+        let mut recovered = Recovered {
+            clients: store.registered.values().cloned().collect(),
+            ..Recovered::default()
+        };
+        // Without the server's own record nothing else counts, but what is there must not be mixed
+        // with what comes.
+        let names = store.folders(&damage)?;
+        match server {
+            Known::Info(server) => recovered.server = Some(*server),
+            Known::Nothing if names.is_empty() => return Ok((store, recovered)),
+            Known::Nothing => {
+                return Err(StoreError::Refused(format!(
+                    "{}: no server state recovered but channels present: restore server.dat, or move the channels away",
+                    root.display()
+                )));
+            }
+            Known::Lost => log::error!(
+                "STREAM: {}: the names of the server are lost; it gets new ones, and clients must connect again",
+                root.display()
+            ),
+        }
+        store.channels = store.open_channels(&names)?;
+        for (id, (name, channel)) in names.into_iter().zip(&store.channels).enumerate() {
+            recovered.channels.push(RecoveredChannel {
+                id: id as ChannelId,
+                name,
+                subscriptions: channel.subs.recovered(),
+                last_sub_id: channel.subs.last_id(),
+            });
+        }
+        Ok((store, recovered))
+    }
+
+    /// Every directory is a channel.
+    fn folders(&self, damage: &Damage) -> Result<Vec<String>, StoreError> {
+        let failed = |error| io_error("reading", &self.root, error);
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(&self.root).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if !entry.file_type().map_err(failed)?.is_dir() {
+                continue;
+            }
+            match entry.file_name().into_string() {
+                Ok(name) => names.push(name),
+                Err(_) => {
+                    damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?
+                }
+            }
+        }
+        names.sort_unstable();
+        Ok(names)
+    }
+
+    /// In the order of the names, whatever the order in which threads are done with them.
+    fn open_channels(&self, names: &[String]) -> Result<Vec<Channel>, StoreError> {
+        let limits: Vec<ChannelLimits> = names.iter().map(|name| (self.limits_of)(name)).collect();
+        let progress = Progress::new(names.len());
+        let opened: Vec<Mutex<Option<Channel>>> = names.iter().map(|_| Mutex::new(None)).collect();
+        let (next, failed) = (AtomicUsize::new(0), Mutex::new(None));
+        let (root, options, files) = (&self.root, &self.options, &self.files);
+        let work = || {
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(name) = names.get(index) else {
+                    return;
+                };
+                let folder = root.join(name);
+                let result = channel(&folder, name, limits[index], options, files, &progress);
+                match result {
+                    Ok(channel) => {
+                        *opened[index].lock().expect("nobody panics with it") = Some(channel)
+                    }
+                    Err(error) => {
+                        // The others need not go on.
+                        next.store(names.len(), Ordering::Relaxed);
+                        let mut failed = failed.lock().expect("nobody panics with it");
+                        failed.get_or_insert(error);
+                    }
+                }
+                progress.add_channel();
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..options.recovery_threads.min(names.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        if let Some(error) = failed.into_inner().expect("all threads are done") {
+            return Err(error);
+        }
+        let opened = opened.into_iter();
+        Ok(opened
+            .map(|channel| {
+                channel
+                    .into_inner()
+                    .ok()
+                    .flatten()
+                    .expect("every one was opened")
+            })
+            .collect())
+    }
+}
+
+/// Opens the files of one channel.
+pub fn channel(
+    folder: &Path,
+    name: &str,
+    limits: ChannelLimits,
+    options: &FileOptions,
+    files: &Arc<Files>,
+    progress: &Progress,
+) -> Result<Channel, StoreError> {
+    let damage = Damage {
+        strict: options.strict,
+        channel: Some(name),
+    };
+    let mut log = MessageLog::open(folder, name, limits, options, files, progress)?;
+    let subs = SubsLog::open(files.file(folder.join("subs.dat")), options, &damage)?;
+    log.go_on_after(subs.highest_sent());
+    Ok(Channel {
+        folder: folder.to_owned(),
+        log,
+        subs,
+        syncing: false,
+        sync_again: false,
+        gone: false,
+    })
+}
+
+fn replay_client(
+    registered: &mut BTreeMap<String, pb::ClientInfo>,
+    kind: u8,
+    payload: &[u8],
+) -> Result<(), String> {
+    let bad = |error: prost::DecodeError| error.to_string();
+    match kind {
+        CLIENT_ADD => {
+            let client = pb::ClientInfo::decode(payload).map_err(bad)?;
+            registered.insert(client.id.clone(), client);
+        }
+        CLIENT_DELETE => {
+            registered.remove(&pb::ClientDelete::decode(payload).map_err(bad)?.id);
+        }
+        other => return Err(format!("invalid client record type: {other}")),
+    }
+    Ok(())
+}
