@@ -168,6 +168,15 @@ impl Store for MemoryStore {
             .map(|(at, _)| at.saturating_add(age))
     }
 
+    fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError> {
+        let channel = self.channel_mut(channel);
+        let before = channel.messages.len();
+        while !channel.messages.is_empty() && channel.first <= up_to {
+            channel.drop_first();
+        }
+        Ok((before - channel.messages.len()) as u64)
+    }
+
     fn add_sub(&mut self, _: ChannelId, _: &pb::SubState) -> Result<(), StoreError> {
         Ok(())
     }

@@ -128,6 +128,8 @@ pub trait Store: Send {
     fn delete_client(&mut self, id: &str) -> Result<(), StoreError>;
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError>;
+    /// With everything in it, and at once: after a crash it is either there or not. On an error it is
+    /// there as before.
     fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError>;
     fn limits(&self, channel: ChannelId) -> ChannelLimits;
     fn bounds(&self, channel: ChannelId) -> Bounds;
@@ -142,6 +144,10 @@ pub trait Store: Send {
     fn first_since(&mut self, channel: ChannelId, timestamp: i64) -> Result<Seq, StoreError>;
     /// Removes what is too old; returns when to look again.
     fn expire(&mut self, channel: ChannelId, now: i64) -> Option<i64>;
+
+    /// Removes messages up to this one for good and returns how many; durable when it returns. The caller
+    /// asks for no more than what is durable.
+    fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError>;
 
     /// Records of subscriptions; ids are the caller's.
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError>;

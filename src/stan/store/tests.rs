@@ -138,6 +138,105 @@ fn limits_drop_the_oldest() {
     );
 }
 
+#[test]
+fn a_purge_takes_the_oldest_and_numbers_go_on() {
+    over_all(
+        || limits(0, 0, 0),
+        |store| {
+            let channel = store.create_channel("foo").unwrap();
+            assert_eq!(store.purge(channel, 5).unwrap(), 0);
+            fill(store, channel, 1..=12);
+            assert_eq!(store.purge(channel, 4).unwrap(), 4);
+            assert_eq!(store.purge(channel, 4).unwrap(), 0);
+            let bounds = store.bounds(channel);
+            assert_eq!((bounds.first, bounds.last, bounds.messages), (5, 12, 8));
+            assert_eq!(text(store, channel, 4), None);
+            assert_eq!(text(store, channel, 5).as_deref(), Some("m5"));
+            assert_eq!(store.purge(channel, Seq::MAX).unwrap(), 8);
+            let bounds = store.bounds(channel);
+            assert_eq!((bounds.first, bounds.last, bounds.messages), (13, 12, 0));
+            assert_eq!(bounds.bytes, 0);
+            assert_eq!(text(store, channel, 12), None);
+            fill(store, channel, 13..=20);
+            assert_eq!(store.bounds(channel).messages, 8);
+            assert_eq!(text(store, channel, 13).as_deref(), Some("m13"));
+        },
+    );
+}
+
+#[test]
+fn what_was_purged_stays_away() {
+    for (slice_max_msgs, up_to) in [(0, 4), (0, 10), (3, 4), (3, 9), (3, 10)] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || options(|o| o.slice_max_msgs = slice_max_msgs);
+        prepared(folder.path(), options());
+        // Twice, and once more with something behind it.
+        for round in 0..3 {
+            let (mut store, recovered) = open(folder.path(), options(), limits(0, 0, 0));
+            let channel = recovered.channels[0].id;
+            if round == 0 {
+                assert_eq!(store.purge(channel, up_to).unwrap(), up_to);
+            }
+            let bounds = store.bounds(channel);
+            let left = 10 - up_to + round / 2;
+            assert_eq!((bounds.first, bounds.messages), (up_to + 1, left));
+            assert_eq!(text(&mut store, channel, up_to), None);
+            if round == 1 {
+                fill(&mut store, channel, 11..=11);
+                store.close();
+            }
+            // In round 0 the process ends without a close, as by a crash.
+        }
+    }
+}
+
+#[test]
+fn numbers_go_on_behind_a_purge_whose_files_are_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    prepared(folder.path(), options(|_| {}));
+    let (mut store, recovered) = open(folder.path(), options(|_| {}), limits(0, 0, 0));
+    store.purge(recovered.channels[0].id, 10).unwrap();
+    drop(store);
+    // A new slice had been made, the old one removed, and the new one's message did not reach the disk.
+    for suffix in ["dat", "idx"] {
+        std::fs::remove_file(folder.path().join(format!("foo/msgs.1.{suffix}"))).unwrap();
+        std::fs::write(
+            folder.path().join(format!("foo/msgs.2.{suffix}")),
+            [1, 0, 0, 0],
+        )
+        .unwrap();
+    }
+    for round in 0..2 {
+        let (mut store, recovered) = open(folder.path(), options(|_| {}), limits(0, 0, 0));
+        let channel = recovered.channels[0].id;
+        assert_eq!(store.bounds(channel).last, 10 + round);
+        if round == 0 {
+            fill(&mut store, channel, 11..=11);
+            store.close();
+        }
+    }
+}
+
+#[test]
+fn a_deleted_channel_is_gone_even_if_it_was_interrupted() {
+    let folder = tempfile::tempdir().unwrap();
+    prepared(folder.path(), options(|_| {}));
+    let root = folder.path();
+    let (mut store, recovered) = open(root, options(|_| {}), limits(0, 0, 0));
+    store.create_channel("bar").unwrap();
+    store.delete_channel(recovered.channels[0].id).unwrap();
+    let again = store.create_channel("foo").unwrap();
+    fill(&mut store, again, 1..=1);
+    store.close();
+    drop(store);
+    std::fs::rename(root.join("bar"), root.join(".deleted.x")).unwrap();
+    let (store, recovered) = open(root, options(|_| {}), limits(0, 0, 0));
+    let names: Vec<&str> = recovered.channels.iter().map(|c| c.name.as_str()).collect();
+    assert_eq!(names, ["foo"]);
+    assert_eq!(store.bounds(recovered.channels[0].id).messages, 1);
+    assert!(!root.join(".deleted.x").exists());
+}
+
 /// A directory with one channel of ten messages, and a durable that acknowledged some.
 fn prepared(folder: &Path, options: FileOptions) {
     let (mut store, recovered) = open(folder, options, limits(0, 0, 0));

@@ -18,7 +18,7 @@ use super::records::{
     Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, payload_of, put_untyped,
 };
 use super::scan::sequence_of;
-use super::{FileOptions, io_error};
+use super::{FileOptions, io_error, purge};
 use crate::stan::pb;
 use crate::stan::store::memory::tell_of_limit;
 use crate::stan::store::{Bounds, ChannelLimits, Seq, StoreError};
@@ -97,6 +97,8 @@ pub struct MessageLog {
     index_block: Block,
     last_looked_up: Seq,
     written: Mark,
+    /// The next message begins a new slice, so that the files of the purged ones can go.
+    next_slice: bool,
     told_of_limit: bool,
     /// Numbers of records that were reported as damaged.
     damaged: Vec<Seq>,
@@ -134,6 +136,7 @@ impl MessageLog {
             index_block: Block::default(),
             last_looked_up: 0,
             written: Mark::default(),
+            next_slice: false,
             told_of_limit: false,
             damaged: Vec::new(),
         };
@@ -148,6 +151,8 @@ impl MessageLog {
             log.first = first.first;
         }
         log.written = log.mark();
+        let first = purge::read(folder, &options.crc, &damage)?;
+        log.purge(first, options)?;
         log.apply_limits(options)?;
         Ok(log)
     }
@@ -316,7 +321,8 @@ impl MessageLog {
         if let Some(slice) = self.slices.back() {
             let full = (count_max > 0 && slice.count >= count_max)
                 || (bytes_max > 0 && slice.bytes >= bytes_max)
-                || (age_max > 0 && slice.count > 0 && now - slice.begun_at >= age_max);
+                || (age_max > 0 && slice.count > 0 && now - slice.begun_at >= age_max)
+                || self.next_slice;
             // In a slice every number follows the one before.
             let gap = slice.count > 0 && slice.last() < self.last;
             if slice.count == 0 || !(full || gap) {
@@ -354,6 +360,7 @@ impl MessageLog {
             data,
             index,
         });
+        self.next_slice = false;
         self.written = self.mark();
         self.drop_empty_slices(options);
         Ok(())
@@ -673,6 +680,25 @@ impl MessageLog {
             }
         }
         Ok(())
+    }
+
+    /// Everything before this message goes; returns how many messages that were. Numbers go on behind
+    /// what was purged, even if the files of the last ones are lost.
+    pub fn purge(&mut self, first: Seq, options: &FileOptions) -> Result<u64, StoreError> {
+        let before = self.messages;
+        if first > self.last {
+            (self.first, self.last) = (first.max(self.first), (first.max(1) - 1).max(self.last));
+            (self.messages, self.bytes) = (0, 0);
+            (self.written.messages, self.written.bytes) = (0, 0);
+            self.written.last = self.last;
+            self.next_slice = self.slices.back().is_some_and(|slice| slice.count > 0);
+            self.front.clear();
+        }
+        while self.messages > 0 && self.first < first {
+            self.drop_first()?;
+        }
+        self.drop_empty_slices(options);
+        Ok(before - self.messages)
     }
 
     /// Files whose messages have all gone, except those of the last slice.

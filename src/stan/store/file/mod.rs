@@ -8,6 +8,7 @@ mod identity;
 mod messages;
 mod open;
 mod progress;
+mod purge;
 mod records;
 mod scan;
 mod subs;
@@ -31,6 +32,8 @@ pub use sync::Wake;
 use sync::{Job, Syncer};
 use typed_log::TypedLog;
 
+/// Begins the name of a channel's directory on its way out. No channel's name begins with a dot.
+const DELETED: &str = ".deleted.";
 const CLIENT_ADD: u8 = 1;
 const CLIENT_DELETE: u8 = 2;
 
@@ -134,6 +137,11 @@ impl FileOptions {
             Err(error) => log::error!("STREAM: archive script {:?}: {error}", self.archive_script),
         }
     }
+}
+
+/// Names that were made, changed or removed in a directory are on the disk when this returns.
+fn sync_folder(folder: &Path) -> std::io::Result<()> {
+    File::open(folder)?.sync_all()
 }
 
 fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> StoreError {
@@ -243,12 +251,36 @@ impl Store for FileStore {
     }
 
     fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
+        let unique = crate::util::random::Random::from_entropy().id();
+        let doomed = self.root.join(format!("{DELETED}{unique}"));
+        let folder = self.channel(channel).folder.clone();
+        // One step decides: a crash before it leaves the whole channel, one behind it leaves a name that the
+        // next start removes.
+        std::fs::rename(&folder, &doomed).map_err(|error| io_error("removing", &folder, error))?;
         let channel = self.channel_mut(channel);
         channel.gone = true;
         channel.log.forget();
         channel.subs.forget();
-        std::fs::remove_dir_all(&channel.folder)
-            .map_err(|error| io_error("removing", &channel.folder, error))
+        let removed = sync_folder(&self.root).and_then(|()| std::fs::remove_dir_all(&doomed));
+        if let Err(error) = removed {
+            let error = io_error("removing", &doomed, error);
+            log::error!("STREAM: {error}; the next start removes it");
+        }
+        Ok(())
+    }
+
+    fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError> {
+        let Self {
+            channels, options, ..
+        } = self;
+        let channel = &mut channels[channel as usize];
+        let bounds = channel.log.bounds();
+        let up_to = up_to.min(bounds.last);
+        if bounds.messages == 0 || up_to < bounds.first {
+            return Ok(0);
+        }
+        purge::write(&channel.folder, &options.crc, up_to + 1)?;
+        channel.log.purge(up_to + 1, options)
     }
 
     fn limits(&self, channel: ChannelId) -> ChannelLimits {

@@ -107,6 +107,10 @@ impl FileStore {
                 continue;
             }
             match entry.file_name().into_string() {
+                // Its deletion was decided, and interrupted.
+                Ok(name) if name.starts_with(DELETED) => {
+                    std::fs::remove_dir_all(entry.path()).map_err(failed)?
+                }
                 Ok(name) => names.push(name),
                 Err(_) => {
                     damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?
