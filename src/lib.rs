@@ -4,6 +4,7 @@
 //! same story in prose. Each `mod.rs` says what the module is, what it may import and what it must
 //! not know; tests/tidy.rs holds us to it.
 
+pub mod admin;
 pub mod broker;
 pub mod config;
 pub mod logging;

@@ -1,7 +1,7 @@
 //! Flags to options, options to a running server; the only place that exits.
 
 use midge::config::cli::{self, Command};
-use midge::{logging, passwd, server};
+use midge::{admin, logging, passwd, server};
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
@@ -23,6 +23,11 @@ fn main() -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if let [command, rest @ ..] = arguments.as_slice()
+        && command == "stan"
+    {
+        return admin::run(rest);
     }
     match cli::parse(&program, arguments) {
         Ok(Command::Print(text)) => {

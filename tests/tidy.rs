@@ -32,6 +32,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("logging", &["logging", "util", "config"]),
     ("passwd", &["passwd"]),
     (
+        "admin",
+        &["admin", "server", "stan", "config", "util", "VERSION"],
+    ),
+    (
         "server",
         &[
             "server",

@@ -78,6 +78,37 @@ pub struct TlsOptions {
     pub handshake_first: bool,
 }
 
+/// TLS and credentials for a connection to a NATS server, of the streaming part and of tools.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClientTlsOptions {
+    /// TLS is wanted even if nothing else here says so.
+    pub secure: bool,
+    pub cert_file: String,
+    pub key_file: String,
+    pub ca_file: String,
+    /// The name in the server's certificate, where it is not that of the URL.
+    pub server_name: String,
+    pub skip_verify: bool,
+}
+
+impl ClientTlsOptions {
+    pub fn is_wanted(&self) -> bool {
+        *self != Self::default()
+    }
+}
+
+/// Who a client says it is. What a URL says counts before.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    pub user: String,
+    pub password: Hidden,
+    pub token: Hidden,
+    /// A file with the seed of an nkey.
+    pub seed_file: String,
+    /// A file with a JWT and the seed of its nkey.
+    pub credentials_file: String,
+}
+
 impl Default for TlsOptions {
     fn default() -> Self {
         Self {

@@ -4,7 +4,7 @@
 //! for streaming keys at its top level as well, as the original does.
 
 use super::file::{Data, Entry, Value};
-use super::options::Options;
+use super::options::{ClientTlsOptions, Credentials, Hidden, Options};
 use super::table::{Group, Kind, Row, boolean, expected, go_duration, int, row, text};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -18,14 +18,22 @@ pub enum StoreKind {
 }
 
 /// Limits of a channel; None: inherited.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChannelLimitOptions {
     pub max_subscriptions: Option<i64>,
     pub max_msgs: Option<i64>,
     pub max_bytes: Option<i64>,
     pub max_age: Option<i64>,
     pub max_inactivity: Option<i64>,
+    /// How often a message is sent again before it goes to `dead_letter`; 0: for ever.
+    pub max_redeliveries: Option<i64>,
+    /// The channel it goes to; `{channel}` stands for the name of the one it comes from.
+    pub dead_letter: Option<String>,
 }
+
+/// Stands for the name of the channel in `dead_letter`.
+pub const CHANNEL_MARK: &str = "{channel}";
+const DEAD_LETTER_DEFAULT: &str = "dead.{channel}";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileStoreOptions {
@@ -59,6 +67,9 @@ pub struct StreamingOptions {
     pub trace: bool,
     /// Serve through this NATS server instead of our own.
     pub nats_server: String,
+    /// How to connect there, and as whom.
+    pub nats_tls: ClientTlsOptions,
+    pub nats_credentials: Credentials,
     pub max_channels: i64,
     /// Defaults of all channels; nothing is None here.
     pub limits: ChannelLimitOptions,
@@ -68,6 +79,8 @@ pub struct StreamingOptions {
     pub heartbeat_timeout: Duration,
     pub heartbeat_failures: i64,
     pub replace_durable: bool,
+    /// Whether requests of administration may change things; None: if the server asks for credentials.
+    pub admin: Option<bool>,
     pub io_batch_size: i64,
     /// Asked for, and not to be had in this version.
     pub missing: Vec<&'static str>,
@@ -85,6 +98,8 @@ impl Default for StreamingOptions {
             debug: false,
             trace: false,
             nats_server: String::new(),
+            nats_tls: ClientTlsOptions::default(),
+            nats_credentials: Credentials::default(),
             max_channels: 100,
             limits: ChannelLimitOptions {
                 max_subscriptions: Some(1000),
@@ -92,6 +107,8 @@ impl Default for StreamingOptions {
                 max_bytes: Some(1_024_000_000),
                 max_age: Some(0),
                 max_inactivity: Some(0),
+                max_redeliveries: Some(0),
+                dead_letter: Some(DEAD_LETTER_DEFAULT.into()),
             },
             channels: BTreeMap::new(),
             file: FileStoreOptions {
@@ -115,6 +132,7 @@ impl Default for StreamingOptions {
             heartbeat_timeout: Duration::from_secs(10),
             heartbeat_failures: 10,
             replace_durable: false,
+            admin: None,
             io_batch_size: 1024,
             missing: Vec::new(),
         }
@@ -142,6 +160,7 @@ impl StreamingOptions {
             ("bytes", self.limits.max_bytes),
             ("age", self.limits.max_age),
             ("inactivity", self.limits.max_inactivity),
+            ("redeliveries", self.limits.max_redeliveries),
         ] {
             if let Some(value) = value.filter(|value| *value < 0) {
                 return Err(format!("max {what} limit cannot be negative ({value})"));
@@ -344,6 +363,21 @@ fn store_kind(value: &Value, streaming: &mut StreamingOptions) -> Result<(), Str
     Ok(())
 }
 
+/// The name of a channel, or a pattern of such names.
+fn dead_letter(value: &Value) -> Result<String, String> {
+    let template = string(value)?;
+    let name = template.replace(CHANNEL_MARK, "x");
+    let valid = name.split('.').all(|token| !token.is_empty())
+        && !name
+            .contains(|c: char| matches!(c, '/' | '*' | '>' | '{' | '}') || c.is_ascii_control());
+    match valid && template != CHANNEL_MARK && template.matches(CHANNEL_MARK).count() <= 1 {
+        true => Ok(template),
+        false => Err(format!(
+            "{template:?} is no name of another channel, with {CHANNEL_MARK} at most once"
+        )),
+    }
+}
+
 fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, String> {
     let Data::Map(entries) = &value.data else {
         return expected(value, "a map of channels");
@@ -373,6 +407,11 @@ fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, Stri
                 }
                 "max_inactivity" | "maxinactivity" | "mi" => {
                     own.max_inactivity = Some(period(&limit.value)?);
+                    continue;
+                }
+                "max_redeliveries" => &mut own.max_redeliveries,
+                "dead_letter" => {
+                    own.dead_letter = Some(dead_letter(&limit.value)?);
                     continue;
                 }
                 _ => continue,
@@ -420,6 +459,8 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| o.nats_server = string(v)?)),
     row!("streaming.replace_durable" ["replace_durables", "replace_duplicate_durable", "replace_duplicate_durables"], ["replace_durable"], Bool, Streaming, "false", false, "A second subscription of an active durable replaces the first.",
         on!(|o, v| o.replace_durable = boolean(v)?)),
+    row!("streaming.admin" [], ["stan_admin"], Bool, Streaming, "if clients need credentials", false, "Whether requests of `midge stan` may change things: purge and delete channels, remove durables, skip messages.",
+        on!(|o, v| o.admin = Some(boolean(v)?))),
     row!("streaming.hb_interval" ["hbi", "server_to_client_hb_interval"], ["hbi", "hb_interval"], Text, Streaming, "30s", false, "Time between heartbeats to a client.",
         on!(|o, v| o.heartbeat_interval = positive_period(v)?)),
     row!("streaming.hb_timeout" ["hbt", "server_to_client_hb_timeout"], ["hbt", "hb_timeout"], Text, Streaming, "10s", false, "Time a client has to answer one.",
@@ -443,6 +484,10 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| o.limits.max_age = Some(period(v)?))),
     row!("streaming.store_limits.max_inactivity" ["maxinactivity", "mi"], ["mi", "max_inactivity"], Text, Streaming, "0s (never)", false, "Delete channels that were not used for this long.",
         on!(|o, v| o.limits.max_inactivity = Some(period(v)?))),
+    row!("streaming.store_limits.max_redeliveries" [], ["max_redeliveries"], Int, Streaming, "0 (no limit)", false, "How often a message that is not acknowledged is sent again before it goes to the dead letters.",
+        on!(|o, v| o.limits.max_redeliveries = Some(any_int(v)?))),
+    row!("streaming.store_limits.dead_letter" [], ["dead_letter"], Text, Streaming, "dead.{channel}", false, "The channel for those; {channel} stands for the name of the one they come from.",
+        on!(|o, v| o.limits.dead_letter = Some(dead_letter(v)?))),
     row!("streaming.store_limits.channels" ["channels_limits", "channelslimits", "per_channel", "per_channel_limits"], [], Block, Streaming, "", false, "Limits of single channels, by name or pattern.",
         on!(|o, v| o.channels = channels(v)?)),
 
@@ -477,20 +522,70 @@ pub static ROWS: &[Row] = &[
     row!("streaming.file.strict_recovery" [], ["strict_recovery", "file_strict_recovery"], Bool, Streaming, "false", false, "Refuse to start when a file is damaged, and read all data at the start to know. Otherwise damage is reported, what is damaged is kept aside, and the rest is served.",
         on!(|o, v| o.file.strict_recovery = boolean(v)?)),
 
-    row!("streaming.cluster.node_id" [], ["cluster_node_id"], Text, Streaming, "", false, "Name of this node in a Raft cluster (not in this version).",
-        on!(|o, v| { string(v)?; o.missing.push("streaming in clustered mode") })),
-    row!("streaming.cluster.peers" [], ["cluster_peers"], Text, Streaming, "", false, "The other nodes (not in this version).",
-        on!(|o, _v| o.missing.push("streaming in clustered mode"))),
     row!("" [], ["clustered"], Bool, Streaming, "false", false, "Run as a node of a Raft cluster (not in this version).",
         on!(|o, v| if boolean(v)? { o.missing.push("streaming in clustered mode") })),
+    row!("streaming.cluster.node_id" [], ["cluster_node_id"], Text, Streaming, "", false, "Name of this node in a Raft cluster (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.peers" [], ["cluster_peers"], Text, Streaming, "", false, "The other nodes (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.bootstrap" [], ["cluster_bootstrap"], Text, Streaming, "", false, "Begin a new cluster (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.log_path" [], ["cluster_log_path"], Text, Streaming, "", false, "Directory of the Raft log (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.log_cache_size" [], ["cluster_log_cache_size"], Text, Streaming, "", false, "Entries of it kept in memory (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.log_snapshots" [], ["cluster_log_snapshots"], Text, Streaming, "", false, "Snapshots kept (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.trailing_logs" [], ["cluster_trailing_logs"], Text, Streaming, "", false, "Entries kept behind a snapshot (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.sync" [], ["cluster_sync"], Text, Streaming, "", false, "Sync the Raft log (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.raft_logging" [], ["cluster_raft_logging"], Text, Streaming, "", false, "Log what Raft does (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.cluster.allow_add_remove_node" ["allow_add_remove_nodes"], ["cluster_allow_add_remove_node"], Text, Streaming, "", false, "Nodes may be added and removed by request (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.driver" [], ["sql_driver"], Text, Streaming, "", false, "SQL driver, mysql or postgres (not in this version).",
-        on!(|o, v| { string(v)?; o.missing.push("the SQL store") })),
+        on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.source" [], ["sql_source"], Text, Streaming, "", false, "SQL data source (not in this version).",
-        on!(|o, v| { string(v)?; o.missing.push("the SQL store") })),
-    row!("streaming.tls.client_cert" [], ["tls_client_cert"], Text, Streaming, "", false, "Certificate shown to the NATS server of -ns (not in this version).",
-        on!(|o, v| { string(v)?; o.missing.push("TLS to another NATS server") })),
-    row!("streaming.tls.client_key" [], ["tls_client_key"], Text, Streaming, "", false, "Its key (not in this version).",
-        on!(|o, v| { string(v)?; o.missing.push("TLS to another NATS server") })),
-    row!("streaming.tls.client_ca" ["client_cacert"], ["tls_client_cacert"], Text, Streaming, "", false, "Authorities for the certificate of that server (not in this version).",
-        on!(|o, v| { string(v)?; o.missing.push("TLS to another NATS server") })),
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.sql.no_caching" [], ["sql_no_caching"], Text, Streaming, "", false, "Write each record at once (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.sql.max_open_conns" ["max_conns"], ["sql_max_open_conns"], Text, Streaming, "", false, "Connections to the database (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.sql.bulk_insert_limit" [], ["sql_bulk_insert_limit"], Text, Streaming, "", false, "Messages of one statement (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
+    row!("streaming.encrypt" [], ["encrypt"], Bool, Streaming, "", false, "Encrypt stored messages (not in this version).",
+        on!(|o, v| if boolean(v)? { o.missing.push("encryption of the store") })),
+    row!("streaming.encryption_cipher" ["cipher"], ["encryption_cipher"], Text, Streaming, "", false, "Cipher for that, AES or CHACHA (not in this version).",
+        on!(|o, v| { let _ = (o, string(v)?); })),
+    row!("streaming.encryption_key" [], ["encryption_key"], Text, Streaming, "", false, "Key for that (not in this version).",
+        on!(|o, v| { let _ = (o, string(v)?); })),
+    row!("streaming.syslog_name" [], ["syslog_name"], Text, Streaming, "", false, "Taken for the sake of the original's command lines, of no effect.",
+        on!(|o, v| { let _ = (o, string(v)?); })),
+    row!("" [], ["io_batch_size"], Int, Streaming, "1024", false, "Taken for the sake of the original's command lines, of no effect: what comes while a write is under way goes into the next one.",
+        on!(|o, v| o.io_batch_size = any_int(v)?)),
+    row!("" [], ["io_sleep_time"], Int, Streaming, "0", false, "The same.",
+        on!(|o, v| { let _ = (o, any_int(v)?); })),
+    row!("streaming.secure" [], ["secure"], Bool, Streaming, "false", false, "TLS to the NATS server of -ns, whose certificate is not verified unless the authorities are named.",
+        on!(|o, v| o.nats_tls.secure = boolean(v)?)),
+    row!("streaming.tls.client_cert" [], ["tls_client_cert"], Text, Streaming, "", false, "Certificate shown to the NATS server of -ns.",
+        on!(|o, v| o.nats_tls.cert_file = string(v)?)),
+    row!("streaming.tls.client_key" [], ["tls_client_key"], Text, Streaming, "", false, "Its key.",
+        on!(|o, v| o.nats_tls.key_file = string(v)?)),
+    row!("streaming.tls.client_ca" ["client_cacert"], ["tls_client_cacert"], Text, Streaming, "those of the system", false, "Authorities for the certificate of that server.",
+        on!(|o, v| o.nats_tls.ca_file = string(v)?)),
+    row!("streaming.tls.server_name" ["server_hostname"], [], Text, Streaming, "that of the URL", false, "The name in that certificate.",
+        on!(|o, v| o.nats_tls.server_name = string(v)?)),
+    row!("streaming.tls.skip_verify" ["insecure"], [], Bool, Streaming, "false", false, "Take any certificate of that server.",
+        on!(|o, v| o.nats_tls.skip_verify = boolean(v)?)),
+    row!("streaming.username" ["user"], [], Text, Streaming, "that of the URL, or --user", false, "User at the NATS server of -ns.",
+        on!(|o, v| o.nats_credentials.user = text(v)?)),
+    row!("streaming.password" ["pass"], [], Text, Streaming, "that of the URL, or --pass", false, "Its password.",
+        on!(|o, v| o.nats_credentials.password = Hidden(text(v)?))),
+    row!("streaming.token" [], [], Text, Streaming, "that of the URL, or --auth", false, "Token in place of a user.",
+        on!(|o, v| o.nats_credentials.token = Hidden(text(v)?))),
+    row!("streaming.nkey_seed_file" [], [], Text, Streaming, "", false, "File with the seed of an nkey, for the NATS server of -ns.",
+        on!(|o, v| o.nats_credentials.seed_file = string(v)?)),
+    row!("streaming.credentials" [], [], Text, Streaming, "", false, "File with a JWT and its nkey, for the NATS server of -ns.",
+        on!(|o, v| o.nats_credentials.credentials_file = string(v)?)),
 ];

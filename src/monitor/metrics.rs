@@ -334,6 +334,12 @@ pub fn streaming(server_id: &str, overview: &Overviewz) -> String {
             |c| c.redelivered as f64,
         ),
         (
+            "midge_chan_dead_lettered",
+            counter,
+            "Messages that went to a channel of dead letters.",
+            |c| c.dead_lettered as f64,
+        ),
+        (
             "midge_chan_oldest_unacked_seconds",
             gauge,
             "Age of the delivery that waits longest for its ack.",

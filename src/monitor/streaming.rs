@@ -126,6 +126,8 @@ pub struct Overview {
     /// Since the start of the server.
     pub acknowledged: u64,
     pub redelivered: u64,
+    /// Messages that went to a channel of dead letters.
+    pub dead_lettered: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub oldest_unacked_seconds: Option<f64>,
 }

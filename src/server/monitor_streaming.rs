@@ -87,6 +87,7 @@ pub fn overview(report: &Report) -> Overviewz {
             pending: subs.iter().map(|sub| sub.pending_count).sum(),
             acknowledged: channel.acknowledged,
             redelivered: channel.redelivered,
+            dead_lettered: channel.dead_lettered,
             oldest_unacked_seconds: channel.oldest_unacked.map(seconds),
         }
     };

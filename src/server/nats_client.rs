@@ -1,12 +1,16 @@
 //! The streaming engine's connection to NATS: to our own loops over a pair of sockets, or to another
 //! server over TCP.
 
-use crate::config::route_url::RouteUrl;
+use super::nats_login::{Keys, NatsUrl};
+use crate::config::options::{ClientTlsOptions, Credentials};
 use crate::stan::outlet::{Inlet, Outlet};
+use crate::tls::{self, Session};
 use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
 use bytes::Bytes;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::Deserialize;
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpStream, ToSocketAddrs};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
@@ -14,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Output waiting beyond which nothing more is read.
 pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
 const READ_BYTES: usize = 256 << 10;
+/// Plain text encrypted at once.
+const CIPHER_BYTES: usize = 256 << 10;
+const INFO_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// A message on one of our subscriptions.
@@ -21,7 +28,18 @@ pub struct Incoming<'a> {
     pub inlet: Inlet,
     pub subject: &'a str,
     pub reply: Option<&'a str>,
+    pub headers: &'a [u8],
     pub payload: Bytes,
+}
+
+/// How a connection to another server is made.
+#[derive(Clone, Default)]
+pub struct Terms {
+    pub name: String,
+    pub credentials: Credentials,
+    pub tls: ClientTlsOptions,
+    /// Requests that nobody listens for are answered so.
+    pub no_responders: bool,
 }
 
 enum Socket {
@@ -29,11 +47,32 @@ enum Socket {
     Other(TcpStream),
 }
 
+impl Socket {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::Own(socket) => socket.read(bytes),
+            Self::Other(socket) => socket.read(bytes),
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Own(socket) => socket.write(bytes),
+            Self::Other(socket) => socket.write(bytes),
+        }
+    }
+}
+
 pub struct NatsClient {
     socket: Socket,
+    tls: Option<Box<Session>>,
     parser: Parser,
     input: Vec<u8>,
+    plain: Vec<u8>,
     output: Output,
+    /// With TLS, what the socket has not taken yet.
+    cipher: Vec<u8>,
+    violations: Vec<String>,
 }
 
 /// Lines of the protocol on their way out.
@@ -42,6 +81,8 @@ pub struct Output {
     bytes: Vec<u8>,
     /// Of those, already written.
     written: usize,
+    /// Largest payload the server takes; 0: not known, or no limit.
+    payload_bytes_max: usize,
 }
 
 impl Outlet for Output {
@@ -51,6 +92,14 @@ impl Outlet for Output {
             |text: &str| !text.is_empty() && !text.bytes().any(|byte| byte <= b' ' || byte == 0x7f);
         if !clean(subject) || !reply.is_none_or(clean) {
             return log::debug!("STREAM: {subject:?} is no subject to publish on");
+        }
+        // The server would end the connection for it.
+        if self.payload_bytes_max > 0 && payload.len() > self.payload_bytes_max {
+            return log::error!(
+                "STREAM: a message of {} bytes for {subject:?} is not sent: the NATS server takes {} at most",
+                payload.len(),
+                self.payload_bytes_max
+            );
         }
         let reply = reply.map_or(String::new(), |reply| format!("{reply} "));
         // A Vec takes whatever is written to it.
@@ -69,8 +118,21 @@ impl Outlet for Output {
 }
 
 impl Output {
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.bytes.len() - self.written
+    }
+
+    /// So much of it is written.
+    fn take(&mut self, bytes: usize) {
+        self.written += bytes;
+        if self.len() == 0 {
+            self.bytes.clear();
+            self.bytes.shrink_to(1 << 20);
+            self.written = 0;
+        } else if self.written > OUTPUT_BYTES_MAX {
+            self.bytes.drain(..self.written);
+            self.written = 0;
+        }
     }
 
     fn line(&mut self, line: &str) {
@@ -78,81 +140,166 @@ impl Output {
     }
 }
 
+/// What of a server's INFO concerns a client.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Info {
+    tls_required: bool,
+    tls_available: bool,
+    max_payload: usize,
+    nonce: String,
+    headers: bool,
+}
+
 impl NatsClient {
     /// Over a pair of sockets of which the other end was given to a loop.
     pub fn own(socket: UnixStream, name: &str) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
         let mut client = Self::new(Socket::Own(socket));
-        client.say_hello(name, None);
+        let terms = Terms {
+            name: name.to_owned(),
+            ..Terms::default()
+        };
+        let hello = hello(&terms, None, &Info::default()).map_err(io::Error::other)?;
+        client.output.line(&hello);
         Ok(client)
     }
 
     /// Connects to the first server of the list that takes us.
-    pub fn connect(urls: &[RouteUrl], name: &str) -> Result<Self, String> {
+    pub fn connect(urls: &[NatsUrl], terms: &Terms) -> Result<Self, String> {
         let mut last = "nats: no servers available for connection".to_owned();
         for url in urls {
-            match Self::connect_to(url, name) {
+            match Self::connect_to(url, terms) {
                 Ok(client) => return Ok(client),
-                Err(error) => last = format!("nats: {}: {error}", url.address()),
+                Err(error) => last = format!("nats: {}: {error}", url.place.address()),
             }
         }
         Err(last)
     }
 
-    fn connect_to(url: &RouteUrl, name: &str) -> io::Result<Self> {
-        use std::net::ToSocketAddrs;
-        let mut addresses = (url.host.as_str(), url.port).to_socket_addrs()?;
-        let address = addresses.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
-        let socket = TcpStream::connect_timeout(&address, CONNECT_TIME_MAX)?;
-        socket.set_nodelay(true)?;
-        socket.set_nonblocking(true)?;
+    fn connect_to(url: &NatsUrl, terms: &Terms) -> Result<Self, String> {
+        let place = (url.place.host.as_str(), url.place.port);
+        let addresses = place.to_socket_addrs().map_err(|error| error.to_string())?;
+        let mut last = "the name has no address".to_owned();
+        for address in addresses {
+            match TcpStream::connect_timeout(&address, CONNECT_TIME_MAX) {
+                Ok(socket) => return Self::log_in(socket, url, terms),
+                Err(error) => last = error.to_string(),
+            }
+        }
+        Err(last)
+    }
+
+    fn log_in(socket: TcpStream, url: &NatsUrl, terms: &Terms) -> Result<Self, String> {
+        let prepared = socket
+            .set_nodelay(true)
+            .and_then(|()| socket.set_nonblocking(true));
+        prepared.map_err(|error| error.to_string())?;
+        let until = Instant::now() + CONNECT_TIME_MAX;
         let mut client = Self::new(Socket::Other(socket));
-        client.say_hello(name, Some(url));
+        let info = client.wait_for_info(until)?;
+        client.output.payload_bytes_max = info.max_payload;
+        let wanted = url.tls || terms.tls.is_wanted();
+        if info.tls_required && !wanted {
+            return Err("secure connection required".into());
+        }
+        if wanted {
+            if !info.tls_required && !info.tls_available {
+                return Err("secure connection not available".into());
+            }
+            client.start_tls(url, terms, until)?;
+        }
+        client.output.line(&hello(terms, Some(url), &info)?);
         client.output.line("PING\r\n");
-        client.wait_for_pong()?;
+        client.wait_for_pong(until)?;
         Ok(client)
     }
 
     fn new(socket: Socket) -> Self {
         Self {
             socket,
+            tls: None,
             // What servers say to clients is what they say to each other: MSG and so on.
             parser: Parser::new(Kind::Route),
             input: vec![0; READ_BYTES],
+            plain: Vec::new(),
             output: Output::default(),
+            cipher: Vec::new(),
+            violations: Vec::new(),
         }
     }
 
-    fn say_hello(&mut self, name: &str, url: Option<&RouteUrl>) {
-        let mut hello = serde_json::json!({
-            "verbose": false, "pedantic": false, "name": name, "lang": "rust",
-            "version": crate::VERSION, "protocol": 1,
-        });
-        if let Some(url) = url.filter(|url| !url.user.is_empty()) {
-            let (user, password) = (&url.user, &url.password.0);
-            if password.is_empty() {
-                hello["auth_token"] = user.as_str().into();
-            } else {
-                hello["user"] = user.as_str().into();
-                hello["pass"] = password.as_str().into();
+    /// The first line, which comes without being asked for and before any TLS.
+    fn wait_for_info(&mut self, until: Instant) -> Result<Info, String> {
+        let mut line = Vec::new();
+        while !line.ends_with(b"\n") {
+            // Byte by byte, since what follows may be of the handshake.
+            let mut byte = [0];
+            match self.socket.read(&mut byte) {
+                Ok(0) => return Err("the server closed the connection".into()),
+                Ok(_) if line.len() >= INFO_BYTES_MAX => break,
+                Ok(_) => line.push(byte[0]),
+                Err(error) if is_passing(&error) => {
+                    self.wait_for(PollFlags::POLLIN, until, "INFO")?;
+                }
+                Err(error) => return Err(error.to_string()),
             }
         }
-        self.output.line(&format!("CONNECT {hello}\r\n"));
+        let text = String::from_utf8_lossy(&line);
+        let body = text.trim_start().strip_prefix("INFO ");
+        body.and_then(|body| serde_json::from_str(body).ok())
+            .ok_or_else(|| "it is no NATS server: it does not begin with INFO".into())
+    }
+
+    fn start_tls(&mut self, url: &NatsUrl, terms: &Terms, until: Instant) -> Result<(), String> {
+        let config = tls::client(&terms.tls)?;
+        let name = match terms.tls.server_name.as_str() {
+            "" => &url.place.host,
+            name => name,
+        };
+        self.tls = Some(Box::new(Session::client(config, name)?));
+        while self.tls.as_ref().is_some_and(|tls| tls.is_handshaking()) {
+            self.flush().map_err(|error| error.to_string())?;
+            let mut sink = Receiver::new(|_: Incoming<'_>| {});
+            let read = self.read_once(&mut sink);
+            if read.map_err(|error| format!("tls: {error}"))? == 0 {
+                self.wait_for(PollFlags::POLLIN, until, "the TLS handshake")?;
+            }
+        }
+        Ok(())
     }
 
     /// A server that refuses us says so instead.
-    fn wait_for_pong(&mut self) -> io::Result<()> {
-        let until = Instant::now() + CONNECT_TIME_MAX;
-        while Instant::now() < until {
-            self.flush()?;
+    fn wait_for_pong(&mut self, until: Instant) -> Result<(), String> {
+        loop {
+            self.flush().map_err(|error| error.to_string())?;
             let mut sink = Receiver::new(|_: Incoming<'_>| {});
-            self.read_once(&mut sink)?;
+            let read = self.read_once(&mut sink);
             if sink.pongs > 0 {
                 return Ok(());
             }
-            std::thread::sleep(Duration::from_millis(2));
+            if read.map_err(|error| error.to_string())? == 0 {
+                self.wait_for(PollFlags::POLLIN, until, "PONG")?;
+            }
         }
-        Err(io::ErrorKind::TimedOut.into())
+    }
+
+    /// Until the socket is ready, or it is too late.
+    pub fn wait_for(&self, mut flags: PollFlags, until: Instant, what: &str) -> Result<(), String> {
+        if self.has_output() {
+            flags |= PollFlags::POLLOUT;
+        }
+        let left = until.saturating_duration_since(Instant::now());
+        let millis = u16::try_from(left.as_millis().max(1)).unwrap_or(u16::MAX);
+        let ready = poll(
+            &mut [PollFd::new(self.fd(), flags)],
+            PollTimeout::from(millis),
+        );
+        match ready {
+            Ok(0) if Instant::now() >= until => Err(format!("timed out waiting for {what}")),
+            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Err(error) => Err(error.to_string()),
+        }
     }
 
     pub fn fd(&self) -> BorrowedFd<'_> {
@@ -167,11 +314,16 @@ impl NatsClient {
     }
 
     pub fn output_len(&self) -> usize {
-        self.output.len()
+        self.output.len() + self.cipher.len()
     }
 
     pub fn has_output(&self) -> bool {
-        self.output.len() > 0
+        self.output_len() > 0
+    }
+
+    /// What the server said since that it does not allow.
+    pub fn take_violations(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.violations)
     }
 
     /// Hands over what came in; returns how many bytes that were. An error: the connection is over.
@@ -182,57 +334,118 @@ impl NatsClient {
         let mut output = std::mem::take(&mut self.output);
         let mut sink = Receiver::new(|incoming: Incoming<'_>| take(incoming, &mut output));
         let result = self.read_once(&mut sink);
-        let pings = sink.pings;
+        let (pings, violations) = (sink.pings, sink.violations);
         self.output = output;
+        self.violations.extend(violations);
         for _ in 0..pings {
             self.output.line("PONG\r\n");
         }
         result
     }
 
-    fn read_once(&mut self, sink: &mut impl Sink) -> io::Result<usize> {
-        let read = match &mut self.socket {
-            Socket::Own(socket) => socket.read(&mut self.input),
-            Socket::Other(socket) => socket.read(&mut self.input),
+    fn read_once(&mut self, sink: &mut Receiver<impl FnMut(Incoming<'_>)>) -> io::Result<usize> {
+        let bytes = match self.socket.read(&mut self.input) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(bytes) => bytes,
+            Err(error) if is_passing(&error) => return Ok(0),
+            Err(error) => return Err(error),
         };
-        match read {
-            Ok(0) => Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(bytes) => match self.parser.parse(&self.input[..bytes], sink) {
-                Ok(()) => Ok(bytes),
-                Err(Fault::Stopped) => Err(io::Error::other("the server refused us")),
-                Err(fault) => Err(io::Error::other(fault.to_string())),
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(0),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            Err(error) => Err(error),
+        let mut input = &self.input[..bytes];
+        if let Some(tls) = &mut self.tls {
+            self.plain.clear();
+            let received = tls.receive(input, &mut self.plain);
+            tls.take_output(&mut self.cipher);
+            received.map_err(|fault| io::Error::other(fault.to_string()))?;
+            input = &self.plain;
+        }
+        match self.parser.parse(input, sink) {
+            Ok(()) => Ok(bytes),
+            Err(Fault::Stopped) => Err(io::Error::other(sink.refusal.clone())),
+            Err(fault) => Err(io::Error::other(fault.to_string())),
         }
     }
 
     /// Writes what the socket takes.
     pub fn flush(&mut self) -> io::Result<()> {
-        while self.output.len() > 0 {
-            let rest = &self.output.bytes[self.output.written..];
-            let written = match &mut self.socket {
-                Socket::Own(socket) => socket.write(rest),
-                Socket::Other(socket) => socket.write(rest),
-            };
-            match written {
-                Ok(written) => self.output.written += written,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(error),
+        let Some(tls) = &mut self.tls else {
+            let rest = &mut self.output;
+            let written = write_out(&mut self.socket, &rest.bytes[rest.written..])?;
+            rest.take(written);
+            return Ok(());
+        };
+        loop {
+            let plain = &self.output.bytes[self.output.written..];
+            let piece = &plain[..plain.len().min(CIPHER_BYTES)];
+            // Encrypted piece by piece, so that no second copy of all that waits is made.
+            if !piece.is_empty() && self.cipher.len() < CIPHER_BYTES && !tls.is_handshaking() {
+                let taken = piece.len();
+                tls.send(piece);
+                self.output.take(taken);
+            }
+            tls.take_output(&mut self.cipher);
+            let written = write_out(&mut self.socket, &self.cipher)?;
+            self.cipher.drain(..written);
+            if !self.cipher.is_empty() || self.output.len() == 0 || tls.is_handshaking() {
+                return Ok(());
             }
         }
-        if self.output.len() == 0 {
-            self.output.bytes.clear();
-            self.output.bytes.shrink_to(1 << 20);
-            self.output.written = 0;
-        } else if self.output.written > OUTPUT_BYTES_MAX {
-            self.output.bytes.drain(..self.output.written);
-            self.output.written = 0;
-        }
-        Ok(())
     }
+}
+
+/// How much the socket took.
+fn write_out(socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
+    let mut at = 0;
+    while at < bytes.len() {
+        match socket.write(&bytes[at..]) {
+            Ok(written) => at += written,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(at)
+}
+
+fn is_passing(error: &io::Error) -> bool {
+    use io::ErrorKind::{Interrupted, WouldBlock};
+    matches!(error.kind(), WouldBlock | Interrupted)
+}
+
+/// The CONNECT line.
+fn hello(terms: &Terms, url: Option<&NatsUrl>, info: &Info) -> Result<String, String> {
+    let mut hello = serde_json::json!({
+        "verbose": false, "pedantic": false, "name": terms.name, "lang": "rust",
+        "version": crate::VERSION, "protocol": 1,
+    });
+    if terms.no_responders && info.headers {
+        hello["headers"] = true.into();
+        hello["no_responders"] = true.into();
+    }
+    let given = &terms.credentials;
+    let mut user = (given.user.as_str(), given.password.0.as_str());
+    let mut token = given.token.0.as_str();
+    if let Some(place) = url
+        .map(|url| &url.place)
+        .filter(|place| !place.user.is_empty())
+    {
+        match place.password.0.as_str() {
+            "" => token = &place.user,
+            password => user = (&place.user, password),
+        }
+    }
+    if !user.0.is_empty() {
+        (hello["user"], hello["pass"]) = (user.0.into(), user.1.into());
+    } else if !token.is_empty() {
+        hello["auth_token"] = token.into();
+    }
+    if let Some(keys) = Keys::read(given)? {
+        match &keys.token {
+            Some(jwt) => hello["jwt"] = jwt.as_str().into(),
+            None => hello["nkey"] = keys.public().into(),
+        }
+        hello["sig"] = keys.sign(&info.nonce).into();
+    }
+    Ok(format!("CONNECT {hello}\r\n"))
 }
 
 /// What a server says, sorted.
@@ -240,6 +453,10 @@ struct Receiver<F> {
     take: F,
     pings: u32,
     pongs: u32,
+    /// Why the server ends the connection.
+    refusal: String,
+    /// What it does not allow us.
+    violations: Vec<String>,
 }
 
 impl<F: FnMut(Incoming<'_>)> Receiver<F> {
@@ -248,6 +465,8 @@ impl<F: FnMut(Incoming<'_>)> Receiver<F> {
             take,
             pings: 0,
             pongs: 0,
+            refusal: String::new(),
+            violations: Vec::new(),
         }
     }
 }
@@ -285,12 +504,13 @@ impl<F: FnMut(Incoming<'_>)> Sink for Receiver<F> {
         if let (Some(inlet), Some(subject)) = (inlet, text(message.subject.bytes()))
             && reply != Some(None)
         {
-            let headers = message.header_bytes.unwrap_or(0) as usize;
-            let payload = &message.body()[headers..message.body_bytes];
+            let (headers, payload) = message.body()[..message.body_bytes]
+                .split_at(message.header_bytes.unwrap_or(0) as usize);
             (self.take)(Incoming {
                 inlet: Inlet(inlet),
                 subject,
                 reply: reply.flatten(),
+                headers,
                 payload: Bytes::copy_from_slice(payload),
             });
         }
@@ -316,7 +536,17 @@ impl<F: FnMut(Incoming<'_>)> Sink for Receiver<F> {
     }
 
     fn error(&mut self, text: &[u8]) -> Result<(), Stop> {
-        log::error!("STREAM: NATS server: {}", String::from_utf8_lossy(text));
+        let text = String::from_utf8_lossy(text);
+        let text = text.trim_matches([' ', '\'']);
+        // Those that do not end the connection.
+        if text
+            .to_ascii_lowercase()
+            .starts_with("permissions violation")
+        {
+            self.violations.push(text.to_owned());
+            return Ok(());
+        }
+        self.refusal = text.to_ascii_lowercase();
         Err(Stop)
     }
 }

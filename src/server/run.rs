@@ -214,6 +214,9 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     for gate in gates {
         let _ = gate.send(());
     }
+    if cluster_port.is_some() {
+        Dialer::configure(&shared, &options.cluster.routes);
+    }
     if options.streaming.enabled {
         let started = Streaming::start(&options, |fd| {
             shared.mesh.door(0).command(Command::Internal { fd });
@@ -226,10 +229,6 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             }
         }
     }
-    if cluster_port.is_some() {
-        Dialer::configure(&shared, &options.cluster.routes);
-    }
-
     let mut running = Running {
         options,
         shared,

@@ -3,11 +3,13 @@
 //! A turn: wait for messages, for the disk or for a deadline; hand everything that came to the engine;
 //! end the turn, which flushes the store once for all of it; write what the engine has to say.
 
-use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX};
+use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Terms};
+use super::nats_login::NatsUrl;
 use crate::config::Options;
-use crate::config::route_url::RouteUrl;
-use crate::config::streaming::{ChannelLimitOptions, StoreKind, StreamingOptions};
-use crate::stan::engine::{Engine, Settings};
+use crate::config::streaming::{CHANNEL_MARK, ChannelLimitOptions, StoreKind, StreamingOptions};
+use crate::stan::engine::{DeadLetterRule, DeadLetters, Engine, Settings};
+use crate::stan::outlet::{Inlet, Outlet};
+use crate::stan::pb;
 use crate::stan::report::Report;
 use crate::stan::store::file::{FileOptions, FileStore, Wake};
 use crate::stan::store::memory::MemoryStore;
@@ -16,6 +18,8 @@ use crate::subject::token;
 use crate::util::random::Random;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use prost::Message;
+use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -28,6 +32,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const TURN_BYTES_MAX: usize = 4 << 20;
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
+/// How long another server of the same cluster ID has to answer at the start.
+const PROBE_TIME: Duration = Duration::from_millis(250);
 const REPORT_TIME_MAX: Duration = Duration::from_secs(5);
 
 enum Ask {
@@ -84,28 +90,32 @@ impl Streaming {
         };
         let (store, recovered) = engine;
         let found = recovered.server.is_some();
-        let engine = Engine::new(settings(streaming), store, recovered, random, clock.now())
+        let engine = Engine::new(settings(options), store, recovered, random, clock.now())
             .map_err(|error| error.to_string())?;
         match found {
             true => log::info!("STREAM: Recovered {} channel(s)", engine.channel_count()),
             false => log::info!("STREAM: No recovered state"),
         }
         tell_limits(streaming);
-        let name = format!("_NSS-{}-send", streaming.cluster_id);
+        let terms = terms(options);
         let urls = urls(&streaming.nats_server)?;
-        let client = if urls.is_empty() {
+        let mut client = if urls.is_empty() {
             let (ours, theirs) = UnixStream::pair().map_err(|error| format!("sockets: {error}"))?;
             attach(theirs.into());
-            NatsClient::own(ours, &name).map_err(|error| format!("sockets: {error}"))?
+            NatsClient::own(ours, &terms.name).map_err(|error| format!("sockets: {error}"))?
         } else {
-            NatsClient::connect(&urls, &name)?
+            NatsClient::connect(&urls, &terms)?
         };
+        // Two of one name on one network would both serve every request.
+        if !urls.is_empty() || options.cluster.port != 0 {
+            look_for_another(&mut client, engine.info())?;
+        }
         let (asks, queue) = channel();
         let mut host = Host {
             engine,
             client,
             urls,
-            name,
+            terms,
             event: event.clone(),
             asks: queue,
             clock,
@@ -117,6 +127,7 @@ impl Streaming {
             .name("streaming".into())
             .spawn(move || host.run())
             .map_err(|error| format!("streaming thread: {error}"))?;
+        log::info!("STREAM: Streaming Server is ready");
         Ok(Self {
             asks,
             wake: event,
@@ -150,6 +161,43 @@ impl Streaming {
     }
 }
 
+/// Fails when somebody answers to our cluster ID already.
+fn look_for_another(client: &mut NatsClient, info: &pb::ServerInfo) -> Result<(), String> {
+    const ANSWERS: Inlet = Inlet(99);
+    let inbox = format!("_INBOX.{}", Random::from_entropy().id());
+    // Without a heartbeat inbox it is refused, so it leaves no trace there.
+    let request = pb::ConnectRequest {
+        client_id: info.cluster_id.clone(),
+        ..pb::ConnectRequest::default()
+    };
+    let output = client.output();
+    output.subscribe(ANSWERS, &inbox);
+    output.publish(&info.discovery, Some(&inbox), &request.encode_to_vec());
+    let failed = |error: std::io::Error| format!("connection to NATS: {error}");
+    let until = Instant::now() + PROBE_TIME;
+    let mut answered = false;
+    while !answered && Instant::now() < until {
+        client.flush().map_err(failed)?;
+        let read = client.receive(|incoming, _| {
+            answered |= incoming.inlet == ANSWERS
+                && incoming.headers.is_empty()
+                && pb::ConnectResponse::decode(incoming.payload).is_ok();
+        });
+        if read.map_err(failed)? == 0 {
+            // Too late is what is hoped for.
+            let _ = client.wait_for(PollFlags::POLLIN, until, "another server");
+        }
+    }
+    client.output().unsubscribe(ANSWERS);
+    match answered {
+        true => Err(format!(
+            "discovered another streaming server with cluster ID {:?}",
+            info.cluster_id
+        )),
+        false => Ok(()),
+    }
+}
+
 /// Nanoseconds since the epoch that never go back while the process lives.
 struct Clock {
     began: Instant,
@@ -174,8 +222,8 @@ struct Host {
     engine: Engine,
     client: NatsClient,
     /// Of another NATS server; empty: our own.
-    urls: Vec<RouteUrl>,
-    name: String,
+    urls: Vec<NatsUrl>,
+    terms: Terms,
     event: Arc<EventFd>,
     asks: Receiver<Ask>,
     clock: Clock,
@@ -192,7 +240,7 @@ impl Host {
             if let Err(error) = self.turn() {
                 log::error!(
                     "STREAM: connection {:?} has been disconnected: {error}",
-                    self.name
+                    self.terms.name
                 );
                 if self.urls.is_empty() || !self.reconnect() {
                     break;
@@ -250,6 +298,9 @@ impl Host {
             }
             bytes += read;
         }
+        for violation in self.client.take_violations() {
+            log::error!("STREAM: NATS server: {violation}");
+        }
         let now = self.clock.now();
         self.engine.handle_timeouts(now, self.client.output());
         if let Err(error) = self.engine.end_turn(now, self.client.output()) {
@@ -284,10 +335,10 @@ impl Host {
             if self.answer_asks() {
                 return false;
             }
-            if let Ok(client) = NatsClient::connect(&self.urls, &self.name) {
+            if let Ok(client) = NatsClient::connect(&self.urls, &self.terms) {
                 log::info!(
                     "STREAM: connection {:?} reconnected to NATS Server",
-                    self.name
+                    self.terms.name
                 );
                 self.client = client;
                 let now = self.clock.now();
@@ -298,7 +349,10 @@ impl Host {
     }
 }
 
-fn settings(options: &StreamingOptions) -> Settings {
+fn settings(all: &Options) -> Settings {
+    let options = &all.streaming;
+    // Another server's authorization is not known here.
+    let authorized = options.nats_server.is_empty() && asks_for_credentials(all);
     Settings {
         cluster_id: options.cluster_id.clone(),
         discover_prefix: options.discover_prefix.clone(),
@@ -308,11 +362,41 @@ fn settings(options: &StreamingOptions) -> Settings {
         heartbeat_failures: u32::try_from(options.heartbeat_failures.max(0)).unwrap_or(u32::MAX),
         replace_durable: options.replace_durable,
         debug: options.debug,
+        admin: options.admin.unwrap_or(authorized),
+        dead_letters: dead_letters(options),
+    }
+}
+
+/// Whether nobody gets in without credentials.
+fn asks_for_credentials(options: &Options) -> bool {
+    let known =
+        !options.user.is_empty() || !options.token.0.is_empty() || !options.users.is_empty();
+    known && options.no_auth_user.is_empty()
+}
+
+/// How another NATS server is connected to. Credentials of our own clients are ours there too, unless the
+/// streaming part has some of its own.
+fn terms(all: &Options) -> Terms {
+    let options = &all.streaming;
+    let mut credentials = options.nats_credentials.clone();
+    if credentials == Default::default() {
+        credentials.user = all.user.clone();
+        credentials.password = all.password.clone();
+        credentials.token = all.token.clone();
+    }
+    let mut tls = options.nats_tls.clone();
+    // As the original has it: `secure` alone asks for encryption and no more.
+    tls.skip_verify |= tls.secure && tls.ca_file.is_empty();
+    Terms {
+        name: format!("_NSS-{}-send", options.cluster_id),
+        credentials,
+        tls,
+        no_responders: false,
     }
 }
 
 /// One URL, or a list parted by commas; empty: none.
-fn urls(text: &str) -> Result<Vec<RouteUrl>, String> {
+fn urls(text: &str) -> Result<Vec<NatsUrl>, String> {
     if text.is_empty() {
         return Ok(Vec::new());
     }
@@ -320,28 +404,39 @@ fn urls(text: &str) -> Result<Vec<RouteUrl>, String> {
         return Err(format!("malformed url: {text}"));
     }
     text.split(',')
-        .map(|url| RouteUrl::parse(url.trim()))
+        .map(|url| NatsUrl::parse(url.trim()))
         .collect()
 }
 
-/// Limits of a channel: those of all channels, then every entry that matches its name, from the widest to
-/// the narrowest; what an entry does not say it takes from the one before.
+/// What the options say of a channel: what they say of all channels, then every entry that matches its name, from the
+/// widest to the narrowest; what an entry does not say it takes from the one before.
+fn inherited(
+    defaults: &ChannelLimitOptions,
+    channels: &BTreeMap<String, ChannelLimitOptions>,
+    name: &str,
+) -> ChannelLimitOptions {
+    let mut matching: Vec<(&String, &ChannelLimitOptions)> = channels
+        .iter()
+        .filter(|(pattern, _)| token::pattern_matches(pattern.as_bytes(), name.as_bytes()))
+        .collect();
+    matching.sort_by_key(|(pattern, _)| width(pattern));
+    let mut limits = defaults.clone();
+    for (_, own) in matching {
+        limits.max_subscriptions = own.max_subscriptions.or(limits.max_subscriptions);
+        limits.max_msgs = own.max_msgs.or(limits.max_msgs);
+        limits.max_bytes = own.max_bytes.or(limits.max_bytes);
+        limits.max_age = own.max_age.or(limits.max_age);
+        limits.max_inactivity = own.max_inactivity.or(limits.max_inactivity);
+        limits.max_redeliveries = own.max_redeliveries.or(limits.max_redeliveries);
+        limits.dead_letter = own.dead_letter.clone().or(limits.dead_letter);
+    }
+    limits
+}
+
 pub fn limits_of(options: &StreamingOptions) -> LimitsOf {
-    let (defaults, channels) = (options.limits, options.channels.clone());
+    let (defaults, channels) = (options.limits.clone(), options.channels.clone());
     Box::new(move |name| {
-        let mut matching: Vec<(&String, &ChannelLimitOptions)> = channels
-            .iter()
-            .filter(|(pattern, _)| token::pattern_matches(pattern.as_bytes(), name.as_bytes()))
-            .collect();
-        matching.sort_by_key(|(pattern, _)| width(pattern));
-        let mut limits = defaults;
-        for (_, own) in matching {
-            limits.max_subscriptions = own.max_subscriptions.or(limits.max_subscriptions);
-            limits.max_msgs = own.max_msgs.or(limits.max_msgs);
-            limits.max_bytes = own.max_bytes.or(limits.max_bytes);
-            limits.max_age = own.max_age.or(limits.max_age);
-            limits.max_inactivity = own.max_inactivity.or(limits.max_inactivity);
-        }
+        let limits = inherited(&defaults, &channels, name);
         // Negative is no limit, as 0 is.
         let count = |limit: Option<i64>| limit.unwrap_or(0).max(0);
         ChannelLimits {
@@ -352,6 +447,44 @@ pub fn limits_of(options: &StreamingOptions) -> LimitsOf {
             inactivity: count(limits.max_inactivity),
         }
     })
+}
+
+/// Which channels have dead letters. A channel that takes dead letters of others has none of its own: they
+/// would go round in circles, or from one channel to the next for ever.
+fn dead_letters(options: &StreamingOptions) -> DeadLetters {
+    let (defaults, channels) = (options.limits.clone(), options.channels.clone());
+    let all = || std::iter::once(&options.limits).chain(options.channels.values());
+    if !all().any(|limits| limits.max_redeliveries.is_some_and(|max| max > 0)) {
+        return DeadLetters::default();
+    }
+    let targets: Vec<String> = all()
+        .filter_map(|limits| limits.dead_letter.clone())
+        .collect();
+    DeadLetters(Arc::new(move |name| {
+        let limits = inherited(&defaults, &channels, name);
+        let max = limits.max_redeliveries.filter(|max| *max > 0)?;
+        let template = limits.dead_letter?;
+        if targets.iter().any(|target| takes_letters(target, name)) {
+            return None;
+        }
+        Some(DeadLetterRule {
+            max_redeliveries: u32::try_from(max).unwrap_or(u32::MAX),
+            target: template.replace(CHANNEL_MARK, name),
+        })
+    }))
+}
+
+fn takes_letters(template: &str, name: &str) -> bool {
+    match template.split_once(CHANNEL_MARK) {
+        None => template == name,
+        Some((before, behind)) => {
+            let middle = name
+                .strip_prefix(before)
+                .and_then(|rest| rest.strip_suffix(behind));
+            // A template that is nothing but the mark makes every channel its own.
+            middle.is_some_and(|middle| !middle.is_empty())
+        }
+    }
 }
 
 /// Sorts patterns from wide to narrow, token by token.
@@ -462,6 +595,31 @@ mod tests {
         assert_eq!(get("foo.a.b"), (5, 100));
         assert_eq!(get("x.bar"), (9, 9));
         assert_eq!(get("other"), (1_000_000, 1_024_000_000));
+    }
+
+    #[test]
+    fn dead_letters_do_not_breed() {
+        let mut options = StreamingOptions::default();
+        assert_eq!((dead_letters(&options).0)("foo"), None);
+        options.limits.max_redeliveries = Some(3);
+        let own = ChannelLimitOptions {
+            max_redeliveries: Some(1),
+            dead_letter: Some("lost".into()),
+            ..ChannelLimitOptions::default()
+        };
+        options.channels.insert("foo.*".into(), own.clone());
+        let off = ChannelLimitOptions {
+            max_redeliveries: Some(0),
+            ..own
+        };
+        options.channels.insert("foo.off".into(), off);
+        let rules = dead_letters(&options);
+        let get = |name: &str| (rules.0)(name).map(|rule| (rule.max_redeliveries, rule.target));
+        assert_eq!(get("foo"), Some((3, "dead.foo".into())));
+        assert_eq!(get("foo.bar"), Some((1, "lost".into())));
+        assert_eq!(get("foo.off"), None);
+        assert_eq!(get("dead.foo"), None);
+        assert_eq!(get("lost"), None);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! One channel: its subscriptions and groups, and the publishes that wait for the disk.
 
+use super::clients::ChannelIndex;
+use super::engine::DeadLetterRule;
 use super::subs::Sub;
 use crate::stan::store::{ChannelId, Seq};
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -10,6 +12,18 @@ pub struct WaitingAck {
     pub seq: Seq,
     pub reply: Box<str>,
     pub guid: String,
+}
+
+/// A message that is leaving its subscription for this channel, as a dead letter.
+#[derive(Debug)]
+pub struct Departing {
+    /// Its number here.
+    pub letter: Seq,
+    pub channel: ChannelIndex,
+    pub sub: u64,
+    pub group: String,
+    pub seq: Seq,
+    pub deliveries: u32,
 }
 
 #[derive(Debug, Default)]
@@ -41,6 +55,11 @@ pub struct Channel {
     /// Since the server's start: publishes acknowledged, and messages sent again.
     pub acknowledged: u64,
     pub redelivered: u64,
+    /// Messages that went to another channel because nobody acknowledged them.
+    pub dead_lettered: u64,
+    pub dead_letters: Option<DeadLetterRule>,
+    /// Dead letters of other channels that wait for the disk.
+    pub departing: VecDeque<Departing>,
     /// Last publish, or end of the last subscription.
     pub active_at: i64,
     pub age_timer: bool,
@@ -62,6 +81,9 @@ impl Channel {
             dirty: false,
             acknowledged: 0,
             redelivered: 0,
+            dead_lettered: 0,
+            dead_letters: None,
+            departing: VecDeque::new(),
             active_at: now,
             age_timer: false,
             inactivity_timer: false,

@@ -20,6 +20,10 @@ pub struct Client {
     pub failures: u32,
     /// A heartbeat was sent and is not answered.
     pub beat_out: bool,
+    /// When the next one is due; timers for other times are stale.
+    pub beat_at: i64,
+    /// When the one that is out has failed.
+    pub beat_over_at: i64,
     pub subs: BTreeSet<(ChannelIndex, u64)>,
     /// A connect request that waits for this client to show that it is gone.
     pub challenger: Option<Challenger>,
@@ -52,6 +56,8 @@ impl Clients {
             serial,
             failures: 0,
             beat_out: false,
+            beat_at: 0,
+            beat_over_at: 0,
             subs: BTreeSet::new(),
             challenger: None,
         };
@@ -93,8 +99,8 @@ impl Clients {
         }
     }
 
-    pub fn has_connection(&self, connection: &Bytes) -> bool {
-        self.by_connection.contains_key(connection)
+    pub fn with_connection(&self, connection: &Bytes) -> Option<&Client> {
+        self.by_id.get(self.by_connection.get(connection)?)
     }
 
     pub fn is_healthy(&self, id: &str) -> bool {

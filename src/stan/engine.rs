@@ -4,6 +4,8 @@
 //! come, and `end_turn` after each batch of those. A publish is acknowledged in `end_turn`, or in a later one:
 //! only when the store says that it is durable (`acknowledge`), and there is no other way to an ack.
 
+mod admin;
+mod dead;
 mod deliver;
 mod members;
 mod publish;
@@ -20,6 +22,7 @@ use super::report::{ChannelReport, ClientReport, Report, SubReport};
 use super::store::{ChannelId, Recovered, Store, StoreError};
 use super::subs::Sub;
 use crate::util::random::Random;
+pub use dead::{DeadLetterRule, DeadLetters};
 use prost::Message;
 use std::collections::HashMap;
 use timers::Timers;
@@ -37,6 +40,9 @@ pub struct Settings {
     /// A second subscription of an active durable replaces the first.
     pub replace_durable: bool,
     pub debug: bool,
+    /// Requests of administration may change things.
+    pub admin: bool,
+    pub dead_letters: DeadLetters,
 }
 
 pub struct Engine {
@@ -127,11 +133,22 @@ impl Engine {
             (Inlet::ACK, format!("{}.>", self.info.ack_subs)),
             (Inlet::PING, self.ping_subject.clone()),
             (Inlet::ANSWER, format!("{}.*", self.answers)),
+            (
+                Inlet::ADMIN,
+                format!("{}.{}.*", admin::SUBJECT_PREFIX, self.info.cluster_id),
+            ),
         ] {
             out.subscribe(inlet, &subject);
         }
         for (subject, inlet) in &self.own_inlets {
             out.subscribe(*inlet, subject);
+        }
+        // What was due meanwhile, then what was stored and did not get to its subscribers before a crash.
+        self.handle_timeouts(now, out);
+        for index in 0..self.channels.len() {
+            if self.channels[index].is_some() {
+                self.deliver(index, out);
+            }
         }
     }
 
@@ -155,6 +172,7 @@ impl Engine {
             Inlet::CLOSE => self.handle_close(payload, reply, out),
             Inlet::PING => self.handle_ping(payload, reply, out),
             Inlet::ANSWER => self.handle_answer(subject, out),
+            Inlet::ADMIN => self.handle_admin(subject, &payload, reply, out),
             _ => self.handle_ack(subject, &payload, out),
         }
     }
@@ -198,12 +216,13 @@ impl Engine {
             let serial = self.clients.insert(info);
             // The first heartbeat comes early: clients may have gone while we were not there.
             let at = self.now + self.settings.heartbeat_timeout;
-            self.timers.push(at, timers::Timer::Heartbeat(serial));
+            self.plan_heartbeat(serial, at);
         }
         for recovered in channels {
             let index = self.channels.len();
             let mut channel = Channel::new(&recovered.name, recovered.id, self.now);
             channel.last_sub_id = recovered.last_sub_id;
+            channel.dead_letters = (self.settings.dead_letters.0)(&recovered.name);
             channel.durable_to = self.store.bounds(recovered.id).last;
             self.channels.push(Some(channel));
             self.by_name.insert(recovered.name, index);
@@ -273,7 +292,11 @@ impl Engine {
             queue.last_sent = queue.last_sent.max(state.last_sent);
             match active {
                 true => queue.members.push_back(id),
-                false => queue.shadow = Some(id),
+                // Of several, the one that stands furthest on.
+                false if queue.shadow.is_none() || queue.last_sent == state.last_sent => {
+                    queue.shadow = Some(id);
+                }
+                false => {}
             }
         } else {
             if active {
@@ -344,6 +367,7 @@ impl Engine {
                     last_seq: bounds.last,
                     acknowledged: channel.acknowledged,
                     redelivered: channel.redelivered,
+                    dead_lettered: channel.dead_lettered,
                     oldest_unacked: channel.subs.values().filter_map(Sub::oldest_unacked).min(),
                     subscriptions: channel
                         .subs

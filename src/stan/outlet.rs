@@ -16,6 +16,7 @@ impl Inlet {
     pub const PING: Self = Self(8);
     /// Answers to heartbeats and to probes.
     pub const ANSWER: Self = Self(9);
+    pub const ADMIN: Self = Self(10);
     pub const FIRST_ACK: u32 = 100;
 }
 

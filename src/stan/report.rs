@@ -26,6 +26,7 @@ pub struct ChannelReport {
     /// Since the server's start.
     pub acknowledged: u64,
     pub redelivered: u64,
+    pub dead_lettered: u64,
     /// Nanoseconds since the epoch.
     pub oldest_unacked: Option<i64>,
     pub subscriptions: Vec<SubReport>,

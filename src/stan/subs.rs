@@ -15,6 +15,8 @@ use crate::stan::store::Seq;
 use std::collections::{BTreeMap, VecDeque};
 
 pub const SECOND: i64 = 1_000_000_000;
+/// The deadline of a message that is on its way to the dead letters.
+const LEAVING: i64 = i64::MAX;
 
 #[derive(Clone, Copy, Debug)]
 pub struct Pending {
@@ -24,6 +26,12 @@ pub struct Pending {
     pub redeliveries: u32,
     /// When this subscription was sent it first, since the server's start.
     pub first_sent: i64,
+}
+
+impl Pending {
+    pub fn is_leaving(&self) -> bool {
+        self.due == LEAVING
+    }
 }
 
 #[derive(Debug)]
@@ -69,15 +77,29 @@ impl Sub {
 
     /// Notes a message as sent, to be acknowledged until `due`.
     pub fn note_sent(&mut self, seq: Seq, due: i64, redeliveries: u32, now: i64) {
-        let pending = self.pending.entry(seq).or_insert(Pending {
+        let known = self.pending.get(&seq);
+        // One entry for a deadline, or the message would be sent twice then.
+        let listed = known.is_some_and(|pending| pending.due == due);
+        let first_sent = known.map_or(now, |pending| pending.first_sent);
+        let pending = Pending {
             due,
             redeliveries,
-            first_sent: now,
-        });
-        (pending.due, pending.redeliveries) = (due, redeliveries);
+            first_sent,
+        };
+        self.pending.insert(seq, pending);
+        self.state.last_sent = self.state.last_sent.max(seq);
+        if listed {
+            return;
+        }
         let at = self.due.partition_point(|(other, _)| *other <= due);
         self.due.insert(at, (due, seq));
-        self.state.last_sent = self.state.last_sent.max(seq);
+    }
+
+    /// A message is on its way to the dead letters: pending, and not sent again meanwhile.
+    pub fn note_leaving(&mut self, seq: Seq) {
+        if let Some(pending) = self.pending.get_mut(&seq) {
+            pending.due = LEAVING;
+        }
     }
 
     /// The earliest deadline.
@@ -123,5 +145,13 @@ mod tests {
         sub.pending.remove(&1);
         assert_eq!((sub.take_due(100), sub.take_due(100)), (Some(2), None));
         assert_eq!(sub.state.last_sent, 3);
+    }
+
+    #[test]
+    fn a_deadline_noted_twice_is_one() {
+        let mut sub = Sub::new(SubState::default(), true);
+        sub.note_sent(1, 10, 0, 0);
+        sub.note_sent(1, 10, 1, 0);
+        assert_eq!((sub.take_due(10), sub.take_due(10)), (Some(1), None));
     }
 }

@@ -92,7 +92,7 @@ fn identity(
     Ok((chain, key))
 }
 
-fn roots(file: &str) -> Result<Option<Arc<RootCertStore>>, String> {
+pub(super) fn roots(file: &str) -> Result<Option<Arc<RootCertStore>>, String> {
     if file.is_empty() {
         return Ok(None);
     }

@@ -2,9 +2,11 @@
 //!
 //! May import util and config. Must not know sockets, the ring, or NATS.
 
+mod client;
 mod load;
 mod names;
 mod session;
 
+pub use client::client;
 pub use load::{Configs, load};
 pub use session::{Described, Fault, Session};

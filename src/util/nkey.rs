@@ -2,9 +2,12 @@
 //! CRC16, 56 letters that begin with `U`.
 
 const PREFIX_USER: u8 = 20 << 3;
+const PREFIX_SEED: u8 = 18 << 3;
 const ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Prefix, key and checksum; 35 bytes are exactly 56 letters of five bits.
 const RAW_BYTES: usize = 1 + 32 + 2;
+/// A seed has two bytes of prefix: that it is one, and of what.
+const SEED_RAW_BYTES: usize = 2 + 32 + 2;
 
 pub type PublicKey = [u8; 32];
 
@@ -13,8 +16,42 @@ pub fn decode_user(text: &str) -> Option<PublicKey> {
     if text.len() != RAW_BYTES * 8 / 5 {
         return None;
     }
+    let raw = decode_base32(text)?;
+    let body = without_checksum(&raw, RAW_BYTES)?;
+    (body[0] == PREFIX_USER).then(|| body[1..].try_into().expect("33 bytes less one"))
+}
+
+/// The text form of a public user key.
+pub fn encode_user(key: &PublicKey) -> String {
+    let mut raw = vec![PREFIX_USER];
+    raw.extend_from_slice(key);
+    raw.extend_from_slice(&crc16(&raw).to_le_bytes());
     let (mut bits, mut count) = (0u32, 0);
-    let mut raw = Vec::with_capacity(RAW_BYTES);
+    let mut text = String::new();
+    for byte in raw {
+        bits = bits << 8 | u32::from(byte);
+        count += 8;
+        while count >= 5 {
+            count -= 5;
+            text.push(char::from(ALPHABET[(bits >> count) as usize & 31]));
+        }
+    }
+    text
+}
+
+/// The secret of a user (`SU...`), or None where the text is none.
+pub fn decode_seed(text: &str) -> Option<[u8; 32]> {
+    let raw = decode_base32(text)?;
+    let body = without_checksum(&raw, SEED_RAW_BYTES)?;
+    // Five bits of each prefix; those of the second one stand across the two bytes.
+    let (first, second) = (body[0] & 0xf8, body[0] << 5 | (body[1] & 0xf8) >> 3);
+    let good = first == PREFIX_SEED && second == PREFIX_USER;
+    good.then(|| body[2..].try_into().expect("34 bytes less two"))
+}
+
+fn decode_base32(text: &str) -> Option<Vec<u8>> {
+    let (mut bits, mut count) = (0u32, 0);
+    let mut raw = Vec::with_capacity(text.len() * 5 / 8);
     for letter in text.bytes() {
         let value = ALPHABET.iter().position(|known| *known == letter)?;
         bits = bits << 5 | value as u32;
@@ -24,9 +61,12 @@ pub fn decode_user(text: &str) -> Option<PublicKey> {
             raw.push((bits >> count) as u8);
         }
     }
-    let (body, checksum) = raw.split_at(RAW_BYTES - 2);
-    let good = body[0] == PREFIX_USER && checksum == crc16(body).to_le_bytes();
-    good.then(|| body[1..].try_into().expect("33 bytes less one"))
+    Some(raw)
+}
+
+fn without_checksum(raw: &[u8], len: usize) -> Option<&[u8]> {
+    let (body, checksum) = raw.split_at_checked(len - 2)?;
+    (checksum == crc16(body).to_le_bytes()).then_some(body)
 }
 
 /// CRC-16/XMODEM.
@@ -62,9 +102,21 @@ pub fn decode_base64(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
+const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+/// base64 in the URL alphabet, without padding.
+pub fn encode_base64(bytes: &[u8]) -> String {
+    let letter = |bits: u32, at: usize| char::from(LETTERS[(bits >> (18 - at * 6)) as usize & 63]);
+    let group = |group: &[u8]| {
+        let byte = |at: usize| group.get(at).copied().unwrap_or(0);
+        let bits = u32::from_be_bytes([0, byte(0), byte(1), byte(2)]);
+        (0..=group.len()).map(move |at| letter(bits, at))
+    };
+    bytes.chunks(3).flat_map(group).collect()
+}
+
 /// 11 bytes as 15 letters of base64 for URLs, without padding: the shape of a nonce.
 pub fn encode_nonce(bytes: [u8; 11]) -> [u8; 15] {
-    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
     let mut padded = [0; 12];
     padded[..11].copy_from_slice(&bytes);
     std::array::from_fn(|i| {
@@ -92,7 +144,24 @@ mod tests {
     }
 
     #[test]
+    fn seeds() {
+        // Of the nkeys library's own examples.
+        let seed = "SUACSSL3UAHUDXKFSNVUZRF5UHPMWZ6BFDTJ7M6USDXIEDNPPQYYYCU3VY";
+        assert!(decode_seed(seed).is_some());
+        let server = seed.replacen("SU", "SN", 1);
+        for bad in ["", "SU", &seed[1..], &server, &seed.replace("U3VY", "U4VY")] {
+            assert_eq!(decode_seed(bad), None, "{bad}");
+        }
+        let key = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
+        assert_eq!(encode_user(&decode_user(key).unwrap()), key);
+    }
+
+    #[test]
     fn base64_in_all_forms() {
+        for length in 0..8 {
+            let bytes = &b"\xfb\xff\x31hello"[..length];
+            assert_eq!(decode_base64(&encode_base64(bytes)).as_deref(), Some(bytes));
+        }
         for text in ["-_8x", "+/8x"] {
             assert_eq!(decode_base64(text), Some(vec![0xfb, 0xff, 0x31]), "{text}");
         }

@@ -1,6 +1,8 @@
 //! Starts the real binary and speaks to it over raw sockets.
 #![allow(dead_code)] // each test file uses its own part
 
+pub mod stan;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
@@ -126,6 +128,12 @@ impl Server {
         let before = told();
         self.signal(nix::sys::signal::Signal::SIGHUP);
         until("the end of a reload", || told() != before);
+    }
+
+    /// The end without a warning.
+    pub fn kill(mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
     }
 
     pub fn stop(mut self) {

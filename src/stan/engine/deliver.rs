@@ -150,13 +150,13 @@ impl Engine {
         self.arm(index, id);
     }
 
-    /// Sends a message again, flagged, and counts from now or from its old deadline.
+    /// Sends a message again, for the n-th time and flagged, and counts from now or from its old deadline.
     fn send_again(
         &mut self,
         index: ChannelIndex,
         id: u64,
         seq: Seq,
-        due: i64,
+        (due, redeliveries): (i64, u32),
         message: &[u8],
         out: &mut dyn Outlet,
     ) {
@@ -164,11 +164,6 @@ impl Engine {
         let Some(sub) = self.channel(index).subs.get_mut(&id) else {
             return;
         };
-        let redeliveries = sub
-            .pending
-            .get(&seq)
-            .map_or(0, |pending| pending.redeliveries)
-            + 1;
         let next = due + sub.ack_wait();
         let next = if next <= now {
             now + sub.ack_wait()
@@ -226,6 +221,11 @@ impl Engine {
             self.redeliver(index, id, &group, seq, deadline, out);
         }
         self.arm(index, id);
+        // What was pending and is gone from the store makes room.
+        match group.is_empty() {
+            true => self.deliver_to(index, id, out),
+            false => self.deliver_to_group(index, &group, out),
+        }
     }
 
     fn redeliver(
@@ -243,6 +243,10 @@ impl Engine {
             // It is not there any more: nobody needs to acknowledge it.
             _ => return self.forget_pending(index, id, seq),
         };
+        if self.is_spent(index, id, seq) {
+            return self.bury(index, id, seq, &message);
+        }
+        let redeliveries = self.redeliveries(index, id, seq) + 1;
         let target = match group.is_empty() {
             true => Some(id),
             false => self.choose(index, group, Choice::Again),
@@ -255,12 +259,19 @@ impl Engine {
             self.log_error(result);
             self.mark_dirty(index);
         }
-        self.send_again(index, target, seq, due, &message, out);
+        self.send_again(index, target, seq, (due, redeliveries), &message, out);
         self.arm(index, target);
     }
 
+    /// How often a pending message was sent beyond the first time, to whomever.
+    fn redeliveries(&mut self, index: ChannelIndex, id: u64, seq: Seq) -> u32 {
+        let sub = self.channel(index).subs.get(&id);
+        let pending = sub.and_then(|sub| sub.pending.get(&seq));
+        pending.map_or(0, |pending| pending.redeliveries)
+    }
+
     /// As an ack, without anybody having sent one.
-    fn forget_pending(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
+    pub(super) fn forget_pending(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
         let channel = self.channel(index);
         let store = channel.store;
         if let Some(sub) = channel.subs.get_mut(&id) {
@@ -279,10 +290,20 @@ impl Engine {
         let Some(sub) = channel.subs.get(&id) else {
             return;
         };
-        let all: Vec<Seq> = sub.pending.keys().copied().collect();
-        for seq in all {
+        let all: Vec<(Seq, u32)> = sub
+            .pending
+            .iter()
+            .filter(|(_, pending)| !pending.is_leaving())
+            .map(|(seq, pending)| (*seq, pending.redeliveries))
+            .collect();
+        for (seq, redeliveries) in all {
             match self.store.lookup(store, seq) {
-                Ok(Some(message)) => self.send_again(index, id, seq, now, &message, out),
+                Ok(Some(message)) if self.is_spent(index, id, seq) => {
+                    self.bury(index, id, seq, &message);
+                }
+                Ok(Some(message)) => {
+                    self.send_again(index, id, seq, (now, redeliveries + 1), &message, out);
+                }
                 _ => self.forget_pending(index, id, seq),
             }
         }
@@ -307,26 +328,28 @@ impl Engine {
         if index != named {
             return;
         }
-        let channel = self.channel(index);
-        let Some(sub) = channel.subs.get(&id) else {
+        let Some(sub) = self.channel(index).subs.get(&id) else {
             return;
         };
         let group = sub.state.queue_group.clone();
-        // A member may acknowledge what was given to another one since.
-        let mut owner = id;
-        if !sub.pending.contains_key(&ack.sequence)
-            && let Some(queue) = channel.queues.get(&group)
-        {
-            let holds = |id: &&u64| {
-                let sub = channel.subs.get(id);
-                sub.is_some_and(|sub| sub.pending.contains_key(&ack.sequence))
-            };
-            owner = queue.members.iter().find(holds).copied().unwrap_or(id);
-        }
+        let owner = self.holder(index, id, &group, ack.sequence);
         self.forget_pending(index, owner, ack.sequence);
         match group.is_empty() {
             true => self.deliver_to(index, id, out),
             false => self.deliver_to_group(index, &group, out),
+        }
+    }
+
+    /// Who a message is pending for: this subscription, or the member of its group it was given to since.
+    pub(super) fn holder(&mut self, index: ChannelIndex, id: u64, group: &str, seq: Seq) -> u64 {
+        let channel = self.channel(index);
+        let holds = |id: &u64| {
+            let sub = channel.subs.get(id);
+            sub.is_some_and(|sub| sub.pending.contains_key(&seq))
+        };
+        match channel.queues.get(group).filter(|_| !holds(&id)) {
+            Some(queue) => queue.members.iter().copied().find(holds).unwrap_or(id),
+            None => id,
         }
     }
 }

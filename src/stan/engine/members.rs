@@ -79,7 +79,7 @@ impl Engine {
     ) {
         let channel = self.channel(index);
         let Some(queue) = channel.queues.get_mut(group) else {
-            return;
+            return self.forget_sub(index, id); // a second record of a group that is gone
         };
         queue.members.retain(|other| *other != id);
         let (durable, last_sent) = (queue.durable, queue.last_sent);

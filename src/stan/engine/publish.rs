@@ -11,6 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 const INVALID_PUBLISH: &str = "stan: invalid publish request";
+const BEING_DELETED: &str = "stan: channel is being deleted";
 const TOO_MANY_CHANNELS: &str = "too many channels";
 
 impl Engine {
@@ -81,8 +82,9 @@ impl Engine {
             error.to_string()
         })?;
         let index = self.channels.len();
-        self.channels
-            .push(Some(Channel::new(name, store, self.now)));
+        let mut channel = Channel::new(name, store, self.now);
+        channel.dead_letters = (self.settings.dead_letters.0)(name);
+        self.channels.push(Some(channel));
         self.by_name.insert(name.to_owned(), index);
         self.by_store.insert(store, index);
         log::info!("STREAM: Channel {name:?} has been created");
@@ -140,6 +142,7 @@ impl Engine {
             self.watch_age(index);
         }
         self.acknowledge(index, out);
+        self.depart(index, out);
     }
 
     fn acknowledge(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
@@ -175,6 +178,16 @@ impl Engine {
             if let Some(waiting) = channel.waiting.pop_back() {
                 refuse(Some(&waiting.reply), &waiting.guid, &text, out);
             }
+        }
+        let kept = channel.departing.partition_point(|one| one.letter <= last);
+        let returned = channel.departing.split_off(kept);
+        self.return_letters(returned.into());
+    }
+
+    /// Whoever waits for an ack of this channel is told that there will be none.
+    pub(super) fn refuse_waiting(&mut self, channel: &mut Channel, out: &mut dyn Outlet) {
+        for waiting in channel.waiting.drain(..) {
+            refuse(Some(&waiting.reply), &waiting.guid, BEING_DELETED, out);
         }
     }
 }

@@ -128,7 +128,7 @@ impl Engine {
         } else {
             let serial = self.clients.insert(info);
             let at = self.now + self.settings.heartbeat_interval;
-            self.timers.push(at, Timer::Heartbeat(serial));
+            self.plan_heartbeat(serial, at);
             self.debug(format_args!("[Client:{id}] Connected (Inbox={inbox})"));
         }
         answer(
@@ -185,8 +185,14 @@ impl Engine {
         let Some(reply) = reply.filter(|_| !ping.conn_id.is_empty()) else {
             return;
         };
-        if self.clients.has_connection(&ping.conn_id) {
-            return out.publish(reply, None, b"");
+        if let Some(client) = self.clients.with_connection(&ping.conn_id) {
+            // One that was thought gone is there: it need not wait for its next heartbeat to be healthy.
+            let (serial, ask) = (client.serial, client.failures > 0 && !client.beat_out);
+            out.publish(reply, None, b"");
+            if ask {
+                self.send_heartbeat(serial, out);
+            }
+            return;
         }
         let response = pb::PingResponse {
             error: text::REPLACED.to_owned(),
@@ -196,21 +202,37 @@ impl Engine {
 
     // ---- heartbeats
 
-    pub(super) fn send_heartbeat(&mut self, serial: u64, out: &mut dyn Outlet) {
+    pub(super) fn plan_heartbeat(&mut self, serial: u64, at: i64) {
+        if let Some(client) = self.clients.with_serial(serial) {
+            client.beat_at = at;
+            self.timers.push(at, Timer::Heartbeat(serial));
+        }
+    }
+
+    pub(super) fn handle_heartbeat(&mut self, serial: u64, at: i64, out: &mut dyn Outlet) {
+        let client = self.clients.with_serial(serial);
+        if client.is_some_and(|client| client.beat_at == at && !client.beat_out) {
+            self.send_heartbeat(serial, out);
+        }
+    }
+
+    fn send_heartbeat(&mut self, serial: u64, out: &mut dyn Outlet) {
         let at = self.now + self.settings.heartbeat_timeout;
         let subject = format!("{}.{serial}", self.answers);
         let Some(client) = self.clients.with_serial(serial) else {
             return;
         };
         client.beat_out = true;
+        client.beat_over_at = at;
         out.publish(&client.info.heartbeat_inbox, Some(&subject), b"");
         self.timers.push(at, Timer::HeartbeatOver(serial));
     }
 
-    pub(super) fn heartbeat_over(&mut self, serial: u64, out: &mut dyn Outlet) {
+    pub(super) fn heartbeat_over(&mut self, serial: u64, at: i64, out: &mut dyn Outlet) {
         let max = self.settings.heartbeat_failures;
-        let at = self.now + self.settings.heartbeat_interval;
-        let Some(client) = self.clients.with_serial(serial).filter(|c| c.beat_out) else {
+        let next = self.now + self.settings.heartbeat_interval;
+        let client = self.clients.with_serial(serial);
+        let Some(client) = client.filter(|one| one.beat_out && one.beat_over_at == at) else {
             return;
         };
         client.beat_out = false;
@@ -221,7 +243,7 @@ impl Engine {
             self.close_client(&id, out);
             return;
         }
-        self.timers.push(at, Timer::Heartbeat(serial));
+        self.plan_heartbeat(serial, next);
     }
 
     /// Any answer will do; the subject says to what.
@@ -254,7 +276,7 @@ impl Engine {
                 answer(Some(&challenger.reply), &response, out);
             }
         } else if std::mem::take(&mut client.beat_out) {
-            self.timers.push(next, Timer::Heartbeat(serial));
+            self.plan_heartbeat(serial, next);
         }
     }
 

@@ -1,5 +1,9 @@
 //! The engine over the memory store, with a clock of its own: requests in, publishes out.
 
+mod admin;
+mod dead;
+mod model;
+
 use super::*;
 use crate::stan::store::ChannelLimits;
 use crate::stan::store::memory::MemoryStore;
@@ -31,7 +35,14 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let settings = Settings {
+        Self::with(
+            |_| {},
+            MemoryStore::new(Box::new(|_| ChannelLimits::default())),
+        )
+    }
+
+    fn with(change: impl FnOnce(&mut Settings), store: impl Store + 'static) -> Self {
+        let mut settings = Settings {
             cluster_id: "c".into(),
             discover_prefix: "_STAN.discover".into(),
             max_channels: 10,
@@ -40,8 +51,10 @@ impl World {
             heartbeat_failures: 2,
             replace_durable: false,
             debug: false,
+            admin: true,
+            dead_letters: DeadLetters::default(),
         };
-        let store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+        change(&mut settings);
         let now = 1_000_000 * SECOND;
         let engine = Engine::new(
             settings,

@@ -3,6 +3,7 @@
 use super::Engine;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
+use crate::stan::store::StoreError;
 use crate::stan::subs::SECOND;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -49,8 +50,8 @@ impl Engine {
         while let Some((at, timer)) = self.timers.take(now) {
             match timer {
                 Timer::Due(index, id) => self.handle_due(index, id, at, out),
-                Timer::Heartbeat(serial) => self.send_heartbeat(serial, out),
-                Timer::HeartbeatOver(serial) => self.heartbeat_over(serial, out),
+                Timer::Heartbeat(serial) => self.handle_heartbeat(serial, at, out),
+                Timer::HeartbeatOver(serial) => self.heartbeat_over(serial, at, out),
                 Timer::ProbeOver(serial) => self.probe_over(serial, out),
                 Timer::Age(index) => self.handle_age(index),
                 Timer::Inactivity(index) => self.handle_inactivity(index, out),
@@ -121,18 +122,36 @@ impl Engine {
         if channel.active_at + limit > now || !channel.waiting.is_empty() {
             return self.watch_inactivity(index);
         }
-        self.delete_channel(index, out);
+        if self.delete_channel(index, out).is_err() {
+            // Tried again when it has been idle for as long once more.
+            self.channel(index).active_at = now;
+            self.watch_inactivity(index);
+        }
     }
 
-    fn delete_channel(&mut self, index: ChannelIndex, _out: &mut dyn Outlet) {
-        let Some(channel) = self.channels[index].take() else {
-            return;
+    /// Removes a channel with all it has. On an error it is there as before.
+    pub(super) fn delete_channel(
+        &mut self,
+        index: ChannelIndex,
+        out: &mut dyn Outlet,
+    ) -> Result<(), StoreError> {
+        let store = self.channel(index).store;
+        if let Err(error) = self.store.delete_channel(store) {
+            log::error!("STREAM: {error}");
+            return Err(error);
+        }
+        let Some(mut channel) = self.channels[index].take() else {
+            return Ok(());
         };
         self.by_name.remove(&channel.name);
         self.by_store.remove(&channel.store);
         self.dirty.retain(|other| *other != index);
-        let result = self.store.delete_channel(channel.store);
-        self.log_error(result);
+        for (id, sub) in channel.subs.iter().filter(|(_, sub)| sub.active) {
+            self.detach(index, *id, &sub.state, out);
+        }
+        self.refuse_waiting(&mut channel, out);
+        self.return_letters(channel.departing.into());
         log::info!("STREAM: Channel {:?} has been deleted", channel.name);
+        Ok(())
     }
 }

@@ -1,0 +1,93 @@
+//! Settings of the connecting side, for programs that are clients of a NATS server.
+
+use super::load::roots;
+use crate::config::options::ClientTlsOptions;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::sync::Arc;
+
+/// Without `ca_file` the system's authorities are trusted.
+pub fn client(options: &ClientTlsOptions) -> Result<Arc<ClientConfig>, String> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| error.to_string())?;
+    let builder = match options.skip_verify {
+        true => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+        false => builder.with_root_certificates(authorities(&options.ca_file)?),
+    };
+    if options.cert_file.is_empty() && options.key_file.is_empty() {
+        return Ok(Arc::new(builder.with_no_client_auth()));
+    }
+    let failed = |error: &dyn std::fmt::Display| {
+        format!(
+            "error parsing X509 certificate/key pair: {:?} and {:?}: {error}",
+            options.cert_file, options.key_file
+        )
+    };
+    let chain = CertificateDer::pem_file_iter(&options.cert_file)
+        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+        .map_err(|error| failed(&error))?;
+    let key = PrivateKeyDer::from_pem_file(&options.key_file).map_err(|error| failed(&error))?;
+    let config = builder.with_client_auth_cert(chain, key);
+    config.map(Arc::new).map_err(|error| failed(&error))
+}
+
+fn authorities(file: &str) -> Result<Arc<RootCertStore>, String> {
+    if let Some(roots) = roots(file)? {
+        return Ok(roots);
+    }
+    let mut store = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    store.add_parsable_certificates(found.certs);
+    match store.is_empty() {
+        true => Err("the system has no certificates of authorities: name a file of them".into()),
+        false => Ok(Arc::new(store)),
+    }
+}
+
+/// Takes every certificate, as users asked who want encryption alone.
+#[derive(Debug)]
+struct Anybody(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls12_signature(message, certificate, signature, algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = &self.0.signature_verification_algorithms;
+        verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}

@@ -1,0 +1,406 @@
+//! Streaming end to end: the promises a client relies on, over crashes, lost connections and restarts; behind another
+//! NATS server; and `midge stan`.
+
+mod support;
+
+use std::process::Command;
+use support::stan::Stan;
+use support::{Client, Server, free_port};
+
+fn file_server(port: u16, folder: &str, more: &[&str]) -> Server {
+    let arguments = [&["-st", "FILE", "-dir", folder], more].concat();
+    let server = Server::start_at(port, &arguments);
+    server.wait_log("Streaming Server is ready");
+    server
+}
+
+fn memory_server(more: &[&str]) -> Server {
+    let server = Server::start(&[&["--streaming"], more].concat());
+    server.wait_log("Streaming Server is ready");
+    server
+}
+
+fn stan(server: &Server, id: &str) -> Stan {
+    Stan::connect(server.client(), "test-cluster", id).unwrap()
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_by_a_kill() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let port = free_port();
+    let server = file_server(port, path, &[]);
+    let mut client = stan(&server, "me");
+    let durable = client
+        .subscribe("foo", |r| r.durable_name = "d".into())
+        .unwrap();
+    for number in 1..=200u64 {
+        client.publish("foo", &number.to_le_bytes()).unwrap();
+    }
+    for number in 1..=200 {
+        assert_eq!(client.next(&durable).sequence, number);
+        if number <= 120 {
+            client.ack(&durable, number);
+        }
+    }
+    client.ping();
+    server.kill();
+
+    let server = file_server(port, path, &[]);
+    // The client goes on by itself: the server knows it, and so does the durable.
+    client.reconnect(server.client());
+    assert_eq!(client.ping(), "");
+    client.publish("foo", b"more").unwrap();
+    let message = client.next(&durable);
+    assert_eq!((message.sequence, message.redelivered), (201, false));
+    client.close();
+    // As somebody who comes back: what was not acknowledged first, then what follows.
+    let mut client = stan(&server, "me");
+    let durable = client
+        .subscribe("foo", |r| r.durable_name = "d".into())
+        .unwrap();
+    for number in 121..=201 {
+        let message = client.next(&durable);
+        assert_eq!((message.sequence, message.redelivered), (number, true));
+        client.ack(&durable, number);
+    }
+    // Anybody else gets everything, in order.
+    let all = client.subscribe("foo", |_| {}).unwrap();
+    for number in 1..=200u64 {
+        let message = client.next(&all);
+        assert_eq!(
+            (message.sequence, &message.data[..]),
+            (number, &number.to_le_bytes()[..])
+        );
+    }
+    server.stop();
+}
+
+#[test]
+fn a_client_of_a_memory_server_learns_of_its_restart() {
+    let port = free_port();
+    let start = || {
+        let server = Server::start_at(port, &["--streaming"]);
+        server.wait_log("Streaming Server is ready");
+        server
+    };
+    let server = start();
+    let mut client = stan(&server, "me");
+    client.publish("foo", b"x").unwrap();
+    assert_eq!(client.ping(), "");
+    server.kill();
+    let server = start();
+    client.reconnect(server.client());
+    let error = client.ping();
+    assert_eq!(error, "client has been replaced or is no longer registered");
+}
+
+#[test]
+fn whoever_holds_an_id_keeps_it_while_it_answers() {
+    let server = memory_server(&[]);
+    let mut first = stan(&server, "me");
+    std::thread::scope(|scope| {
+        let second = scope.spawn(|| Stan::connect(server.client(), "test-cluster", "me").err());
+        // It answers the probe.
+        while !second.is_finished() {
+            assert_eq!(first.ping(), "");
+        }
+        let error = second.join().unwrap();
+        assert_eq!(error.as_deref(), Some("stan: clientID already registered"));
+    });
+    // One that does not answer any more is replaced, and told so by its next ping.
+    let mut second = stan(&server, "me");
+    assert_eq!(second.ping(), "");
+    assert!(first.ping().contains("has been replaced"));
+    let refused = first.publish("foo", b"x").unwrap_err();
+    assert_eq!(refused, "stan: invalid publish request");
+    second.publish("foo", b"x").unwrap();
+}
+
+#[test]
+fn a_thousand_subscriptions_acknowledge() {
+    let server = memory_server(&["-msu", "0"]);
+    let mut client = stan(&server, "me");
+    let subs: Vec<_> = (0..1000)
+        .map(|_| client.subscribe("foo", |r| r.max_in_flight = 1).unwrap())
+        .collect();
+    for _ in 0..5 {
+        client.send_message("foo", b"x");
+    }
+    for _ in 0..5 {
+        client.wait_ack().unwrap();
+    }
+    for number in 1..=5 {
+        for sub in &subs {
+            // One at a time: the next comes for the ack.
+            assert_eq!(client.next(sub).sequence, number);
+            client.ack(sub, number);
+        }
+    }
+    assert!(!client.has_more(&subs[0]));
+}
+
+/// `midge stan` with these arguments: whether it went well, and what it printed.
+fn tool(server: &str, arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_midge"))
+        .args(["stan", "-s", server, "--timeout", "20s"])
+        .args(arguments)
+        .stdin(std::process::Stdio::null())
+        .output()
+        .unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8(text).unwrap())
+}
+
+#[test]
+fn an_operator_looks_after_a_server() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let port = free_port();
+    let server = file_server(port, path, &["--stan_admin"]);
+    let url = server.url();
+    let run = |arguments: &[&str]| tool(&url, arguments);
+    assert!(run(&["ls"]).1.contains("no channels"));
+    let mut client = stan(&server, "me");
+    let sub = client
+        .subscribe("foo", |r| {
+            (r.durable_name, r.max_in_flight) = ("d".into(), 1)
+        })
+        .unwrap();
+    for _ in 0..10 {
+        client.publish("foo", b"data").unwrap();
+    }
+    client.publish("bar", b"data").unwrap();
+    assert_eq!(client.next(&sub).sequence, 1);
+
+    let (good, text) = run(&["ls"]);
+    assert!(
+        good && text.contains("CHANNEL") && text.contains("foo") && text.contains("bar"),
+        "{text}"
+    );
+    let (_, text) = run(&["durables", "--json"]);
+    let durables: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(durables["durables"][0]["behind"], 9, "{text}");
+    let which = ["--client", "me", "--durable", "d"];
+    let (good, text) = run(&[&["pending", "foo"], &which[..]].concat());
+    assert!(good && text.contains("DELIVERIES"), "{text}");
+
+    // Nothing goes without a yes.
+    let (good, text) = run(&[&["skip", "foo", "1"], &which[..]].concat());
+    assert!(!good && text.contains("--yes"), "{text}");
+    let (good, text) = run(&[&["skip", "foo", "1", "--yes"], &which[..]].concat());
+    assert!(good, "{text}");
+    assert_eq!(client.next(&sub).sequence, 2);
+    let (good, text) = run(&["purge", "foo", "--to", "6", "--yes"]);
+    assert!(good && text.contains("6 messages purged"), "{text}");
+    assert_eq!(client.next(&sub).sequence, 7);
+    let (good, text) = run(&["rm", "foo", "--yes"]);
+    assert!(!good && text.contains("active subscriptions"), "{text}");
+    client.close();
+    let (good, text) = run(&["rm", "bar", "--yes"]);
+    assert!(good, "{text}");
+    server.kill();
+
+    // It is so after a crash as well.
+    let server = file_server(port, path, &["--stan_admin"]);
+    let (_, text) = run(&["info", "--json"]);
+    let info: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        (&info["channels"], &info["messages"]),
+        (&1.into(), &4.into()),
+        "{text}"
+    );
+    let (good, text) = run(&[&["rm-durable", "foo", "--yes"], &which[..]].concat());
+    assert!(good, "{text}");
+    assert!(run(&["durables"]).1.contains("no durables"));
+    let (good, text) = run(&["purge", "foo", "--yes"]);
+    assert!(good && text.contains("the next one is 11"), "{text}");
+    let mut client = stan(&server, "me");
+    client.publish("foo", b"data").unwrap();
+    let sub = client.subscribe("foo", |_| {}).unwrap();
+    assert_eq!(client.next(&sub).sequence, 11);
+    let (good, text) = run(&["purge", "none", "--yes"]);
+    assert!(!good && text.contains("not found"), "{text}");
+}
+
+#[test]
+fn only_those_who_may_change_something() {
+    // Open to everybody: looking alone.
+    let open = memory_server(&[]);
+    stan(&open, "me").publish("foo", b"x").unwrap();
+    assert!(tool(&open.url(), &["ls"]).0);
+    let (good, text) = tool(&open.url(), &["purge", "foo", "--yes"]);
+    assert!(!good && text.contains("administration is off"), "{text}");
+    // Nobody there.
+    let (good, text) = tool(&open.url(), &["ls", "--cid", "other"]);
+    assert!(
+        !good && text.contains("no streaming server with cluster ID \"other\""),
+        "{text}"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("midge.conf");
+    let text = r#"
+        authorization {
+          default_permissions: { publish: { deny: "_STAN_ADMIN.>" } }
+          users: [
+            { user: app, password: a }
+            { user: admin, password: b, permissions: { publish: "_STAN_ADMIN.>", subscribe: "_INBOX.>" } }
+          ]
+        }
+        streaming { cluster_id: test-cluster }
+    "#;
+    std::fs::write(&file, text).unwrap();
+    let server = Server::start(&["-c", file.to_str().unwrap()]);
+    server.wait_log("Streaming Server is ready");
+    let mut nats = Client::raw(server.port);
+    nats.send(
+        b"CONNECT {\"verbose\":false,\"pedantic\":false,\"user\":\"app\",\"pass\":\"a\"}\r\n",
+    );
+    let mut client = Stan::connect(nats, "test-cluster", "me").unwrap();
+    client.publish("foo", b"x").unwrap();
+    let place = format!("127.0.0.1:{}", server.port);
+    let (good, text) = tool(&format!("nats://app:a@{place}"), &["ls"]);
+    assert!(!good && text.contains("does not allow it"), "{text}");
+    let (good, text) = tool(&place, &["ls"]);
+    assert!(!good && text.contains("authorization violation"), "{text}");
+    let (good, text) = tool(
+        &place,
+        &["purge", "foo", "--yes", "--user", "admin", "--pass", "b"],
+    );
+    assert!(good && text.contains("1 messages purged"), "{text}");
+}
+
+#[test]
+fn messages_nobody_digests_become_dead_letters() {
+    let server = memory_server(&["-max_redeliveries", "1", "-m", "-1"]);
+    let mut client = stan(&server, "me");
+    let sub = client
+        .subscribe("foo", |r| (r.ack_wait_seconds, r.max_in_flight) = (1, 1))
+        .unwrap();
+    client.publish("foo", b"poison").unwrap();
+    client.publish("foo", b"fine").unwrap();
+    let dead = client.subscribe("dead.foo", |_| {}).unwrap();
+    let first = client.next(&sub);
+    let again = client.next(&sub);
+    assert_eq!((first.redelivered, again.redelivered), (false, true));
+    let letter = client.next(&dead);
+    assert_eq!(&letter.data[..], b"poison");
+    assert!(letter.reply.contains("\"sequence\":1"), "{}", letter.reply);
+    assert_eq!(&client.next(&sub).data[..], b"fine");
+    client.ack(&sub, 2);
+    server.wait_log("was sent 2 times");
+}
+
+/// A certificate for loopback, signed by itself.
+fn certificate(folder: &std::path::Path) -> (String, String) {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).unwrap();
+    let write = |name: &str, text: String| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    (
+        write("cert.pem", made.cert.pem()),
+        write("key.pem", made.signing_key.serialize_pem()),
+    )
+}
+
+#[test]
+fn behind_another_nats_server_with_tls_and_users() {
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = certificate(folder.path());
+    let file = folder.path().join("nats.conf");
+    let text = format!(
+        "tls {{ cert_file: '{cert}', key_file: '{key}', timeout: 20 }}
+         authorization {{ users: [ {{ user: stan, password: s3cret }} ] }}"
+    );
+    std::fs::write(&file, text).unwrap();
+    let port = free_port();
+    let nats = || Server::start_at(port, &["-c", file.to_str().unwrap()]);
+    let network = nats();
+    let dead = free_port();
+    // The first of the list is down.
+    let urls = format!("nats://127.0.0.1:{dead},tls://stan:s3cret@127.0.0.1:{port}");
+    let base = ["-ns", &urls, "--stan_admin", "-cid", "behind"];
+    let with_ca = [&base[..], &["-tls_client_cacert", &cert]].concat();
+    let server = Server::start(&with_ca);
+    server.wait_log("Streaming Server is ready");
+    let tls = ["--cid", "behind", "--tlscacert", &cert];
+    let url = format!("tls://stan:s3cret@127.0.0.1:{port}");
+    let (good, text) = tool(&url, &[&["info"], &tls[..]].concat());
+    assert!(good && text.contains("MEMORY"), "{text}");
+
+    // The network goes and comes back.
+    network.kill();
+    let network = nats();
+    server.wait_log("reconnected to NATS Server");
+    let (good, text) = tool(&url, &[&["info"], &tls[..]].concat());
+    assert!(good, "{text}");
+
+    // What goes wrong is said.
+    let fails = |arguments: &[&str], words: &str| {
+        let output = Command::new(env!("CARGO_BIN_EXE_midge"))
+            .args(["-a", "127.0.0.1", "-p", "-1"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            !output.status.success() && text.contains(words),
+            "{words}: {text}"
+        );
+    };
+    fails(
+        &with_ca,
+        "discovered another streaming server with cluster ID \"behind\"",
+    );
+    let plain = format!("nats://stan:s3cret@127.0.0.1:{port}");
+    fails(&["-ns", &plain], "secure connection required");
+    let wrong = format!("tls://stan:wrong@127.0.0.1:{port}");
+    fails(
+        &["-ns", &wrong, "-tls_client_cacert", &cert],
+        "authorization violation",
+    );
+    fails(
+        &[
+            "-ns",
+            &format!("tls://stan:s3cret@127.0.0.1:{port}"),
+            "-tls_client_cacert",
+            &key,
+        ],
+        "ca certificate",
+    );
+    // Encryption alone.
+    let loose = Server::start(&["-ns", &plain, "-secure", "-cid", "loose"]);
+    loose.wait_log("Streaming Server is ready");
+    drop(network);
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    for (arguments, words) in [
+        (&["-st", "SQL"][..], "the SQL store"),
+        (
+            &["-ft_group", "ft", "-st", "FILE", "-dir", "x"],
+            "fault tolerance",
+        ),
+        (
+            &["-clustered", "-st", "FILE", "-dir", "x"],
+            "clustered mode",
+        ),
+        (&["-encrypt"], "encryption of the store"),
+        (&["-st", "ZZZ"], "unknown store type: ZZZ"),
+        (&["-dead_letter", "a.*"], "is no name of another channel"),
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_midge"))
+            .args(["-p", "-1"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+        assert!(text.contains(words), "{arguments:?}: {text}");
+    }
+}
