@@ -1,6 +1,6 @@
 //! Any requests to an engine: no panic, and a publish behind them is still acknowledged.
 
-use super::engine::{Engine, Settings};
+use super::engine::{DeadLetterRule, DeadLetters, Engine, Settings};
 use super::outlet::{Inlet, Outlet};
 use super::pb;
 use super::store::memory::MemoryStore;
@@ -9,10 +9,29 @@ use super::subs::SECOND;
 use crate::util::random::Random;
 use bytes::Bytes;
 use prost::Message;
+use std::sync::Arc;
+
+/// What requests of administration may be about.
+const VERBS: [&str; 10] = [
+    "info",
+    "channels",
+    "channel",
+    "durables",
+    "pending",
+    "purge",
+    "delete",
+    "remove-durable",
+    "skip",
+    "nothing",
+];
+const INLETS: u8 = 12;
+const ACK_INBOXES_MAX: usize = 20;
 
 #[derive(Default)]
 struct Answers {
     acks: usize,
+    /// Where subscriptions are acknowledged.
+    ack_inboxes: Vec<String>,
 }
 
 impl Outlet for Answers {
@@ -21,6 +40,13 @@ impl Outlet for Answers {
         let ack = pb::PubAck::decode(payload).ok();
         let ours = ack.is_some_and(|ack| ack.guid == "last" && ack.error.is_empty());
         self.acks += usize::from(subject == "ack" && ours);
+        if subject == "reply"
+            && let Ok(response) = pb::SubscriptionResponse::decode(payload)
+            && !response.ack_inbox.is_empty()
+            && self.ack_inboxes.len() < ACK_INBOXES_MAX
+        {
+            self.ack_inboxes.push(response.ack_inbox);
+        }
     }
 
     fn subscribe(&mut self, _: Inlet, _: &str) {}
@@ -28,17 +54,38 @@ impl Outlet for Answers {
     fn unsubscribe(&mut self, _: Inlet) {}
 }
 
+impl Answers {
+    /// The subject a request comes on; `choice` is what of the inlet's byte says no inlet.
+    fn subject(&self, inlet: Inlet, choice: usize) -> String {
+        match inlet {
+            Inlet::ADMIN => format!("_STAN_ADMIN.c.{}", VERBS[choice % VERBS.len()]),
+            Inlet::ACK if !self.ack_inboxes.is_empty() => {
+                self.ack_inboxes[choice % self.ack_inboxes.len()].clone()
+            }
+            _ => "_INBOX.x.p1".into(),
+        }
+    }
+}
+
 /// Requests as `inlet, length, payload`; an inlet of 0 lets as many seconds pass.
 pub fn check(mut data: &[u8]) {
     let settings = Settings {
         cluster_id: "c".into(),
         discover_prefix: "_STAN.discover".into(),
-        max_channels: 50,
+        max_channels: 1000,
         heartbeat_interval: 30 * SECOND,
         heartbeat_timeout: SECOND,
         heartbeat_failures: 2,
         replace_durable: false,
         debug: false,
+        admin: true,
+        dead_letters: DeadLetters(Arc::new(|name| {
+            let rule = DeadLetterRule {
+                max_redeliveries: 1,
+                target: "dead".into(),
+            };
+            (name != "dead").then_some(rule)
+        })),
     };
     let limits = ChannelLimits {
         messages: 20,
@@ -66,8 +113,10 @@ pub fn check(mut data: &[u8]) {
         } else {
             let (payload, behind) = rest.split_at(usize::from(*length).min(rest.len()));
             let payload = Bytes::copy_from_slice(payload);
-            let inlet = Inlet(u32::from(*inlet % 12));
-            engine.handle_message(inlet, "_INBOX.x.p1", Some("reply"), payload, now, &mut out);
+            let choice = usize::from(*inlet / INLETS);
+            let inlet = Inlet(u32::from(*inlet % INLETS));
+            let subject = out.subject(inlet, choice);
+            engine.handle_message(inlet, &subject, Some("reply"), payload, now, &mut out);
             data = behind;
         }
         engine
@@ -97,6 +146,64 @@ pub fn check(mut data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
+    /// A subscription, a message, acks and requests of administration, in the form of the fuzzer's inputs.
+    #[test]
+    fn requests_of_every_kind() {
+        let mut data = Vec::new();
+        let mut put = |inlet: Inlet, choice: u8, payload: Vec<u8>| {
+            data.push(inlet.0 as u8 + choice * INLETS);
+            data.push(payload.len() as u8);
+            data.extend(payload);
+        };
+        let client_id = || "me".to_owned();
+        let connect = pb::ConnectRequest {
+            client_id: client_id(),
+            heartbeat_inbox: "hb".into(),
+            ..Default::default()
+        };
+        put(Inlet::CONNECT, 0, connect.encode_to_vec());
+        let subscribe = pb::SubscriptionRequest {
+            client_id: client_id(),
+            subject: "foo".into(),
+            inbox: "in".into(),
+            max_in_flight: 2,
+            ack_wait_seconds: 1,
+            durable_name: "d".into(),
+            ..Default::default()
+        };
+        put(Inlet::SUBSCRIBE, 0, subscribe.encode_to_vec());
+        let publish = pb::PubMsg {
+            client_id: client_id(),
+            guid: "g".into(),
+            subject: "foo".into(),
+            ..Default::default()
+        };
+        for _ in 0..5 {
+            put(Inlet::PUBLISH, 0, publish.encode_to_vec());
+        }
+        let ack = pb::Ack {
+            subject: "foo".into(),
+            sequence: 1,
+        };
+        put(Inlet::ACK, 0, ack.encode_to_vec());
+        for seconds in [2, 2, 2] {
+            put(Inlet(0), 0, vec![0; seconds]);
+        }
+        for (choice, request) in [
+            (1, "{}"),
+            (2, r#"{"channel":"foo"}"#),
+            (4, r#"{"channel":"foo","client":"me","durable":"d"}"#),
+            (8, r#"{"channel":"foo","subscription":1,"sequence":2}"#),
+            (5, r#"{"channel":"foo","to":3}"#),
+            (6, r#"{"channel":"foo","force":true}"#),
+        ] {
+            put(Inlet::ADMIN, choice, request.into());
+        }
+        check(&data);
+    }
+
     proptest::proptest! {
         #[test]
         fn any_bytes(data: Vec<u8>) {
