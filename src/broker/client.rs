@@ -53,6 +53,8 @@ pub struct Client {
     pub traffic: Traffic,
     pub cid: u64,
     pub phase: Phase,
+    /// The last run that looked at it (see `broker::runs`).
+    pub visit: u32,
     /// On the list of the next flush pass.
     pub dirty: bool,
     /// HMSG may be sent and HPUB is taken.
@@ -136,6 +138,7 @@ impl Client {
             traffic: Traffic::default(),
             cid,
             phase: Phase::Open,
+            visit: 0,
             dirty: false,
             headers: false,
             echo: true,

@@ -37,25 +37,25 @@ pub(super) struct Origin {
 }
 
 /// Where a subscription leads when it is not one of this loop's own clients.
-enum Beyond {
+pub(super) enum Beyond {
     Loop(u16),
     Route(Slot),
 }
 
 /// One message on its way to its receivers, with the forms of it made so far.
-struct Delivery<'m, 'a> {
+pub(super) struct Delivery<'m, 'a> {
     message: &'m Message<'a>,
     owned: Option<Bytes>,
     without_headers: Option<Bytes>,
     no_echo: Option<Slot>,
     /// Connections of this loop that got it, and other loops that did.
-    receivers: u32,
+    pub receivers: u32,
     reached_peers: u32,
 }
 
 impl<'m, 'a> Delivery<'m, 'a> {
     #[inline(always)]
-    fn new(message: &'m Message<'a>, owned: Option<Bytes>, no_echo: Option<Slot>) -> Self {
+    pub fn new(message: &'m Message<'a>, owned: Option<Bytes>, no_echo: Option<Slot>) -> Self {
         Self {
             message,
             owned,
@@ -89,6 +89,8 @@ pub(super) struct Receivers {
     overflowed: Vec<Slot>,
     /// Clients that got a request and may answer it whatever else they may publish.
     pub requested: Vec<Slot>,
+    /// Number of the run being delivered: connections that carry it were seen already.
+    pub visit: u32,
 }
 
 impl Broker {
@@ -116,6 +118,17 @@ impl Broker {
         };
         self.matched = matched;
         receivers
+    }
+
+    /// One message of a run that has to be delivered one by one.
+    pub(super) fn deliver_again(&mut self, origin: &Origin, message: &Message<'_>) {
+        if origin.from_loop.is_some() {
+            self.deliver_from_loop(origin, message, None, true, Groups::default());
+        } else if origin.from_route {
+            self.deliver_plain(origin, message, None);
+        } else {
+            self.deliver(origin, message, None);
+        }
     }
 
     #[inline]
@@ -160,7 +173,7 @@ impl Broker {
     }
 
     /// One member of each queue group among the matches (or of the group `only`).
-    fn deliver_to_groups(
+    pub(super) fn deliver_to_groups(
         &mut self,
         delivery: &mut Delivery<'_, '_>,
         matched: &[InterestId],
@@ -450,7 +463,7 @@ impl Broker {
 
     /// What is left to do once all receivers have been visited.
     #[inline]
-    fn finish(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) {
+    pub(super) fn finish(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) {
         if !self.matched_peers.is_empty() {
             self.send_to_peers(origin, delivery);
         }
@@ -460,16 +473,16 @@ impl Broker {
         self.totals.traffic.bytes_out +=
             u64::from(delivery.receivers) * delivery.message.body_bytes as u64;
         if self.receivers.anything_left() {
-            self.finish_rare(origin, delivery);
+            self.finish_rare(origin, delivery.message, delivery.receivers);
         }
     }
 
     #[cold]
-    fn finish_rare(&mut self, origin: &Origin, delivery: &Delivery<'_, '_>) {
+    pub(super) fn finish_rare(&mut self, origin: &Origin, message: &Message<'_>, receivers: u32) {
         for slot in std::mem::take(&mut self.receivers.requested) {
             let client = &mut self.receivers.clients[slot as usize];
             let responses = client.permissions.as_ref().and_then(|p| p.responses);
-            if let (Some(responses), Some(reply)) = (responses, delivery.message.reply()) {
+            if let (Some(responses), Some(reply)) = (responses, message.reply()) {
                 let answers = client.answers.get_or_insert_default();
                 answers.grant(reply, &responses, self.now);
             }
@@ -490,7 +503,7 @@ impl Broker {
             }
         }
         for slot in std::mem::take(&mut self.receivers.overflowed) {
-            let subject = String::from_utf8_lossy(delivery.message.subject.bytes()).into_owned();
+            let subject = String::from_utf8_lossy(message.subject.bytes()).into_owned();
             let max = self.receivers.pending_bytes_max(slot);
             self.cut_off(
                 slot,
@@ -498,7 +511,7 @@ impl Broker {
             );
         }
         if !self.receivers.behind.is_empty() {
-            self.hold(origin.publisher, delivery.receivers + origin.others);
+            self.hold(origin.publisher, receivers + origin.others);
         }
     }
 
@@ -592,10 +605,11 @@ impl Receivers {
             behind: Vec::new(),
             overflowed: Vec::new(),
             requested: Vec::new(),
+            visit: 0,
         }
     }
 
-    fn anything_left(&self) -> bool {
+    pub(super) fn anything_left(&self) -> bool {
         !(self.requested.is_empty()
             && self.expired.is_empty()
             && self.behind.is_empty()
@@ -608,7 +622,7 @@ impl Receivers {
         self.route_pending_bytes_max = cluster.map_or(0, |cluster| cluster.pending_bytes_max);
     }
 
-    fn pending_bytes_max(&self, slot: Slot) -> usize {
+    pub(super) fn pending_bytes_max(&self, slot: Slot) -> usize {
         match self.clients[slot as usize].kind {
             Kind::Client => self.pending_bytes_max,
             Kind::Route => self.route_pending_bytes_max,
@@ -617,7 +631,7 @@ impl Receivers {
 
     /// Appends the message for one subscription, unless that leads elsewhere.
     #[inline(always)]
-    fn deliver_one(
+    pub(super) fn deliver_one(
         &mut self,
         delivery: &mut Delivery<'_, '_>,
         id: u32,
@@ -679,7 +693,7 @@ impl Receivers {
 
     /// A receiver above its high-water mark.
     #[cold]
-    fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
+    pub(super) fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
         let client = &self.clients[slot as usize];
         if client.outbox.pending() > pending_bytes_max && !client.internal {
             self.overflowed.push(slot);
@@ -708,7 +722,12 @@ impl Receivers {
     }
 
     /// Sends the message over a route, addressed to one subscription of its other end.
-    fn deliver_to_route(&mut self, delivery: &mut Delivery<'_, '_>, id: u32, slot: Slot) {
+    pub(super) fn deliver_to_route(
+        &mut self,
+        delivery: &mut Delivery<'_, '_>,
+        id: u32,
+        slot: Slot,
+    ) {
         let subscription = &mut self.subscriptions[id as usize];
         let client = &mut self.clients[slot as usize];
         if client.phase != Phase::Open {
@@ -782,7 +801,12 @@ fn trace_delivery(client: &Client, message: &Message<'_>, sid: Padded<'_>, heade
 
 /// `MSG subject sid ` or `HMSG subject sid `.
 #[inline(always)]
-fn put_head(to: &mut [u8], subject: Padded<'_>, sid: Padded<'_>, headers: bool) -> usize {
+pub(super) fn put_head(
+    to: &mut [u8],
+    subject: Padded<'_>,
+    sid: Padded<'_>,
+    headers: bool,
+) -> usize {
     let at = if headers {
         to[..5].copy_from_slice(b"HMSG ");
         5

@@ -11,6 +11,7 @@ use super::{Broker, Slot};
 use crate::subject::token;
 use crate::wire::connect::masked;
 use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
+use crate::wire::run::Run;
 use crate::wire::{encode, errors};
 use bytes::Bytes;
 use std::time::Instant;
@@ -129,6 +130,23 @@ impl Session<'_> {
     #[inline(always)]
     fn client(&mut self) -> &mut super::client::Client {
         &mut self.broker.receivers.clients[self.slot as usize]
+    }
+
+    #[inline(always)]
+    fn origin(&self) -> Origin {
+        let client = &self.broker.receivers.clients[self.slot as usize];
+        Origin {
+            no_echo: (!client.echo).then_some(self.slot),
+            publisher: super::client::PublisherRef {
+                loop_index: self.broker.loop_index,
+                slot: self.slot,
+                cid: client.cid,
+            },
+            from_loop: None,
+            hops: 0,
+            others: 0,
+            from_route: false,
+        }
     }
 
     fn ok_if_verbose(&mut self) {
@@ -252,19 +270,8 @@ impl Sink for Session<'_> {
         {
             return Ok(());
         }
+        let origin = self.origin();
         let client = &mut self.broker.receivers.clients[slot as usize];
-        let origin = Origin {
-            no_echo: (!client.echo).then_some(slot),
-            publisher: super::client::PublisherRef {
-                loop_index: self.broker.loop_index,
-                slot,
-                cid: client.cid,
-            },
-            from_loop: None,
-            hops: 0,
-            others: 0,
-            from_route: false,
-        };
         let wants_answer = client.no_responders && message.reply_bytes > 0;
         if client.verbose {
             self.broker.append(slot, encode::OK);
@@ -281,6 +288,37 @@ impl Sink for Session<'_> {
         }
         // A slow consumer may be the publisher itself.
         match self.broker.receivers.clients[slot as usize].phase {
+            Phase::Open => Ok(()),
+            Phase::Closing => Err(Stop),
+        }
+    }
+
+    #[inline]
+    fn run(&mut self, run: &Run<'_>) -> Result<(), Stop> {
+        let client = &self.broker.receivers.clients[self.slot as usize];
+        let subject = run.subject.bytes();
+        let one_by_one = self.trace
+            || client.verbose
+            || subject.starts_with(RESERVED_PREFIX)
+            || (client.pedantic && !token::is_valid_literal(subject))
+            || (client.no_responders && run.has_replies())
+            || client
+                .permissions
+                .as_ref()
+                .is_some_and(|p| !p.may_publish(subject));
+        if one_by_one {
+            return run
+                .messages()
+                .try_for_each(|message| self.message(&message, None));
+        }
+        self.messages += run.count() as u64;
+        self.bytes += run.body_bytes as u64;
+        if !self.broker.untold.is_empty() {
+            self.broker.tell_untold();
+        }
+        let origin = self.origin();
+        self.broker.deliver_run(&origin, run);
+        match self.client().phase {
             Phase::Open => Ok(()),
             Phase::Closing => Err(Stop),
         }

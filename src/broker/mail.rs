@@ -10,12 +10,15 @@
 //!   message:  kind u8 | plain u8 | groups u16 | hops u8 | shared u8 | - u16
 //!             subject, reply, header (or none), body, tail lengths u32 | others u32
 //!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u16, name)... | sid | tail
+//!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32 | others u32
+//!             publisher slot u32, cid u64 | subject | tails, whose places are in `tails`
 //!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | lines
 //!   wanted:   kind u8 | - | route's slot u32, cid u64
 //! ```
 
 use super::client::PublisherRef;
 use crate::wire::parser::{Message, Padded};
+use crate::wire::run::{Run, Tail};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -24,6 +27,7 @@ const KIND_INTEREST: u8 = 1;
 const KIND_MESSAGE: u8 = 2;
 const KIND_ROUTE_LINES: u8 = 3;
 const KIND_INTEREST_WANTED: u8 = 4;
+const KIND_RUN: u8 = 5;
 const NO_HEADERS: u32 = u32::MAX;
 
 /// A connection accepted by one loop for another.
@@ -39,6 +43,8 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// Tails of large messages, in the order in which records name them.
     shared: Vec<Bytes>,
+    /// Where in `bytes` the tails of runs lie, in the order of the records.
+    tails: Vec<Tail>,
     /// Bytes of payload in `bytes` and `shared`, for the sender's bound on what is under way.
     pub weight: usize,
     pub arrivals: Vec<Arrival>,
@@ -72,6 +78,8 @@ pub enum Record<'a> {
         envelope: Envelope,
         groups: Groups<'a>,
     },
+    /// For plain subscriptions only.
+    Run { run: Run<'a>, envelope: Envelope },
     /// SUB and UNSUB lines for one route, or for all there are. Routes live on loop 0.
     RouteLines {
         route: Option<RouteRef>,
@@ -89,7 +97,7 @@ pub struct RouteRef {
 }
 
 /// Names of queue groups the message is for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Groups<'a>(&'a [u8]);
 
 impl<'a> Iterator for Groups<'a> {
@@ -113,6 +121,8 @@ impl Batch {
         self.bytes.clear();
         self.bytes.shrink_to(256 << 10);
         self.shared.clear();
+        self.tails.clear();
+        self.tails.shrink_to(16 << 10);
         self.weight = 0;
         self.arrivals.clear();
         self.holds.clear();
@@ -186,6 +196,28 @@ impl Batch {
         self.weight += 64 + tail.len();
     }
 
+    pub fn push_run(&mut self, run: &Run<'_>, envelope: Envelope) {
+        let subject = run.subject.bytes();
+        let count = (run.count() as u16).to_le_bytes();
+        let kind = [KIND_RUN, 0, count[0], count[1], envelope.hops, 0, 0, 0];
+        self.bytes.extend_from_slice(&kind);
+        for number in [
+            subject.len() as u32,
+            envelope.others,
+            envelope.publisher.slot,
+        ] {
+            self.bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        self.bytes
+            .extend_from_slice(&envelope.publisher.cid.to_le_bytes());
+        self.bytes.extend_from_slice(subject);
+        for message in run.messages() {
+            self.tails.push(Tail::new(self.bytes.len(), &message));
+            self.bytes.extend_from_slice(message.tail.bytes());
+        }
+        self.weight += 64 * run.count() + run.tail_bytes;
+    }
+
     pub fn push_route_lines(&mut self, route: Option<RouteRef>, lines: &[u8]) {
         self.bytes
             .extend_from_slice(&[KIND_ROUTE_LINES, u8::from(route.is_some()), 0, 0]);
@@ -210,8 +242,10 @@ impl Batch {
 
     pub fn records(&self, from_loop: u16) -> Records<'_> {
         Records {
+            all: &self.bytes,
             bytes: &self.bytes,
             shared: self.shared.iter(),
+            tails: &self.tails,
             from_loop,
         }
     }
@@ -220,8 +254,11 @@ impl Batch {
 /// Reads back what `push_interest` and `push_message` wrote. Both ends are this very program, so a
 /// malformed record is a bug of ours and panics.
 pub struct Records<'a> {
+    all: &'a [u8],
+    /// What is still to be read of it.
     bytes: &'a [u8],
     shared: std::slice::Iter<'a, Bytes>,
+    tails: &'a [Tail],
     from_loop: u16,
 }
 
@@ -327,6 +364,30 @@ impl<'a> Iterator for Records<'a> {
                     groups,
                 })
             }
+            KIND_RUN => {
+                let [hops, _, _, _] = self.number_bytes().expect("a whole record");
+                let (subject_len, others, slot) = (self.number(), self.number(), self.number());
+                let cid = self.long_number();
+                let subject = Padded::new(self.bytes, subject_len as usize);
+                self.take(subject_len as usize);
+                let count = usize::from(u16::from_le_bytes([low, high]));
+                let (tails, rest) = self.tails.split_at(count);
+                self.tails = rest;
+                let run = Run::new(subject, b"", self.all, tails);
+                self.take(run.tail_bytes);
+                let publisher = PublisherRef {
+                    loop_index: self.from_loop,
+                    slot,
+                    cid,
+                };
+                let envelope = Envelope {
+                    plain: true,
+                    hops,
+                    others,
+                    publisher,
+                };
+                Some(Record::Run { run, envelope })
+            }
             KIND_ROUTE_LINES => {
                 let length = self.number();
                 let route = self.route();
@@ -394,6 +455,20 @@ mod tests {
         batch.push_route_lines(Some(route), b"SUB a  RSID:1:1\r\n");
         batch.push_route_lines(None, b"UNSUB RSID:1:1\r\n");
         batch.push_interest_wanted(route);
+        let input = b"5\r\nhello\r\nre 2\r\nhi\r\n";
+        let tail = |at: usize, len, reply_bytes, body_bytes| {
+            let message = Message {
+                tail: Padded::new(&input[at..], len),
+                reply_bytes,
+                header_bytes: None,
+                body_bytes,
+                ..small
+            };
+            Tail::new(at, &message)
+        };
+        let tails = [tail(0, 10, 0, 5), tail(10, 10, 2, 2)];
+        let run = Run::new(Padded::exact(b"foo"), b"", input, &tails);
+        batch.push_run(&run, envelope);
         batch.push_message(
             &large,
             Some(&owned),
@@ -421,6 +496,15 @@ mod tests {
                     format!("lines {:?} {}", route.map(|r| r.cid), lines.escape_ascii())
                 }
                 Record::InterestWanted { route } => format!("wanted {}", route.cid),
+                Record::Run { run, envelope: e } => {
+                    assert_eq!((e.publisher, run.body_bytes), (publisher, 7));
+                    let messages = run.messages().map(|m| {
+                        let reply = m.reply().map(<[u8]>::len);
+                        format!("{reply:?} {}", m.body().escape_ascii())
+                    });
+                    let messages: Vec<_> = messages.collect();
+                    format!("run {} {messages:?}", run.subject.bytes().escape_ascii())
+                }
                 Record::Message {
                     message: m,
                     owned,
@@ -453,6 +537,7 @@ mod tests {
                 "lines Some(9) SUB a  RSID:1:1\\r\\n",
                 "lines None UNSUB RSID:1:1\\r\\n",
                 "wanted 9",
+                r#"run foo ["None hello\\r\\n", "Some(2) hi\\r\\n"]"#,
                 r#"7:1 foo None None hi\r\n false 1 5 [] true"#,
             ]
         );

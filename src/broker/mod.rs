@@ -19,6 +19,7 @@ mod peers;
 pub mod perms;
 pub mod propagate;
 pub mod route;
+pub mod runs;
 pub mod settings;
 pub mod snapshot;
 mod subs;

@@ -167,6 +167,17 @@ impl Broker {
                     };
                     self.deliver_from_loop(&origin, &message, owned, envelope.plain, groups);
                 }
+                Record::Run { run, envelope } => {
+                    let origin = Origin {
+                        no_echo: None,
+                        publisher: envelope.publisher,
+                        from_loop: Some(from),
+                        hops: envelope.hops,
+                        others: envelope.others,
+                        from_route: false,
+                    };
+                    self.deliver_run(&origin, &run);
+                }
                 Record::RouteLines { route, lines } => self.pass_to_routes(route, lines),
                 Record::InterestWanted { route } => self.tell_one_route(route),
             }

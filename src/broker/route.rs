@@ -15,6 +15,7 @@ use super::auth::{Shown, Verdict};
 use super::client::{Client, Phase};
 use super::deliver::Origin;
 use super::effect::{CloseReason, Dial, Effect};
+use super::propagate::QUEUE_SID_PREFIX;
 use super::subs::Care;
 use super::timers::Timer;
 use super::{Broker, Slot};
@@ -23,6 +24,7 @@ use crate::subject::token;
 use crate::wire::connect::{Connect, masked, route_connect_line};
 use crate::wire::info::Info;
 use crate::wire::parser::{Kind, Message, Sink, Stop};
+use crate::wire::run::Run;
 use crate::wire::{encode, errors};
 use bytes::Bytes;
 use std::net::SocketAddr;
@@ -468,6 +470,17 @@ impl RouteSession<'_> {
         }
     }
 
+    fn origin(&self) -> Origin {
+        Origin {
+            no_echo: None,
+            publisher: self.broker.publisher(self.slot),
+            from_loop: None,
+            hops: 0,
+            others: 0,
+            from_route: true,
+        }
+    }
+
     /// Whether this connection is still to be read from.
     fn go_on(&mut self) -> Result<(), Stop> {
         match self.client().phase {
@@ -544,15 +557,21 @@ impl Sink for RouteSession<'_> {
     fn message(&mut self, message: &Message<'_>, owned: Option<Bytes>) -> Result<(), Stop> {
         self.messages += 1;
         self.bytes += message.body_bytes as u64;
-        let origin = Origin {
-            no_echo: None,
-            publisher: self.broker.publisher(self.slot),
-            from_loop: None,
-            hops: 0,
-            others: 0,
-            from_route: true,
-        };
+        let origin = self.origin();
         self.broker.deliver_from_route(&origin, message, owned);
+        self.go_on()
+    }
+
+    fn run(&mut self, run: &Run<'_>) -> Result<(), Stop> {
+        if run.sid.starts_with(QUEUE_SID_PREFIX) {
+            return run
+                .messages()
+                .try_for_each(|message| self.message(&message, None));
+        }
+        self.messages += run.count() as u64;
+        self.bytes += run.body_bytes as u64;
+        let origin = self.origin();
+        self.broker.deliver_run(&origin, run);
         self.go_on()
     }
 

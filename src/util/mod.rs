@@ -8,4 +8,4 @@ pub mod pool;
 pub mod random;
 pub mod region;
 mod sys;
-pub use sys::{blanks, set_thread_nice};
+pub use sys::{blanks, same_start, set_thread_nice};

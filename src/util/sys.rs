@@ -29,6 +29,32 @@ pub fn blanks(chunk: &[u8; 32]) -> u32 {
         .fold(0, |marks, byte| marks << 1 | u32::from(*byte <= b' '))
 }
 
+/// Whether the first `len` bytes of both, at most 32, are the same.
+#[cfg(target_arch = "x86_64")]
+#[inline(always)]
+pub fn same_start(one: &[u8; 32], other: &[u8; 32], len: usize) -> bool {
+    use std::arch::x86_64::{_mm_cmpeq_epi8, _mm_loadu_si128, _mm_movemask_epi8};
+    debug_assert!(len <= 32);
+    let half = |at: usize| {
+        // SAFETY: `at` is 0 or 16, so both unaligned loads read 16 bytes inside the 32 that are
+        // borrowed; SSE2 belongs to the baseline of x86_64.
+        unsafe {
+            let one = _mm_loadu_si128(one.as_ptr().add(at).cast());
+            let other = _mm_loadu_si128(other.as_ptr().add(at).cast());
+            _mm_movemask_epi8(_mm_cmpeq_epi8(one, other)) as u32
+        }
+    };
+    let same = half(0) | half(16) << 16;
+    // The first byte that differs, or 32.
+    (!same).trailing_zeros() as usize >= len
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+#[inline(always)]
+pub fn same_start(one: &[u8; 32], other: &[u8; 32], len: usize) -> bool {
+    one[..len] == other[..len]
+}
+
 /// Sets the priority of the calling thread against all others; false where that is not allowed,
 /// as for numbers below 0 without the right to it.
 pub fn set_thread_nice(nice: i32) -> bool {
@@ -39,6 +65,20 @@ pub fn set_thread_nice(nice: i32) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn starts_are_the_same_up_to_the_first_byte_that_differs() {
+        let one: [u8; 32] = std::array::from_fn(|i| i as u8);
+        for place in 0..=32 {
+            let mut other = one;
+            if let Some(byte) = other.get_mut(place) {
+                *byte ^= 0x80;
+            }
+            for len in 0..=32 {
+                assert_eq!(super::same_start(&one, &other, len), len <= place);
+            }
+        }
+    }
+
     #[test]
     fn every_byte_value_is_marked_rightly_at_every_place() {
         for value in 0..=u8::MAX {

@@ -10,3 +10,4 @@ pub mod errors;
 mod fast;
 pub mod info;
 pub mod parser;
+pub mod run;

@@ -1,0 +1,465 @@
+//! Delivery of runs: many small messages to one subject at once.
+//!
+//! The outcome is that of delivering the messages one by one, but each receiver is visited once: its
+//! records are looked up once, `MSG subject sid ` is made once, and a tight loop copies that and the
+//! tails. That is done where nobody could tell the difference:
+//!
+//! - all matching subscriptions are plain ones of different connections, or
+//! - there is one queue group and nothing else,
+//!
+//! and none of them wants care per message (a limit, permissions). Otherwise the messages are delivered one
+//! by one, so that a connection with several subscriptions gets each message on all of them before the
+//! next one.
+
+use super::client::{Client, Phase};
+use super::deliver::{Origin, Receivers, put_head};
+use super::mail::Envelope;
+use super::outbox::{PADDING, put};
+use super::peers::BACKLOG_BYTES_MAX;
+use super::subs::{Care, Subscription, Target};
+use super::{Broker, Slot, hold, mark_dirty};
+use crate::subject::sublist::{Group, InterestId};
+use crate::util::pool::Pool;
+use crate::wire::parser::Padded;
+use crate::wire::run::{RUN_MESSAGES_MAX, Run, Tail};
+
+/// Longest `MSG subject sid ` that is made once per receiver.
+const HEAD_BYTES_MAX: usize = 192;
+/// Groups up to this size are looked through before a run is dealt out.
+const GROUP_MEMBERS_MAX: usize = 64;
+
+/// How a run can be delivered to those who match.
+enum Way {
+    /// To plain subscriptions, each getting all of it.
+    Whole,
+    /// To the members of the only queue group there is.
+    Dealt,
+    OneByOne,
+}
+
+impl Broker {
+    /// Delivers a run to everybody interested.
+    pub(super) fn deliver_run(&mut self, origin: &Origin, run: &Run<'_>) {
+        let mut matched = std::mem::take(&mut self.matched);
+        self.sublist.matches(run.subject.bytes(), &mut matched);
+        let way = match matched.is_empty() {
+            true => Way::Whole,
+            false => self.way(origin, run, &matched),
+        };
+        match way {
+            Way::Whole => self.deliver_whole(origin, run, &matched),
+            Way::Dealt => self.deal_out(origin, run, matched[0]),
+            Way::OneByOne => {}
+        }
+        self.matched = matched;
+        if let Way::OneByOne = way {
+            for message in run.messages() {
+                self.deliver_again(origin, &message);
+            }
+        }
+    }
+
+    fn way(&mut self, origin: &Origin, run: &Run<'_>, matched: &[InterestId]) -> Way {
+        if log::log_enabled!(log::Level::Trace) {
+            return Way::OneByOne;
+        }
+        let Self {
+            receivers, sublist, ..
+        } = self;
+        let groups = |id: &InterestId| sublist.interest(*id).groups();
+        let others_count = !(origin.from_route || origin.from_loop.is_some());
+        if others_count && matched.iter().any(|id| !groups(id).is_empty()) {
+            return match matched {
+                [id] if sublist.interest(*id).plain().is_empty() => match groups(id) {
+                    [group] if receivers.can_deal_out(run, group) => Way::Dealt,
+                    _ => Way::OneByOne,
+                },
+                _ => Way::OneByOne,
+            };
+        }
+        receivers.visit = receivers.visit.wrapping_add(1);
+        for id in matched {
+            for subscription in sublist.interest(*id).plain() {
+                if !receivers.is_plain_and_new(run, *subscription) {
+                    return Way::OneByOne;
+                }
+            }
+        }
+        Way::Whole
+    }
+
+    fn deliver_whole(&mut self, origin: &Origin, run: &Run<'_>, matched: &[InterestId]) {
+        let mut count = 0;
+        let Self {
+            receivers,
+            sublist,
+            matched_peers,
+            peers,
+            reached_routes,
+            ..
+        } = self;
+        for id in matched {
+            for subscription in sublist.interest(*id).plain() {
+                match receivers.subscriptions[*subscription as usize].target() {
+                    Target::Client(slot) => {
+                        count += receivers.append_run(origin, run, *subscription, slot);
+                    }
+                    // The publisher's loop itself serves the other loops.
+                    Target::Loop(_) if origin.from_loop.is_some() => {}
+                    Target::Loop(index) => peers[index as usize].ask_plain(index, matched_peers),
+                    // One hop only, and once over each route.
+                    Target::Route(slot) => {
+                        if !origin.from_route && !reached_routes.contains(&slot) {
+                            reached_routes.push(slot);
+                            count += receivers.append_run(origin, run, *subscription, slot);
+                        }
+                    }
+                }
+            }
+        }
+        reached_routes.clear();
+        if !matched_peers.is_empty() {
+            self.send_run_to_peers(origin, run, count);
+        }
+        self.finish_run(
+            origin,
+            run,
+            count,
+            run.count() as u64,
+            run.body_bytes as u64,
+        );
+    }
+
+    /// Each message to one member of a group, chosen evenly.
+    fn deal_out(&mut self, origin: &Origin, run: &Run<'_>, interest: InterestId) {
+        let Self {
+            receivers,
+            sublist,
+            random,
+            ..
+        } = self;
+        let group = &sublist.interest(interest).groups()[0];
+        let members = group.len();
+        let mut taker = [0; RUN_MESSAGES_MAX];
+        let takes = |index: usize| {
+            group
+                .member(index)
+                .is_some_and(|id| receivers.takes(origin, id))
+        };
+        let able: [bool; GROUP_MEMBERS_MAX] = std::array::from_fn(takes);
+        for taker in &mut taker[..run.count()] {
+            let first = random.below(members as u32) as usize;
+            let member = (first..members).chain(0..first).find(|index| able[*index]);
+            *taker = member.map_or(u8::MAX, |index| index as u8);
+        }
+        let (mut messages, mut bytes) = (0, 0);
+        let mut tails = [Tail::default(); RUN_MESSAGES_MAX];
+        for index in 0..members {
+            let part = run.select(|at| taker[at] == index as u8, &mut tails);
+            if let Some(id) = group.member(index).filter(|_| part.count() > 0)
+                && let Target::Client(slot) = receivers.subscriptions[id as usize].target()
+            {
+                receivers.append_run(origin, &part, id, slot);
+                messages += part.count() as u64;
+                bytes += part.body_bytes as u64;
+            }
+        }
+        self.finish_run(origin, run, u32::from(messages > 0), messages, bytes);
+    }
+
+    /// What is left to do once all receivers have been visited: each message had `receivers`, all
+    /// together had so many messages and bytes.
+    fn finish_run(
+        &mut self,
+        origin: &Origin,
+        run: &Run<'_>,
+        receivers: u32,
+        messages: u64,
+        bytes: u64,
+    ) {
+        let copies = u64::from(receivers);
+        self.totals.traffic.messages_out += copies * messages;
+        self.totals.traffic.bytes_out += copies * bytes;
+        self.totals.fanout_max = self.totals.fanout_max.max(receivers);
+        if self.receivers.anything_left()
+            && let Some(first) = run.messages().next()
+        {
+            self.finish_rare(origin, &first, receivers);
+        }
+    }
+
+    fn send_run_to_peers(&mut self, origin: &Origin, run: &Run<'_>, others: u32) {
+        let targets = std::mem::take(&mut self.matched_peers);
+        for index in &targets {
+            let peer = &mut self.peers[*index as usize];
+            peer.plain = false;
+            let envelope = Envelope {
+                plain: true,
+                hops: origin.hops,
+                others,
+                publisher: origin.publisher,
+            };
+            peer.outgoing.push_run(run, envelope);
+            if peer.backlog + peer.outgoing.weight > BACKLOG_BYTES_MAX {
+                self.wait_for_peer(*index, origin.publisher);
+            }
+        }
+        self.matched_peers = targets;
+        self.matched_peers.clear();
+    }
+}
+
+impl Receivers {
+    /// Whether the subscription is that of a connection not seen in this visit, or leads elsewhere,
+    /// and takes messages without further ado.
+    #[inline(always)]
+    fn is_plain_and_new(&mut self, run: &Run<'_>, id: u32) -> bool {
+        let subscription = &self.subscriptions[id as usize];
+        let (Target::Client(slot) | Target::Route(slot)) = subscription.target() else {
+            return true;
+        };
+        let client = &mut self.clients[slot as usize];
+        let seen = std::mem::replace(&mut client.visit, self.visit) == self.visit;
+        // A route has many subscriptions, of which one gets the message.
+        (!seen || client.route.is_some()) && fits(run, subscription)
+    }
+
+    fn can_deal_out(&self, run: &Run<'_>, group: &Group) -> bool {
+        let plain = |index| {
+            group.member(index).is_some_and(|id| {
+                let subscription = &self.subscriptions[id as usize];
+                matches!(subscription.target(), Target::Client(_)) && fits(run, subscription)
+            })
+        };
+        group.len() <= GROUP_MEMBERS_MAX
+            && group.total_weight() == group.len() as u64
+            && (0..group.len()).all(plain)
+    }
+
+    /// Whether the connection of a subscription gets messages of this origin now.
+    #[inline(always)]
+    fn takes(&self, origin: &Origin, id: u32) -> bool {
+        match self.subscriptions[id as usize].target() {
+            Target::Client(slot) => {
+                origin.no_echo != Some(slot) && self.clients[slot as usize].phase == Phase::Open
+            }
+            Target::Route(_) | Target::Loop(_) => false,
+        }
+    }
+
+    /// The whole run for one subscription; returns the number of receivers that makes.
+    #[inline(always)]
+    fn append_run(&mut self, origin: &Origin, run: &Run<'_>, id: u32, slot: Slot) -> u32 {
+        let subscription = &mut self.subscriptions[id as usize];
+        let client = &mut self.clients[slot as usize];
+        if origin.no_echo == Some(slot) || client.phase != Phase::Open {
+            return 0;
+        }
+        let sid = subscription.short_sid().expect("seen by `fits`");
+        put_run(run, client, sid, &mut self.pool);
+        subscription.delivered += run.count() as u64;
+        mark_dirty(client, slot, &mut self.dirty);
+        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
+            let max = self.pending_bytes_max(slot);
+            self.note_backlog(slot, max);
+        }
+        1
+    }
+}
+
+/// Whether a run can go to this subscription as a whole.
+#[inline(always)]
+fn fits(run: &Run<'_>, subscription: &Subscription) -> bool {
+    subscription.care == Care::Nothing
+        && subscription
+            .short_sid()
+            .is_some_and(|sid| 6 + run.subject.len + sid.len <= HEAD_BYTES_MAX)
+}
+
+/// Every message of the run into the outbox of a connection.
+#[inline(always)]
+fn put_run(run: &Run<'_>, client: &mut Client, sid: Padded<'_>, pool: &mut Pool) {
+    let mut head = [0; HEAD_BYTES_MAX + PADDING];
+    let head_bytes = put_head(&mut head, run.subject, sid, false);
+    let head = Padded::new(&head, head_bytes);
+    let bytes = run.count() * head_bytes + run.tail_bytes;
+    client.outbox.append_with(pool, bytes, |to| {
+        let mut at = 0;
+        for tail in run.tails() {
+            at = put(to, at, head);
+            at = put(to, at, tail);
+        }
+        at
+    });
+    client.traffic.messages_out += run.count() as u64;
+    client.traffic.bytes_out += run.body_bytes as u64;
+}
+
+/// Runs against messages one by one: nobody may see a difference.
+#[doc(hidden)]
+pub mod fuzz {
+    use super::*;
+    use crate::broker::mail::Batch;
+    use crate::broker::outbox::Piece;
+    use crate::broker::settings::Settings;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    const LOOPS: u16 = 2;
+    const CLIENTS: usize = 6;
+
+    /// Two loops with a few clients each.
+    struct House {
+        brokers: Vec<Broker>,
+        now: Instant,
+    }
+
+    impl House {
+        fn new(now: Instant) -> Self {
+            let settings = Arc::new(Settings {
+                pending_bytes_max: usize::MAX,
+                ..Settings::default()
+            });
+            let brokers = (0..LOOPS).map(|index| {
+                let region = RegionMut::map(512 << 10).expect("a small mapping");
+                let random = Random::new(7);
+                let mut broker = Broker::new(settings.clone(), index, LOOPS, region, random, now);
+                for client in 0..CLIENTS {
+                    let peer = ([127, 0, 0, 1], client as u16).into();
+                    let slot = broker.open(client as u64 + 1, peer, now);
+                    let echo = client % 3 != 2;
+                    let hello = format!(
+                        "CONNECT {{\"verbose\":{},\"pedantic\":{},\"echo\":{echo},\"headers\":true,\"no_responders\":{}}}\r\n",
+                        client == 4,
+                        client == 3,
+                        client == 1
+                    );
+                    broker.handle_bytes(slot, hello.as_bytes(), now);
+                }
+                broker
+            });
+            Self {
+                brokers: brokers.collect(),
+                now,
+            }
+        }
+
+        /// As the end of a turn: mail goes to the other loop.
+        fn exchange(&mut self) {
+            for (from, to) in [(0, 1), (1, 0)] {
+                self.brokers[from].end_turn();
+                let batch = self.brokers[from].take_mail(to as u16, Batch::default());
+                self.brokers[to].handle_mail(from as u16, &batch, self.now);
+            }
+        }
+
+        /// Everything each connection was sent, and what was counted.
+        fn outcome(&mut self) -> Vec<String> {
+            let mut outcome = Vec::new();
+            for broker in &mut self.brokers {
+                for slot in 0..CLIENTS as Slot {
+                    let mut pieces = Vec::new();
+                    let client = &mut broker.receivers.clients[slot as usize];
+                    client.outbox.pieces(usize::MAX, usize::MAX, &mut pieces);
+                    let mut sent = Vec::new();
+                    for piece in pieces {
+                        match piece {
+                            Piece::Region { offset, len } => {
+                                sent.extend_from_slice(broker.receivers.pool.bytes(offset, len));
+                            }
+                            Piece::Shared(bytes) => sent.extend_from_slice(&bytes),
+                        }
+                    }
+                    let sent = sent.escape_ascii();
+                    outcome.push(format!("{:?} {sent}", client.traffic));
+                }
+                let mut delivered: Vec<_> = (broker.receivers.subscriptions.iter())
+                    .map(|(id, subscription)| (id, subscription.delivered))
+                    .collect();
+                delivered.sort_unstable();
+                outcome.push(format!("{:?} {delivered:?}", broker.totals().traffic));
+            }
+            outcome
+        }
+    }
+
+    /// Reads `data` as a script: who subscribes to what, and who publishes how much of what.
+    pub fn check(data: &[u8]) {
+        const SUBJECTS: [&str; 6] = [
+            "a",
+            "a.b",
+            "a.c",
+            "b",
+            "a.much.longer.subject.of.more.than.32",
+            "_SYS.x",
+        ];
+        const PATTERNS: [&str; 8] = ["a", "a.b", "a.*", "a.>", ">", "b", "a.b", "a.c"];
+        let now = Instant::now();
+        let (mut together, mut apart) = (House::new(now), House::new(now));
+        let mut bytes = data.iter().copied();
+        let mut sid = 0;
+        while let Some(op) = bytes.next() {
+            let mut next = || usize::from(bytes.next().unwrap_or(0));
+            let (home, client) = (usize::from(op >> 7), next() % CLIENTS);
+            let mut lines: Vec<String> = Vec::new();
+            match op % 4 {
+                0 => {
+                    sid += 1;
+                    let pattern = PATTERNS[next() % PATTERNS.len()];
+                    let queue = ["", "", "q ", "r "][next() % 4];
+                    let long = if next() % 8 == 0 {
+                        "-a-very-long-sid"
+                    } else {
+                        ""
+                    };
+                    lines.push(format!("SUB {pattern} {queue}{sid}{long}\r\n"));
+                    if next() % 4 == 0 {
+                        lines.push(format!("UNSUB {sid}{long} {}\r\n", next() % 5 + 1));
+                    }
+                }
+                1 => lines.push(format!("UNSUB {}\r\n", next() % (sid + 1))),
+                _ => {
+                    for _ in 0..next() % 12 {
+                        let subject = SUBJECTS[next() % SUBJECTS.len()];
+                        let reply = ["", "", "", "b ", "nobody "][next() % 5];
+                        let body = "x".repeat(next() % 40 * (next() % 4));
+                        let line = match next() % 8 {
+                            0 => {
+                                let bytes = body.len() + 12;
+                                format!(
+                                    "HPUB {subject} {reply}12 {bytes}\r\nNATS/1.0\r\n\r\n{body}\r\n"
+                                )
+                            }
+                            _ => format!("PUB {subject} {reply}{}\r\n{body}\r\n", body.len()),
+                        };
+                        for _ in 0..next() % 6 {
+                            lines.push(line.clone());
+                        }
+                    }
+                }
+            }
+            let slot = client as Slot;
+            together.brokers[home].handle_bytes(slot, lines.concat().as_bytes(), now);
+            for line in &lines {
+                apart.brokers[home].handle_bytes(slot, line.as_bytes(), now);
+            }
+            together.exchange();
+            apart.exchange();
+        }
+        assert_eq!(together.outcome(), apart.outcome());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    proptest::proptest! {
+        #[test]
+        fn runs_do_what_messages_one_by_one_do(
+            data in proptest::collection::vec(proptest::num::u8::ANY, 0..400),
+        ) {
+            super::fuzz::check(&data);
+        }
+    }
+}
