@@ -6,9 +6,47 @@ use std::collections::HashMap;
 /// Up to this many groups are searched one by one.
 const GROUPS_SEARCHED: usize = 8;
 
+/// Most subjects are short, and an allocation costs 32 bytes and a miss of the cache.
+const PATTERN_BYTES_INLINE: usize = 22;
+
+#[derive(Debug)]
+pub(super) enum Pattern {
+    Short {
+        len: u8,
+        bytes: [u8; PATTERN_BYTES_INLINE],
+    },
+    Long(Box<[u8]>),
+}
+
+impl From<&[u8]> for Pattern {
+    fn from(pattern: &[u8]) -> Self {
+        let mut bytes = [0; PATTERN_BYTES_INLINE];
+        match bytes.get_mut(..pattern.len()) {
+            None => Self::Long(pattern.into()),
+            Some(room) => {
+                room.copy_from_slice(pattern);
+                let len = pattern.len() as u8;
+                Self::Short { len, bytes }
+            }
+        }
+    }
+}
+
+impl std::ops::Deref for Pattern {
+    type Target = [u8];
+
+    #[inline(always)]
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Short { len, bytes } => &bytes[..usize::from(*len)],
+            Self::Long(bytes) => bytes,
+        }
+    }
+}
+
 #[derive(Debug)]
 pub struct Interest {
-    pub(super) pattern: Box<[u8]>,
+    pub(super) pattern: Pattern,
     members: Members,
     /// The trie node of a wildcard pattern.
     pub(super) trie_node: Option<u32>,
