@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| drop(midge::monitor::http::parse(data)));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| midge::monitor::http::fuzz(data));

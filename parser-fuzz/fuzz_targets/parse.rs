@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| midge::wire::parser::fuzz::check(data));
+libfuzzer_sys::fuzz_target!(|data: &[u8]| midge::wire::fuzz::parse(data));

@@ -12,6 +12,8 @@ pub mod client;
 mod deliver;
 mod dispatch;
 pub mod effect;
+#[doc(hidden)]
+pub mod fuzz;
 mod hold;
 pub mod mail;
 pub mod outbox;
@@ -77,6 +79,8 @@ pub struct Broker {
     departed: propagate::Departed,
     /// New subscriptions the routes have not heard of.
     untold: Vec<u32>,
+    /// Routes that are still being told what there was when they came, and until when that is believed.
+    catching_up: Vec<(mail::RouteRef, Instant)>,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -145,6 +149,7 @@ impl Broker {
             slots: HashMap::new(),
             departed: propagate::Departed::default(),
             untold: Vec::new(),
+            catching_up: Vec::new(),
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),

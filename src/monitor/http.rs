@@ -124,6 +124,20 @@ pub fn parse(input: &[u8]) -> Parsed {
     }
 }
 
+/// The body of a fuzz target: any bytes are a request, the beginning of one, or refused; a request ends
+/// where it says and is one only when it is whole; its parameters are read or refused.
+#[doc(hidden)]
+pub fn fuzz(data: &[u8]) {
+    let Parsed::Request(request, length) = parse(data) else {
+        return;
+    };
+    let (head, cut) = (&data[..length], length.saturating_sub(1));
+    assert!(matches!(parse(&head[..cut]), Parsed::Incomplete));
+    let query = super::query::Query(&request.query);
+    let _ = (query.connz(), query.switch("subs"), query.get("callback"));
+    assert_eq!(parse(head), Parsed::Request(request, length));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -134,6 +148,7 @@ mod tests {
         for end in 0..input.len() - 3 {
             assert_eq!(parse(&input[..end]), Parsed::Incomplete, "{end}");
         }
+        fuzz(input);
         let request = Request {
             path: "/varz".into(),
             query: "a=1".into(),

@@ -8,6 +8,8 @@ pub mod connect;
 pub mod encode;
 pub mod errors;
 mod fast;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod info;
 pub mod parser;
 pub mod run;
