@@ -279,6 +279,11 @@ impl Sink for Session<'_> {
         if !self.broker.untold.is_empty() {
             self.broker.tell_untold();
         }
+        if !self.broker.catching_up.is_empty()
+            && let Some(reply) = message.reply()
+        {
+            self.broker.tell_reply_subscriptions(reply);
+        }
         let receivers = self.broker.deliver(&origin, message, owned);
         if receivers == 0
             && wants_answer
@@ -301,7 +306,7 @@ impl Sink for Session<'_> {
             || client.verbose
             || subject.starts_with(RESERVED_PREFIX)
             || (client.pedantic && !token::is_valid_literal(subject))
-            || (client.no_responders && run.has_replies())
+            || (run.has_replies() && (client.no_responders || !self.broker.catching_up.is_empty()))
             || client
                 .permissions
                 .as_ref()

@@ -12,8 +12,8 @@
 //!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u16, name)... | sid | tail
 //!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32 | others u32
 //!             publisher slot u32, cid u64 | subject | tails, whose places are in `tails`
-//!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | lines
-//!   wanted:   kind u8 | - | route's slot u32, cid u64
+//!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | next u32 | lines
+//!   wanted:   kind u8 | - | route's slot u32, cid u64 | from u32
 //! ```
 
 use super::client::PublisherRef;
@@ -83,10 +83,12 @@ pub enum Record<'a> {
     /// SUB and UNSUB lines for one route, or for all there are. Routes live on loop 0.
     RouteLines {
         route: Option<RouteRef>,
+        /// There are more for this route, from this number of a subscription on.
+        next: Option<u32>,
         lines: &'a [u8],
     },
-    /// A route is new: the receiver is to tell it all its subscriptions.
-    InterestWanted { route: RouteRef },
+    /// The receiver is to tell a new route a batch of its subscriptions, from this number on.
+    InterestWanted { route: RouteRef, from: u32 },
 }
 
 /// Names a route of loop 0 for the other loops.
@@ -218,20 +220,24 @@ impl Batch {
         self.weight += 64 * run.count() + run.tail_bytes;
     }
 
-    pub fn push_route_lines(&mut self, route: Option<RouteRef>, lines: &[u8]) {
+    pub fn push_route_lines(&mut self, route: Option<RouteRef>, next: Option<u32>, lines: &[u8]) {
         self.bytes
             .extend_from_slice(&[KIND_ROUTE_LINES, u8::from(route.is_some()), 0, 0]);
         self.bytes
             .extend_from_slice(&(lines.len() as u32).to_le_bytes());
         self.push_route(route.unwrap_or(RouteRef { slot: 0, cid: 0 }));
+        // Nothing goes on from the very first one.
+        self.bytes
+            .extend_from_slice(&next.unwrap_or(0).to_le_bytes());
         self.bytes.extend_from_slice(lines);
         self.weight += 16 + lines.len();
     }
 
-    pub fn push_interest_wanted(&mut self, route: RouteRef) {
+    pub fn push_interest_wanted(&mut self, route: RouteRef, from: u32) {
         self.bytes
             .extend_from_slice(&[KIND_INTEREST_WANTED, 0, 0, 0]);
         self.push_route(route);
+        self.bytes.extend_from_slice(&from.to_le_bytes());
         self.weight += 16;
     }
 
@@ -391,14 +397,17 @@ impl<'a> Iterator for Records<'a> {
             KIND_ROUTE_LINES => {
                 let length = self.number();
                 let route = self.route();
+                let next = self.number();
                 let lines = self.take(length as usize);
                 Some(Record::RouteLines {
                     route: (flag == 1).then_some(route),
+                    next: (next > 0).then_some(next),
                     lines,
                 })
             }
             KIND_INTEREST_WANTED => Some(Record::InterestWanted {
                 route: self.route(),
+                from: self.number(),
             }),
             other => unreachable!("record of kind {other}"),
         }
@@ -452,9 +461,9 @@ mod tests {
         batch.push_message(&small, None, envelope, [&b"q1"[..], b"q2"].into_iter());
         batch.push_interest(b"b", Some(b"q"), 4);
         let route = RouteRef { slot: 3, cid: 9 };
-        batch.push_route_lines(Some(route), b"SUB a  RSID:1:1\r\n");
-        batch.push_route_lines(None, b"UNSUB RSID:1:1\r\n");
-        batch.push_interest_wanted(route);
+        batch.push_route_lines(Some(route), Some(5), b"SUB a  RSID:1:1\r\n");
+        batch.push_route_lines(None, None, b"UNSUB RSID:1:1\r\n");
+        batch.push_interest_wanted(route, 5);
         let input = b"5\r\nhello\r\nre 2\r\nhi\r\n";
         let tail = |at: usize, len, reply_bytes, body_bytes| {
             let message = Message {
@@ -492,10 +501,11 @@ mod tests {
                         queue.map(<[u8]>::escape_ascii).map(|q| q.to_string())
                     )
                 }
-                Record::RouteLines { route, lines } => {
-                    format!("lines {:?} {}", route.map(|r| r.cid), lines.escape_ascii())
+                Record::RouteLines { route, next, lines } => {
+                    let cid = route.map(|route| route.cid);
+                    format!("lines {cid:?} {next:?} {}", lines.escape_ascii())
                 }
-                Record::InterestWanted { route } => format!("wanted {}", route.cid),
+                Record::InterestWanted { route, from } => format!("wanted {} {from}", route.cid),
                 Record::Run { run, envelope: e } => {
                     assert_eq!((e.publisher, run.body_bytes), (publisher, 7));
                     let messages = run.messages().map(|m| {
@@ -534,9 +544,9 @@ mod tests {
                 "a.* None 1",
                 r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 5 ["q1", "q2"] false"#,
                 "b Some(\"q\") 4",
-                "lines Some(9) SUB a  RSID:1:1\\r\\n",
-                "lines None UNSUB RSID:1:1\\r\\n",
-                "wanted 9",
+                "lines Some(9) Some(5) SUB a  RSID:1:1\\r\\n",
+                "lines None None UNSUB RSID:1:1\\r\\n",
+                "wanted 9 5",
                 r#"run foo ["None hello\\r\\n", "Some(2) hi\\r\\n"]"#,
                 r#"7:1 foo None None hi\r\n false 1 5 [] true"#,
             ]

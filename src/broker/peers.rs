@@ -178,8 +178,13 @@ impl Broker {
                     };
                     self.deliver_run(&origin, &run);
                 }
-                Record::RouteLines { route, lines } => self.pass_to_routes(route, lines),
-                Record::InterestWanted { route } => self.tell_one_route(route),
+                Record::RouteLines {
+                    route: Some(route),
+                    next,
+                    lines,
+                } => self.pass_to_route(route, from, next, lines),
+                Record::RouteLines { lines, .. } => self.pass_to_routes(lines),
+                Record::InterestWanted { route, from } => self.tell_batch(route, from),
             }
         }
     }

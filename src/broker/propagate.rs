@@ -7,15 +7,23 @@
 //!
 //! A SUB waits for the next message or the end of the turn: what has ended by then was never told.
 //!
+//! A new route is told what there is in batches, each when a PONG says that the other side has taken in the
+//! one before: however many subscriptions there are, a message on its way to that server waits for one
+//! batch per loop at most. A subscription a reply may come to is told before the request, whatever
+//! batch it is in; being told of one twice is what other servers are used to.
+//!
 //! The cid says which loop a client lives on (`loop_of`), so loop 0 need not know the clients of the
 //! others.
 
 use super::mail::RouteRef;
+use super::route::Rest;
 use super::subs::{Subscription, Target};
 use super::{Broker, Slot};
 use crate::wire::args::number;
+use crate::wire::encode;
 use std::collections::VecDeque;
 use std::io::Write;
+use std::time::Duration;
 
 pub(super) const QUEUE_SID_PREFIX: &[u8] = b"QRSID";
 const PLAIN_SID_PREFIX: &[u8] = b"RSID";
@@ -23,8 +31,19 @@ const PLAIN_SID_PREFIX: &[u8] = b"RSID";
 /// The loop on which routes live.
 pub const ROUTE_LOOP: u16 = 0;
 
-/// Lines under way to one route are handed over in pieces of about this size.
-const LINES_BYTES: usize = 64 << 10;
+/// A batch for a new route: some 1000 lines, which a server takes in within a millisecond (gnatsd 1.1.0
+/// in about 30). Tests have few subscriptions and want batches nevertheless.
+const BATCH_BYTES: usize = if cfg!(test) { 512 } else { 32 << 10 };
+
+/// Numbers of subscriptions looked at for one batch: after many have ended, most mean nothing.
+const BATCH_NUMBERS_MAX: u32 = 1 << 18;
+
+/// Loops other than that of the routes do not hear of the end of a route; so long they take it to be
+/// still behind after its last batch.
+const CATCH_UP_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// Subscriptions a reply may come to, of those told before a request.
+const REPLY_SUBSCRIPTIONS_MAX: usize = 16;
 
 /// Members of queue groups that have left and are remembered: far more than leave within the time a
 /// message is under way.
@@ -163,9 +182,10 @@ impl Broker {
         line.clear();
         self.put_line(&mut line, id, cid, news);
         if self.loop_index == ROUTE_LOOP {
-            self.pass_to_routes(None, &line);
+            self.pass_to_routes(&line);
         } else {
-            self.outgoing(ROUTE_LOOP).push_route_lines(None, &line);
+            self.outgoing(ROUTE_LOOP)
+                .push_route_lines(None, None, &line);
         }
         self.route_line = line;
     }
@@ -202,63 +222,130 @@ impl Broker {
             .map(|queue| self.sublist.queue_name(queue))
     }
 
-    /// Lines from any loop, for one route or for all.
-    pub(super) fn pass_to_routes(&mut self, route: Option<RouteRef>, lines: &[u8]) {
-        match route {
-            Some(RouteRef { slot, cid }) => {
-                let known = self.client(slot).is_some_and(|client| client.cid == cid);
-                if known {
-                    self.append(slot, lines);
-                }
-            }
-            None => {
-                for index in 0..self.routes.registered.len() {
-                    self.append(self.routes.registered[index], lines);
-                }
-            }
+    /// Lines from any loop, for all routes.
+    pub(super) fn pass_to_routes(&mut self, lines: &[u8]) {
+        for index in 0..self.routes.registered.len() {
+            self.append(self.routes.registered[index], lines);
         }
     }
 
-    /// A route was registered: it hears of every subscription there is, on all loops.
-    pub(super) fn tell_new_route(&mut self, slot: Slot) {
-        let cid = self.receivers.clients[slot as usize].cid;
-        let route = RouteRef { slot, cid };
-        self.tell_one_route(route);
-        for index in 0..self.peers.len() as u16 {
-            if index != self.loop_index {
-                self.outgoing(index).push_interest_wanted(route);
-            }
-        }
-    }
-
-    /// All subscriptions of this loop's clients, to one route.
-    pub(super) fn tell_one_route(&mut self, route: RouteRef) {
-        let mut lines = Vec::new();
-        let slots: Vec<Slot> = self.clients().map(|(slot, _)| slot).collect();
-        for slot in slots {
-            let client = &self.receivers.clients[slot as usize];
-            for id in &client.subscriptions {
-                let subscription = &self.receivers.subscriptions[*id as usize];
-                if matches!(subscription.target(), Target::Client(_)) {
-                    self.put_line(&mut lines, *id, client.cid, News::Added);
-                }
-            }
-            if lines.len() >= LINES_BYTES {
-                self.hand_over(route, &lines);
-                lines.clear();
-            }
+    /// Lines from any loop, for one route; there may be more of them.
+    pub(super) fn pass_to_route(
+        &mut self,
+        route: RouteRef,
+        loop_index: u16,
+        next: Option<u32>,
+        lines: &[u8],
+    ) {
+        let RouteRef { slot, cid } = route;
+        if self.client(slot).is_none_or(|client| client.cid != cid) {
+            return;
         }
         if !lines.is_empty() {
-            self.hand_over(route, &lines);
+            self.append(slot, lines);
+        }
+        if let Some(from) = next {
+            self.append(slot, encode::PING);
+            self.route(slot).rest.push(Rest { loop_index, from });
         }
     }
 
-    fn hand_over(&mut self, route: RouteRef, lines: &[u8]) {
-        if self.loop_index == ROUTE_LOOP {
-            self.pass_to_routes(Some(route), lines);
+    /// A route was registered: it is to hear of every subscription there is, on all loops.
+    pub(super) fn tell_new_route(&mut self, slot: Slot) {
+        let route = self.route_ref(slot);
+        for index in 0..self.peers.len() as u16 {
+            if index != self.loop_index {
+                self.outgoing(index).push_interest_wanted(route, 0);
+            }
+        }
+        self.tell_batch(route, 0);
+    }
+
+    /// A route has taken in what it was told so far.
+    pub(super) fn tell_rest(&mut self, slot: Slot) {
+        let rest = &mut self.route(slot).rest;
+        if rest.is_empty() {
+            return;
+        }
+        let Rest { loop_index, from } = rest.remove(0);
+        let route = self.route_ref(slot);
+        if loop_index == self.loop_index {
+            self.tell_batch(route, from);
         } else {
+            self.outgoing(loop_index).push_interest_wanted(route, from);
+        }
+    }
+
+    fn route_ref(&self, slot: Slot) -> RouteRef {
+        let cid = self.receivers.clients[slot as usize].cid;
+        RouteRef { slot, cid }
+    }
+
+    /// A batch of the subscriptions of this loop's clients, from this number on, to one route.
+    pub(super) fn tell_batch(&mut self, route: RouteRef, from: u32) {
+        // What is told here must not count as untold any more.
+        self.tell_untold();
+        let mut lines = Vec::new();
+        let next = self.put_batch(&mut lines, from);
+        self.catching_up.retain(|(other, _)| *other != route);
+        if next.is_some() {
+            let until = self.now + CATCH_UP_TIME_MAX;
+            self.catching_up.push((route, until));
+        }
+        self.hand_over(route, next, &lines);
+    }
+
+    /// Returns where to go on. Numbers are given to others when a subscription ends, but whoever comes
+    /// is told by itself.
+    fn put_batch(&self, lines: &mut Vec<u8>, from: u32) -> Option<u32> {
+        let subscriptions = &self.receivers.subscriptions;
+        for id in from..subscriptions.capacity() as u32 {
+            if lines.len() >= BATCH_BYTES || id - from >= BATCH_NUMBERS_MAX {
+                return Some(id);
+            }
+            let target = subscriptions.get(id as usize).map(Subscription::target);
+            if let Some(Target::Client(slot)) = target {
+                let cid = self.receivers.clients[slot as usize].cid;
+                self.put_line(lines, id, cid, News::Added);
+            }
+        }
+        None
+    }
+
+    /// Routes that are behind hear of our subscriptions to this subject, on which an answer to the next
+    /// message may come.
+    #[cold]
+    pub(super) fn tell_reply_subscriptions(&mut self, reply: &[u8]) {
+        let now = self.now;
+        self.catching_up.retain(|(_, until)| *until > now);
+        let mut matched = Vec::new();
+        self.sublist.matches(reply, &mut matched);
+        let interests = matched.iter().map(|id| self.sublist.interest(*id));
+        let ids = interests.flat_map(|interest| {
+            let groups = interest.groups().iter();
+            let members =
+                groups.flat_map(|group| (0..group.len()).filter_map(|at| group.member(at)));
+            interest.plain().iter().copied().chain(members)
+        });
+        let mut lines = Vec::new();
+        for id in ids.take(REPLY_SUBSCRIPTIONS_MAX) {
+            if let Target::Client(slot) = self.receivers.subscriptions[id as usize].target() {
+                let cid = self.receivers.clients[slot as usize].cid;
+                self.put_line(&mut lines, id, cid, News::Added);
+            }
+        }
+        for index in 0..self.catching_up.len() {
+            let (route, _) = self.catching_up[index];
+            self.hand_over(route, None, &lines);
+        }
+    }
+
+    fn hand_over(&mut self, route: RouteRef, next: Option<u32>, lines: &[u8]) {
+        if self.loop_index == ROUTE_LOOP {
+            self.pass_to_route(route, ROUTE_LOOP, next, lines);
+        } else if !lines.is_empty() || next.is_some() {
             self.outgoing(ROUTE_LOOP)
-                .push_route_lines(Some(route), lines);
+                .push_route_lines(Some(route), next, lines);
         }
     }
 }
@@ -273,37 +360,126 @@ mod tests {
     use std::sync::Arc;
     use std::time::Instant;
 
-    /// A broker with a client (cid 1) and a registered route, and what the route is told when the
-    /// client has said `bytes` in one turn.
-    fn told(bytes: &str) -> String {
+    const PEER: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
+
+    /// A broker with a client, whose cid is 1.
+    fn broker(now: Instant) -> (Broker, Slot) {
         let settings = Settings {
             cluster: Some(ClusterSettings::default()),
             ..Settings::default()
         };
-        let (region, now) = (RegionMut::map(1 << 20).unwrap(), Instant::now());
+        let region = RegionMut::map(1 << 20).unwrap();
         let mut broker = Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now);
-        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
-        let (client, route) = (
-            broker.open(1, peer, now),
-            broker.open_route(2, peer, None, now),
-        );
+        let client = broker.open(1, PEER, now);
         broker.handle_bytes(client, b"CONNECT {\"verbose\":false}\r\n", now);
-        broker.handle_bytes(
-            route,
-            b"INFO {\"server_id\":\"other\"}\r\nSUB > RSID:1:1\r\n",
-            now,
-        );
+        (broker, client)
+    }
+
+    fn route(broker: &mut Broker, cid: u64, now: Instant) -> Slot {
+        let route = broker.open_route(cid, PEER, None, now);
         let greeting = broker.client(route).unwrap().outbox.pending();
         broker.handle_written(route, greeting, now);
-        broker.handle_bytes(client, bytes.as_bytes(), now);
+        let hello = b"INFO {\"server_id\":\"other\"}\r\nSUB > RSID:1:1\r\n";
+        broker.handle_bytes(route, hello, now);
+        route
+    }
+
+    /// What is pending for a connection, which is taken.
+    fn written(broker: &mut Broker, slot: Slot, now: Instant) -> String {
         broker.end_turn();
         let mut pieces = Vec::new();
-        broker.start_write(route, usize::MAX, usize::MAX, &mut pieces);
+        broker.start_write(slot, usize::MAX, usize::MAX, &mut pieces);
         let bytes = pieces.iter().map(|piece| match piece {
             crate::broker::outbox::Piece::Region { offset, len } => broker.output(*offset, *len),
             crate::broker::outbox::Piece::Shared(bytes) => bytes,
         });
-        String::from_utf8(bytes.collect::<Vec<_>>().concat()).unwrap()
+        let bytes = bytes.collect::<Vec<_>>().concat();
+        broker.handle_written(slot, bytes.len(), now);
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// What a route is told when the client has said `bytes` in one turn.
+    fn told(bytes: &str) -> String {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        let route = route(&mut broker, 2, now);
+        broker.handle_bytes(client, bytes.as_bytes(), now);
+        written(&mut broker, route, now)
+    }
+
+    fn subscriptions(count: usize) -> String {
+        let line = |sid| format!("SUB a.{sid} {sid}\r\n");
+        (0..count).map(line).collect()
+    }
+
+    #[test]
+    fn a_new_route_is_told_batch_by_batch() {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        broker.handle_bytes(client, subscriptions(200).as_bytes(), now);
+        let route = route(&mut broker, 2, now);
+        let (mut told, mut batches) = (Vec::new(), 0);
+        loop {
+            let lines = written(&mut broker, route, now);
+            // Nothing more comes by itself.
+            assert_eq!(written(&mut broker, route, now), "");
+            batches += 1;
+            assert!(lines.len() < 2 * BATCH_BYTES, "{} bytes", lines.len());
+            let (subs, ask) = match lines.strip_suffix("PING\r\n") {
+                Some(subs) => (subs, true),
+                None => (&*lines, false),
+            };
+            told.extend(subs.lines().map(str::to_owned));
+            if !ask {
+                break;
+            }
+            broker.handle_bytes(route, b"PONG\r\n", now);
+        }
+        assert!(batches > 5 && broker.catching_up.is_empty());
+        let expected: Vec<String> = (0..200).map(|n| format!("SUB a.{n}  RSID:1:{n}")).collect();
+        assert_eq!(told, expected);
+        broker.handle_bytes(route, b"PONG\r\n", now);
+        assert_eq!(written(&mut broker, route, now), "");
+    }
+
+    #[test]
+    fn what_changes_while_a_route_is_told() {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        broker.handle_bytes(client, subscriptions(200).as_bytes(), now);
+        let route = route(&mut broker, 2, now);
+        written(&mut broker, route, now);
+        // The last ones end, one comes anew, and the one that stands behind is needed at once.
+        let ends: String = (150..198).map(|sid| format!("UNSUB {sid}\r\n")).collect();
+        broker.handle_bytes(client, ends.as_bytes(), now);
+        broker.handle_bytes(client, b"SUB new 500\r\nPUB x a.199 0\r\n\r\n", now);
+        let lines = written(&mut broker, route, now);
+        let (at, request) = (
+            lines.find("SUB a.199  RSID:1:199\r\n").unwrap(),
+            lines.find("MSG x RSID:1:1 a.199 0\r\n").unwrap(),
+        );
+        assert!(at < request && lines.contains("SUB new  RSID:1:500"));
+        let mut rest = String::new();
+        while broker.route(route).rest.len() == 1 {
+            broker.handle_bytes(route, b"PONG\r\n", now);
+            rest += &written(&mut broker, route, now);
+        }
+        assert!(rest.contains("SUB a.149 ") && rest.contains("SUB a.199 "));
+        assert!(!rest.contains("SUB a.150 ") && !rest.contains("SUB a.197 "));
+    }
+
+    #[test]
+    fn a_route_that_goes_is_told_nothing_more() {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        broker.handle_bytes(client, subscriptions(200).as_bytes(), now);
+        let slot = route(&mut broker, 2, now);
+        broker.handle_gone(slot, now);
+        assert!(broker.catching_up.is_empty());
+        let stale = RouteRef { slot, cid: 99 };
+        broker.pass_to_route(stale, 0, Some(1), b"SUB x  RSID:1:1\r\n");
+        assert!(broker.route(slot).rest.is_empty());
     }
 
     #[test]

@@ -59,6 +59,15 @@ pub struct Route {
     /// Closed because nothing came or went any more: the other side may only be cut off from us, and
     /// is dialled again, whoever dialled it before.
     pub given_up: bool,
+    /// What it was not told yet of the subscriptions there were when it came.
+    pub rest: Vec<Rest>,
+}
+
+/// The subscriptions of one loop from this number on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rest {
+    pub loop_index: u16,
+    pub from: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -77,7 +86,7 @@ pub struct Routes {
 }
 
 impl Broker {
-    fn route(&mut self, slot: Slot) -> &mut Route {
+    pub(super) fn route(&mut self, slot: Slot) -> &mut Route {
         route(&mut self.receivers.clients[slot as usize])
     }
 
@@ -133,6 +142,7 @@ impl Broker {
     /// Called when a route is closed, after its interest has gone.
     pub(super) fn route_closed(&mut self, slot: Slot) {
         self.routes.registered.retain(|other| *other != slot);
+        self.catching_up.retain(|(route, _)| route.slot != slot);
         let record = std::mem::take(self.route(slot));
         if let Some(info) = &record.info {
             self.forget_urls(&info.connect_urls);
@@ -603,6 +613,7 @@ impl Sink for RouteSession<'_> {
     fn pong(&mut self) -> Result<(), Stop> {
         self.trace(format_args!("PONG"));
         self.client().pings_out = 0;
+        self.broker.tell_rest(self.slot);
         Ok(())
     }
 
