@@ -14,6 +14,8 @@ pub enum Setup {
     Tls,
     /// Two servers with a route between them.
     Route,
+    /// One server of a cluster, which others may join.
+    Cluster,
     Streaming(Store),
 }
 
@@ -28,14 +30,49 @@ pub enum Store {
 pub struct Bed {
     pub servers: Vec<Server>,
     tls: Option<Arc<rustls::ClientConfig>>,
+    cluster: Option<Cluster>,
     _folder: tempfile::TempDir,
+}
+
+/// How further servers join the first one.
+struct Cluster {
+    program: Program,
+    cpu: usize,
+    /// Where the first server takes routes.
+    port: u16,
+}
+
+impl Cluster {
+    /// The arguments of a member, the first one or another.
+    fn arguments(&self, first: bool) -> Result<Vec<String>> {
+        // Later servers make names up, and refuse each other until they agree on one.
+        let name = match self.program.version().contains("v2.") {
+            true => "--cluster_name bench",
+            false => "",
+        };
+        let seed = self.port;
+        Ok(words(&match first {
+            true => format!("--cluster nats://127.0.0.1:{seed} {name}"),
+            false => {
+                let port = free_port().map_err(|error| error.to_string())?;
+                format!("--cluster nats://127.0.0.1:{port} --routes nats://127.0.0.1:{seed} {name}")
+            }
+        }))
+    }
+
+    fn start(&self, first: bool) -> Result<Server> {
+        self.program.start(self.cpu, &self.arguments(first)?)
+    }
+}
+
+fn words(text: &str) -> Vec<String> {
+    text.split_whitespace().map(Into::into).collect()
 }
 
 impl Bed {
     pub fn new(program: &Program, setup: Setup, cpu: usize) -> Result<Self> {
         let folder = tempfile::tempdir().map_err(|error| format!("temporary folder: {error}"))?;
         let at = |name: &str| folder.path().join(name).display().to_string();
-        let words = |text: String| text.split_whitespace().map(Into::into).collect::<Vec<_>>();
         let mut tls = None;
         let starts = match setup {
             Setup::One => vec![Vec::new()],
@@ -44,31 +81,34 @@ impl Bed {
                 return Ok(Self {
                     servers: vec![program.start(cpu, &[])?],
                     tls: None,
+                    cluster: None,
                     _folder: folder,
                 });
             }
             Setup::Tls => {
                 tls = Some(certificate(folder.path())?);
-                vec![words(format!(
+                vec![words(&format!(
                     "--tls --tlscert {} --tlskey {}",
                     at("cert.pem"),
                     at("key.pem")
                 ))]
             }
-            Setup::Route => {
-                let port = || free_port().map_err(|error| error.to_string());
-                let (a, b) = (port()?, port()?);
-                // Later servers make names up, and refuse each other until they agree on one.
-                let name = match program.version().contains("v2.") {
-                    true => "--cluster_name bench",
-                    false => "",
+            Setup::Route | Setup::Cluster => {
+                let cluster = Cluster {
+                    program: program.clone(),
+                    cpu,
+                    port: free_port().map_err(|error| error.to_string())?,
                 };
-                vec![
-                    words(format!("--cluster nats://127.0.0.1:{a} {name}")),
-                    words(format!(
-                        "--cluster nats://127.0.0.1:{b} --routes nats://127.0.0.1:{a} {name}"
-                    )),
-                ]
+                let mut servers = vec![cluster.start(true)?];
+                if setup == Setup::Route {
+                    servers.push(cluster.start(false)?);
+                }
+                return Ok(Self {
+                    servers,
+                    tls: None,
+                    cluster: Some(cluster),
+                    _folder: folder,
+                });
             }
             Setup::Streaming(store) => {
                 let more = match store {
@@ -79,13 +119,14 @@ impl Bed {
                     }
                 };
                 // As many channels and messages as a scenario makes.
-                vec![words(format!("-cid bench -mc 0 -mm 0 -mb 0 {more}"))]
+                vec![words(&format!("-cid bench -mc 0 -mm 0 -mb 0 {more}"))]
             }
         };
         let servers = starts.iter().map(|more| program.start(cpu, more));
         Ok(Self {
             servers: servers.collect::<Result<_>>()?,
             tls,
+            cluster: None,
             _folder: folder,
         })
     }
@@ -95,8 +136,15 @@ impl Bed {
         Ok(Self {
             servers: vec![Server::running(url)?],
             tls: None,
+            cluster: None,
             _folder: tempfile::tempdir().map_err(|error| error.to_string())?,
         })
+    }
+
+    /// One more server of the cluster, which knows the first.
+    pub fn start_member(&self) -> Result<Server> {
+        let cluster = self.cluster.as_ref().ok_or("the server is in no cluster")?;
+        cluster.start(false)
     }
 
     pub fn target(&self) -> Target {

@@ -1,8 +1,8 @@
 //! Load on raw sockets: publishers that write prepared batches, subscribers that count bytes.
 //!
 //! All messages of a subscriber have the same length on the wire (subjects and sids have fixed
-//! widths), so that counting bytes counts messages; their content is checked by comparing each
-//! message's first and last bytes in a sample.
+//! widths), so that counting bytes counts messages. A payload begins with a number, where there is
+//! room; of the first messages of each read, content and order are checked.
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use rustls::{ClientConnection, StreamOwned};
@@ -18,6 +18,8 @@ pub type Result<T> = std::result::Result<T, String>;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Batches a publisher may have under way without a PONG.
 const BATCHES_AHEAD: usize = 4;
+/// Digits of the number a payload begins with, where it is no shorter.
+const NUMBER_BYTES: usize = 8;
 
 /// Where to connect, and how.
 #[derive(Clone)]
@@ -247,13 +249,17 @@ impl Publisher {
         let per_batch = (BATCH_BYTES / message_bytes).max(1);
         // Enough batches to get through all subjects.
         let count = subjects.len().div_ceil(per_batch).max(1);
-        let mut all = subjects.iter().cycle();
+        let mut all = subjects.iter().cycle().zip(0u64..);
         let batches = (0..count)
             .map(|_| {
                 let mut batch = Vec::new();
-                for subject in all.by_ref().take(per_batch) {
+                for (subject, number) in all.by_ref().take(per_batch) {
                     batch.extend_from_slice(format!("PUB {subject} {payload}\r\n").as_bytes());
-                    batch.resize(batch.len() + payload, b'x');
+                    let end = batch.len() + payload;
+                    if payload >= NUMBER_BYTES {
+                        batch.extend_from_slice(format!("{number:08}").as_bytes());
+                    }
+                    batch.resize(end, b'x');
                     batch.extend_from_slice(b"\r\n");
                 }
                 batch.extend_from_slice(b"PING\r\n");
@@ -311,8 +317,8 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// `subscriptions` are whole SUB lines; every message must look like `message`.
-    pub fn new(target: &Target, subscriptions: &str, message: Vec<u8>) -> Result<Self> {
+    /// `subscriptions` are whole SUB lines; every message must look like the expected one.
+    pub fn new(target: &Target, subscriptions: &str, expected: Expected) -> Result<Self> {
         let mut connection = Connection::open(target)?;
         connection.write(subscriptions.as_bytes())?;
         connection.settle()?;
@@ -323,7 +329,7 @@ impl Subscriber {
         );
         let thread = std::thread::spawn({
             let (received, stop) = (received.clone(), stop.clone());
-            move || count(connection, &message, &received, &stop)
+            move || count(connection, &expected, &received, &stop)
         });
         Ok(Self {
             received,
@@ -344,14 +350,48 @@ impl Subscriber {
     }
 }
 
+/// What a subscriber's messages look like.
+pub struct Expected {
+    pub message: Vec<u8>,
+    /// They are all of one publisher's, so they come in its order.
+    pub ordered: bool,
+}
+
+impl Expected {
+    /// The number in a message, if it looks as it should; subject and sid may differ from message to
+    /// message. None: the payload is too short for one.
+    fn check(&self, message: &[u8]) -> Result<Option<u64>> {
+        let wrong = || format!("a message came wrong: {}", message.escape_ascii());
+        let line_end = self.message.iter().position(|byte| *byte == b'\n');
+        let payload_at = line_end.map_or(0, |at| at + 1);
+        let mut words = self.message[..payload_at].rsplitn(2, |byte| *byte == b' ');
+        let size_at = payload_at - words.next().map_or(0, <[u8]>::len);
+        let payload_bytes = self.message.len() - payload_at - 2;
+        let number =
+            (payload_bytes >= NUMBER_BYTES).then_some(payload_at..payload_at + NUMBER_BYTES);
+        let rest_at = number.as_ref().map_or(payload_at, |number| number.end);
+        for part in [0..4, size_at..payload_at, rest_at..message.len()] {
+            if message[part.clone()] != self.message[part] {
+                return Err(wrong());
+            }
+        }
+        let Some(number) = number else {
+            return Ok(None);
+        };
+        let digits = std::str::from_utf8(&message[number]).map_err(|_| wrong())?;
+        digits.parse().map(Some).map_err(|_| wrong())
+    }
+}
+
 fn count(
     mut connection: Connection,
-    message: &[u8],
+    expected: &Expected,
     received: &AtomicU64,
     stop: &AtomicBool,
 ) -> Result<()> {
     let mut buffer = vec![0; 256 << 10];
-    let mut total = connection.buffer.len() as u64;
+    let length = expected.message.len();
+    let mut total = connection.buffer.len();
     loop {
         let read = match connection.read(&mut buffer) {
             Ok(0) if stop.load(SeqCst) => return Ok(()),
@@ -360,20 +400,23 @@ fn count(
             Err(_) if stop.load(SeqCst) => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        // The first whole message of this read: what is fixed in it must be there. (Subject and sid
-        // may differ from message to message, verb and payload may not.)
-        let at = (message.len() as u64 - total % message.len() as u64) as usize % message.len();
-        if let Some(sample) = buffer[..read].get(at..at + message.len()) {
-            let payload = message
-                .len()
-                .saturating_sub(message.iter().rposition(|b| *b == b' ').unwrap_or(0));
-            let tail = message.len() - payload;
-            if sample[..4] != message[..4] || sample[tail..] != message[tail..] {
-                return Err(format!("a message came wrong: {}", sample.escape_ascii()));
-            }
+        // The first whole message of this read, and the one behind it.
+        let at = (length - total % length) % length;
+        let messages = buffer[..read].get(at..).unwrap_or_default();
+        let mut numbers = Vec::new();
+        for message in messages.chunks_exact(length).take(2) {
+            numbers.extend(expected.check(message)?);
         }
-        total += read as u64;
-        received.store(total, SeqCst);
+        // Numbers begin anew when a publisher has come to the end of what it prepared.
+        if let [first, second] = numbers[..]
+            && expected.ordered
+            && second != first + 1
+            && second != 0
+        {
+            return Err(format!("message {second} came right after {first}"));
+        }
+        total += read;
+        received.store(total as u64, SeqCst);
     }
 }
 
@@ -577,5 +620,29 @@ impl Crowd {
         let is_ready = |fd: &PollFd<'_>| fd.revents().is_some_and(|events| !events.is_empty());
         let all = 0..watched.len();
         Ok(all.filter(|index| is_ready(&watched[*index])).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_are_checked() {
+        let expected = Expected {
+            message: b"MSG b.000000 000000 10\r\nxxxxxxxxxx\r\n".to_vec(),
+            ordered: true,
+        };
+        let check = |message: &str| expected.check(message.as_bytes()).ok();
+        let good = "MSG b.000007 000123 10\r\n00000042xx\r\n";
+        assert_eq!(check(good), Some(Some(42)));
+        for (from, to) in [("MSG", "MSh"), (" 10", " 11"), ("xx", "xy"), ("42", "4?")] {
+            assert_eq!(check(&good.replace(from, to)), None, "{to}");
+        }
+        let short = Expected {
+            message: b"MSG b.000000 000000 2\r\nxx\r\n".to_vec(),
+            ordered: true,
+        };
+        assert_eq!(short.check(&short.message), Ok(None));
     }
 }

@@ -49,7 +49,7 @@ struct RunArguments {
     /// A server to compare with: NAME=PATH; an installed nats-server or gnatsd when none is given
     #[arg(long)]
     peer: Vec<Program>,
-    /// A streaming server to compare with: NAME=PATH
+    /// A streaming server to compare with: NAME=PATH; an installed nats-streaming-server when none is given
     #[arg(long)]
     streaming_peer: Vec<Program>,
     /// Do not compare with an installed server
@@ -62,7 +62,7 @@ struct RunArguments {
     #[arg(long)]
     scenario: Vec<String>,
     /// Measured seconds per run
-    #[arg(long, default_value_t = 2.0)]
+    #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Runs per server and scenario
     #[arg(long, default_value_t = 3)]
@@ -124,7 +124,7 @@ impl Field {
         let mut core = vec![judged.clone()];
         core.extend(arguments.peer.clone());
         if core.len() == 1 && !arguments.no_peer {
-            match Program::installed() {
+            match Program::installed(&["nats-server", "gnatsd"]) {
                 Some(peer) => core.push(peer),
                 None => eprintln!(
                     "No nats-server or gnatsd found to compare with: install Debian's package nats-server, or the \
@@ -134,6 +134,9 @@ impl Field {
         }
         let mut streaming = vec![judged];
         streaming.extend(arguments.streaming_peer.clone());
+        if streaming.len() == 1 && !arguments.no_peer {
+            streaming.extend(Program::installed(&["nats-streaming-server"]));
+        }
         Self { core, streaming }
     }
 

@@ -136,13 +136,9 @@ impl Report {
         let mut text = String::new();
         for (group, section) in self.sections() {
             let servers = section[0].iter();
-            let _ = write!(text, "{}\n{:<22} {:<18}", group.title(), "scenario", "unit");
+            let _ = write!(text, "{}\n{:<26} {:<18}", group.title(), "scenario", "unit");
             for row in servers {
-                let _ = write!(
-                    text,
-                    " {:>14} {:>15} {:>11}",
-                    row.server, "(min-max)", "per second"
-                );
+                let _ = write!(text, " {:>14} {:>15}", row.server, "(min-max)");
             }
             let _ = writeln!(text, " {:>8} {:>8}", "ratio", "target");
             for rows in section {
@@ -189,33 +185,45 @@ impl Report {
 }
 
 fn terminal_row(text: &mut String, rows: &[Row]) {
-    let _ = write!(text, "{:<22} {:<18}", rows[0].scenario, rows[0].unit);
+    let _ = write!(text, "{:<26} {:<18}", rows[0].scenario, rows[0].unit);
     for row in rows {
         let Spread { min, median, max } = row.figure();
         let _ = write!(
             text,
-            " {:>14} {:>15} {:>11}",
+            " {:>14} {:>15}",
             short(median),
-            format!("{}-{}", short(min), short(max)),
-            rate(row.rate())
+            format!("{}-{}", short(min), short(max))
         );
     }
     let _ = writeln!(text, " {:>8} {:>8}", ratio(rows), target(&rows[0]));
     for row in rows {
-        let percentiles = [
-            ("p50", row.latency(|l| l.p50)),
-            ("p99", row.latency(|l| l.p99)),
-            ("p99.9", row.latency(|l| l.p999)),
-            ("max", row.latency(|l| l.max)),
-        ];
-        let known: Vec<String> = percentiles
-            .into_iter()
-            .filter_map(|(name, value)| Some(format!("{name} {}", short(value?))))
-            .collect();
-        if !known.is_empty() {
-            let _ = writeln!(text, "    {}: {} us", row.server, known.join(", "));
-        }
+        let _ = writeln!(text, "    {}: {}", row.server, details(row));
     }
+}
+
+/// What stands behind a row's figure: rates, memory, latencies.
+fn details(row: &Row) -> String {
+    let mut known = Vec::new();
+    let rates = spread(&row.rates);
+    if rates.median > 0.0 {
+        let (min, max) = (rate(rates.min), rate(rates.max));
+        known.push(format!("{} /s ({min}-{max})", rate(rates.median)));
+    }
+    if row.bytes_rate() > 0.0 {
+        known.push(format!("{}B/s", rate(row.bytes_rate())));
+    }
+    known.push(format!("peak {}B", rate(row.peak_memory as f64)));
+    let percentiles = [
+        ("p50", row.latency(|l| l.p50)),
+        ("p99", row.latency(|l| l.p99)),
+        ("p99.9", row.latency(|l| l.p999)),
+        ("max", row.latency(|l| l.max)),
+    ];
+    let measured = percentiles
+        .into_iter()
+        .filter_map(|(name, value)| Some(format!("{name} {} us", short(value?))));
+    known.extend(measured);
+    known.join(", ")
 }
 
 /// Three digits or so.

@@ -43,13 +43,13 @@ impl Program {
         }
     }
 
-    /// A server found on the PATH.
-    pub fn installed() -> Option<Self> {
+    /// A server found on the PATH, by the first of these names.
+    pub fn installed(names: &[&str]) -> Option<Self> {
         let path = std::env::var_os("PATH")?;
         let folders: Vec<PathBuf> = std::env::split_paths(&path)
             .chain([PathBuf::from("/usr/sbin")])
             .collect();
-        ["nats-server", "gnatsd"].iter().find_map(|name| {
+        names.iter().find_map(|name| {
             let path = folders
                 .iter()
                 .map(|folder| folder.join(name))

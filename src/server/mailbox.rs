@@ -24,11 +24,13 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 #[derive(Debug)]
 pub struct Sleep(SleepFlag);
 
-impl Sleep {
-    pub fn new() -> Self {
+impl Default for Sleep {
+    fn default() -> Self {
         Self(SleepFlag::new(false))
     }
+}
 
+impl Sleep {
     /// The loop is about to sleep; it must look at all its mail after this and before it does.
     ///
     /// All three operations read and write in one step, so they stand in one order, each seeing what
@@ -62,8 +64,8 @@ pub struct Mailbox {
 /// Emptied batches kept for reuse per mailbox.
 const SPARE_BATCHES: usize = 4;
 
-impl Mailbox {
-    fn new() -> Self {
+impl Default for Mailbox {
+    fn default() -> Self {
         Self {
             full: SegQueue::new(),
             empty: SegQueue::new(),
@@ -71,7 +73,9 @@ impl Mailbox {
             sender_waits: AtomicBool::new(false),
         }
     }
+}
 
+impl Mailbox {
     pub fn spare(&self) -> Batch {
         self.empty.pop().unwrap_or_default()
     }
@@ -125,7 +129,7 @@ impl<C> LoopDoor<C> {
     fn new() -> nix::Result<Self> {
         use nix::sys::eventfd::{EfdFlags, EventFd};
         Ok(Self {
-            sleep: Sleep::new(),
+            sleep: Sleep::default(),
             ring_fd: AtomicI32::new(-1),
             connections: AtomicUsize::new(0),
             commands: SegQueue::new(),
@@ -177,7 +181,7 @@ impl<C> Mesh<C> {
             doors: (0..count)
                 .map(|_| LoopDoor::new())
                 .collect::<nix::Result<_>>()?,
-            mailboxes: (0..count * count).map(|_| Mailbox::new()).collect(),
+            mailboxes: (0..count * count).map(|_| Mailbox::default()).collect(),
         })
     }
 
@@ -220,7 +224,7 @@ mod tests {
     #[test]
     fn nobody_sleeps_on_mail() {
         loom::model(|| {
-            let sleep = Arc::new(Sleep::new());
+            let sleep = Arc::new(Sleep::default());
             let mail = Arc::new(AtomicUsize::new(0));
             let bell = Arc::new((Mutex::new(false), loom::sync::Condvar::new()));
             let sender = {

@@ -6,7 +6,8 @@ mod accept;
 mod connection;
 mod dial;
 mod event_loop;
-mod mailbox;
+#[doc(hidden)]
+pub mod mailbox;
 mod monitor;
 mod monitor_http;
 mod monitor_streaming;

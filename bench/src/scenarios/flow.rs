@@ -3,7 +3,7 @@
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{
-    Audience, Connection, Publisher, Receives, Result, Subscriber, Target, wait_for,
+    Audience, Connection, Expected, Publisher, Receives, Result, Subscriber, Target, wait_for,
 };
 use std::time::{Duration, Instant};
 
@@ -43,6 +43,14 @@ pub const FLOW: Flow = Flow {
 
 pub fn subject(number: usize) -> String {
     format!("b.{number:06}")
+}
+
+/// The messages of one publisher.
+pub fn ordered(payload: usize) -> Expected {
+    Expected {
+        message: sample(payload),
+        ordered: true,
+    }
 }
 
 /// A message as a subscriber of ours sees it; widths are what counts.
@@ -120,7 +128,11 @@ pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Outcome> {
     let mut receivers = Vec::new();
     for index in 0..flow.subscribers {
         let lines = flow.subscriptions(index);
-        receivers.push(Subscriber::new(&far, &lines, sample(flow.payload))?);
+        let expected = Expected {
+            ordered: !flow.queue && (flow.publishers == 1 || flow.own_subjects),
+            ..ordered(flow.payload)
+        };
+        receivers.push(Subscriber::new(&far, &lines, expected)?);
     }
     let outcome = measure(bed, setting, flow, &near, &receivers)?;
     for receiver in receivers {
@@ -162,7 +174,7 @@ fn settle_route(target: &Target, receivers: &[impl Receives]) -> Result<u64> {
     let mut connection = Connection::open(target)?;
     let end = Instant::now() + Duration::from_secs(20);
     let count = || receivers.iter().map(Receives::received).sum::<u64>();
-    let message = format!("PUB {} 16\r\nxxxxxxxxxxxxxxxx\r\n", subject(0));
+    let message = format!("PUB {} 16\r\n00000000xxxxxxxx\r\n", subject(0));
     while count() == 0 {
         if Instant::now() > end {
             return Err("no message comes across the route".into());

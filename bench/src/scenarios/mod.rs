@@ -1,5 +1,6 @@
 //! The scenarios: what is done to the servers, and which figure comes out.
 
+mod cluster;
 mod connections;
 mod flow;
 mod latency;
@@ -72,16 +73,18 @@ pub enum Group {
     FanOut,
     Load,
     Latency,
+    Cluster,
     Streaming,
 }
 
 impl Group {
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Core,
         Self::Payload,
         Self::FanOut,
         Self::Load,
         Self::Latency,
+        Self::Cluster,
         Self::Streaming,
     ];
 
@@ -92,6 +95,7 @@ impl Group {
             Self::FanOut => "Fan-out, 1 publisher, 16 B",
             Self::Load => "Under odd loads",
             Self::Latency => "Latency of requests at a fixed rate",
+            Self::Cluster => "Clusters that form",
             Self::Streaming => "NATS Streaming",
         }
     }
@@ -152,6 +156,7 @@ pub fn all() -> Vec<Scenario> {
         fan_outs(),
         loads(),
         latencies(),
+        clusters(),
         streaming(),
     ];
     groups.into_iter().flatten().collect()
@@ -423,6 +428,35 @@ fn latencies() -> Vec<Scenario> {
     [1_000, 5_000, 20_000].map(of).into()
 }
 
+fn clusters() -> Vec<Scenario> {
+    let new = |name: &str, about: &str, target, run: fn(&Bed, &Setting) -> Result<Outcome>| {
+        Scenario::new(Group::Cluster, name, about, run)
+            .unit("ms")
+            .target(target)
+            .setup(Setup::Cluster)
+    };
+    vec![
+        new(
+            "mesh-of-5",
+            "5 servers that know one of them become a mesh",
+            2000.0,
+            cluster::mesh,
+        ),
+        new(
+            "join-100k",
+            "a server joins one with 100000 subscriptions: until it knows them",
+            2000.0,
+            cluster::storm_settles,
+        ),
+        new(
+            "join-100k-delay",
+            "the same: longest delay of a message meanwhile, on each server and across",
+            50.0,
+            cluster::storm_delay,
+        ),
+    ]
+}
+
 fn streaming() -> Vec<Scenario> {
     let new = |name: &str, about: &str, store, target, run: Run| Scenario {
         name: name.into(),
@@ -447,6 +481,20 @@ fn streaming() -> Vec<Scenario> {
             Store::Memory,
             Some(1.0),
             publish(1),
+        ),
+        new(
+            "stan-memory-16-channels",
+            "memory store, 16 channels, 1024 publishes ahead",
+            Store::Memory,
+            None,
+            publish(16),
+        ),
+        new(
+            "stan-memory-1000-channels",
+            "memory store, 1000 channels, 1024 publishes ahead",
+            Store::Memory,
+            None,
+            publish(1000),
         ),
         new(
             "stan-file",

@@ -1,6 +1,6 @@
 //! One slow consumer among eight: what the other seven lose.
 
-use super::flow::{sample, subject};
+use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{Connection, Publisher, Result, Subscriber, wait_for};
@@ -23,7 +23,7 @@ fn rate(bed: &Bed, seconds: f64, readers: usize, with_slow_one: bool) -> Result<
         false => None,
     };
     let readers = (0..readers)
-        .map(|_| Subscriber::new(&target, &line, sample(PAYLOAD)))
+        .map(|_| Subscriber::new(&target, &line, ordered(PAYLOAD)))
         .collect::<Result<Vec<_>>>()?;
     let mut publisher = Publisher::new(&target, &[subject(0)], PAYLOAD)?;
     let start = Instant::now();

@@ -1,6 +1,6 @@
 //! Many subjects: cold ones, the price of subscribing, and subscriptions that come and go.
 
-use super::flow::{FLOW, flow, sample, subject};
+use super::flow::{FLOW, flow, ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{Connection, Publisher, Result, Subscriber, wait_for};
@@ -19,7 +19,7 @@ pub fn cold(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     // A stride that shares no factor with the count visits every subject in no helpful order.
     let subjects: Vec<String> = (0..count).map(|n| subject(n * 7919 % count)).collect();
     let target = bed.target();
-    let subscriber = Subscriber::new(&target, &all_subscriptions(count), sample(16))?;
+    let subscriber = Subscriber::new(&target, &all_subscriptions(count), ordered(16))?;
     let mut publisher = Publisher::new(&target, &subjects, 16)?;
     let meter = bed.meter(0);
     let published = publisher.run_once()?;
