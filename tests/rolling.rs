@@ -11,6 +11,11 @@ use std::time::{Duration, Instant};
 use support::{PATIENCE, Server, free_port};
 
 const SERVERS: usize = 3;
+/// Each server is restarted so often.
+const ROUNDS: usize = 2;
+/// What servers may need more in a later round than in the first, in which their buffers grow to what
+/// a turn needs.
+const GROWTH_BYTES_MAX: u64 = 4 << 20;
 
 struct Node {
     server: Option<Server>,
@@ -169,14 +174,26 @@ async fn requests_recover_from_every_restart() {
         )));
     }
     eprintln!("first answers after {:?}", recovery(&counters).await);
-    for (index, node) in nodes.iter_mut().enumerate() {
+    // Of servers that have seen others come and go, the most in each round.
+    let mut memory = [0; ROUNDS + 1];
+    for (round, index) in (0..ROUNDS).flat_map(|round| (0..SERVERS).map(move |i| (round, i))) {
+        let node = &mut nodes[index];
         let server = node.server.take().unwrap();
+        memory[round] = server.memory().max(memory[round]);
         tokio::task::spawn_blocking(|| server.stop()).await.unwrap();
         let lost = recovery(&counters).await;
         node.start();
         joined(node.server()).await;
         let back = recovery(&counters).await;
         eprintln!("server {index}: answers {lost:?} after its end, {back:?} after its return");
+    }
+    for node in &nodes {
+        memory[ROUNDS] = node.server().memory().max(memory[ROUNDS]);
+    }
+    eprintln!("memory: {memory:?}");
+    // Nothing of servers and clients that left may have stayed.
+    for later in &memory[1..] {
+        assert!(*later < memory[0] + GROWTH_BYTES_MAX, "{memory:?}");
     }
     stop.store(true, SeqCst);
     for task in tasks {
