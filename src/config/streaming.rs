@@ -51,6 +51,9 @@ pub struct FileStoreOptions {
     pub slice_archive_script: String,
     pub descriptors_limit: i64,
     pub parallel_recovery: i64,
+    pub read_buffer_size: i64,
+    /// Zero: off.
+    pub auto_sync: Duration,
     pub strict_recovery: bool,
 }
 
@@ -126,6 +129,8 @@ impl Default for StreamingOptions {
                 slice_archive_script: String::new(),
                 descriptors_limit: 0,
                 parallel_recovery: 1,
+                read_buffer_size: 2 << 20,
+                auto_sync: Duration::from_secs(60),
                 strict_recovery: false,
             },
             heartbeat_interval: Duration::from_secs(30),
@@ -206,6 +211,10 @@ impl StreamingOptions {
             (
                 file.descriptors_limit < 0,
                 "file descriptor limit must be a positive number",
+            ),
+            (
+                file.read_buffer_size < 0,
+                "read buffer size value must be a positive number",
             ),
             (
                 file.parallel_recovery < 1,
@@ -519,6 +528,10 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| o.file.descriptors_limit = any_int(v)?)),
     row!("streaming.file.parallel_recovery" [], ["file_parallel_recovery"], Int, Streaming, "1", false, "Channels read at a time at the start.",
         on!(|o, v| o.file.parallel_recovery = any_int(v)?)),
+    row!("streaming.file.read_buffer_size" ["file_read_buffer_size"], ["file_read_buffer_size"], Int, Streaming, "2MB", false, "Most bytes read at a time for a subscription that goes through stored messages; 0: one message.",
+        on!(|o, v| o.file.read_buffer_size = any_int(v)?)),
+    row!("streaming.file.auto_sync" ["file_auto_sync"], ["file_auto_sync"], Text, Streaming, "1m", false, "How often everything written is brought to the disk, whatever `sync` says; 0: never.",
+        on!(|o, v| o.file.auto_sync = Duration::from_nanos(period(v)?.max(0) as u64))),
     row!("streaming.file.strict_recovery" [], ["strict_recovery", "file_strict_recovery"], Bool, Streaming, "false", false, "Refuse to start when a file is damaged, and read all data at the start to know. Otherwise damage is reported, what is damaged is kept aside, and the rest is served.",
         on!(|o, v| o.file.strict_recovery = boolean(v)?)),
 

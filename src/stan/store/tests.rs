@@ -435,10 +435,16 @@ fn any_byte_may_be_damaged() {
         let folder = tempfile::tempdir().unwrap();
         prepared(folder.path(), options());
         let files = files_of(folder.path());
-        let work = tempfile::tempdir().unwrap();
+        // Thousands of starts: where syncing costs nothing, if there is such a place.
+        let memory = Path::new("/dev/shm");
+        let work = match memory.is_dir() {
+            true => tempfile::tempdir_in(memory).unwrap(),
+            false => tempfile::tempdir().unwrap(),
+        };
         let work = work.path().join("store");
         for (name, content) in &files {
-            for (at, flip) in (0..content.len()).flat_map(|at| [(at, 0x01), (at, 0xff)]) {
+            for at in 0..content.len() {
+                let flip = if at % 2 == 0 { 0x01 } else { 0xff };
                 write_files(&work, &files);
                 let mut bytes = content.clone();
                 bytes[at] ^= flip;
@@ -694,5 +700,213 @@ fn a_flush_with_sync_is_over_when_the_store_says_so() {
                 assert_eq!(store.flush(channel).unwrap(), Flushed::Later);
             }
         }
+    }
+}
+
+#[test]
+fn everything_comes_to_the_disk_in_time() {
+    let folder = tempfile::tempdir().unwrap();
+    let with = |seconds| options(|o| o.auto_sync = std::time::Duration::from_secs(seconds));
+    const SECOND: i64 = 1_000_000_000;
+    let (mut store, _) = open(folder.path(), with(60), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    store.add_client(&pb::ClientInfo::default()).unwrap();
+    let channel = store.create_channel("foo").unwrap();
+    store.add_sub(channel, &pb::SubState::default()).unwrap();
+    fill(&mut store, channel, 1..=10);
+    for (now, syncs) in [(1, 0), (60, 0), (61, 3), (121, 3), (181, 3)] {
+        store.maintain(now * SECOND);
+        assert_eq!(store.syncs(), syncs, "after {now} s");
+    }
+    fill(&mut store, channel, 11..=11);
+    store.maintain(241 * SECOND);
+    assert_eq!(store.syncs(), 4);
+    drop(store);
+    let (mut store, recovered) = open(folder.path(), with(0), limits(0, 0, 0));
+    fill(&mut store, recovered.channels[0].id, 12..=20);
+    store.maintain(1);
+    store.maintain(1000 * SECOND);
+    assert_eq!(store.syncs(), 0);
+}
+
+#[test]
+fn checksums_may_be_left_unchecked_or_be_others() {
+    for (polynomial, check) in [
+        (0xEDB8_8320, true),
+        (0xEDB8_8320, false),
+        (0x82F6_3B78, true),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = || {
+            options(|o| {
+                o.crc_polynomial = polynomial;
+                o.check_crc = check;
+            })
+        };
+        prepared(folder.path(), options());
+        let path = folder.path().join("foo/msgs.1.dat");
+        let mut bytes = std::fs::read(&path).unwrap();
+        let at = bytes.windows(2).position(|pair| pair == b"m5").unwrap();
+        bytes[at + 1] = b'X';
+        std::fs::write(&path, bytes).unwrap();
+        let (mut store, recovered) = open(folder.path(), options(), limits(0, 0, 0));
+        let channel = recovered.channels[0].id;
+        let found = text(&mut store, channel, 5);
+        assert_eq!(found.as_deref(), if check { None } else { Some("mX") });
+        assert_eq!(text(&mut store, channel, 6).as_deref(), Some("m6"));
+    }
+}
+
+#[test]
+fn another_polynomial_is_no_damage() {
+    let folder = tempfile::tempdir().unwrap();
+    prepared(folder.path(), options(|_| {}));
+    let before = files_of(folder.path());
+    let other = options(|o| o.crc_polynomial = 0x82F6_3B78);
+    let wake: Wake = Arc::new(|| {});
+    let refused = FileStore::open(folder.path(), other, limits(0, 0, 0), &wake);
+    assert!(refused.err().unwrap().to_string().contains("crc_poly"));
+    let after = files_of(folder.path());
+    for file in before {
+        assert!(after.contains(&file), "{}", file.0.display());
+    }
+}
+
+#[test]
+fn slices_end_by_count_bytes_and_age() {
+    let slices = |folder: &Path| {
+        let files = std::fs::read_dir(folder.join("foo")).unwrap();
+        let names = files.map(|file| file.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name.ends_with(".idx")).count()
+    };
+    // Twenty messages of 40 and some bytes, 10 ns apart; all limits zero: a quarter of the channel's own.
+    for (count, bytes, age, channel_count, expected) in [
+        (7, 0, 0, 0, 3),
+        (0, 1, 0, 0, 20),
+        (0, 1 << 20, 0, 0, 1),
+        (0, 0, 50, 0, 4),
+        (0, 0, 0, 0, 1),
+        (0, 0, 0, 40, 2),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let options = options(|o| {
+            o.slice_max_msgs = count;
+            o.slice_max_bytes = bytes;
+            o.slice_max_age = std::time::Duration::from_nanos(age);
+        });
+        let (mut store, _) = open(folder.path(), options, limits(channel_count, 0, 0));
+        let channel = store.create_channel("foo").unwrap();
+        for number in 1..=20 {
+            fill(&mut store, channel, number..=number);
+        }
+        assert_eq!(slices(folder.path()), expected, "{count} {bytes} {age}");
+    }
+}
+
+#[test]
+fn old_slices_go_to_the_script() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().join("store");
+    let script = folder.path().join("script");
+    let told = folder.path().join("told");
+    std::fs::write(
+        &script,
+        format!(
+            "#!/bin/sh\necho \"$@\" >{0}.new\nmv {0}.new {0}\n",
+            told.display()
+        ),
+    )
+    .unwrap();
+    use std::os::unix::fs::PermissionsExt;
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let options = options(|o| {
+        o.slice_max_msgs = 4;
+        o.slice_archive_script = script.to_str().unwrap().to_owned();
+    });
+    let (mut store, _) = open(&root, options, limits(4, 0, 0));
+    let channel = store.create_channel("foo").unwrap();
+    for number in 1..=8 {
+        fill(&mut store, channel, number..=number);
+    }
+    let end = std::time::Instant::now() + std::time::Duration::from_secs(30);
+    while !told.exists() && std::time::Instant::now() < end {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let names = ["dat", "idx"].map(|suffix| root.join(format!("foo/msgs.1.{suffix}.bak")));
+    let expected = format!("foo {} {}\n", names[0].display(), names[1].display());
+    assert_eq!(std::fs::read_to_string(told).unwrap(), expected);
+    assert!(names[0].exists() && names[1].exists());
+}
+
+#[test]
+fn many_channels_need_few_files_and_several_threads_open_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let few = |threads| {
+        options(|o| {
+            o.descriptors_limit = 20;
+            o.parallel_recovery = threads;
+            o.slice_max_msgs = 2;
+        })
+    };
+    let (mut store, _) = open(folder.path(), few(1), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    for number in 0..100 {
+        let channel = store.create_channel(&format!("c{number}")).unwrap();
+        fill(&mut store, channel, 1..=5);
+        store
+            .add_sub(
+                channel,
+                &pb::SubState {
+                    id: 1,
+                    ..Default::default()
+                },
+            )
+            .unwrap();
+        store.flush(channel).unwrap();
+        assert!(store.open_files() <= 20);
+    }
+    store.close();
+    drop(store);
+    for threads in [1, 4, 1000] {
+        let (mut store, recovered) = open(folder.path(), few(threads), limits(0, 0, 0));
+        assert_eq!(recovered.channels.len(), 100);
+        for (at, channel) in recovered.channels.iter().enumerate() {
+            assert_eq!((channel.id as usize, channel.subscriptions.len()), (at, 1));
+            assert_eq!(text(&mut store, channel.id, 3).as_deref(), Some("m3"));
+            assert_eq!(store.bounds(channel.id).last, 5);
+            assert!(store.open_files() <= 20);
+        }
+        let names: Vec<&str> = recovered
+            .channels
+            .iter()
+            .map(|channel| &*channel.name)
+            .collect();
+        assert!(names.is_sorted());
+    }
+}
+
+#[test]
+fn a_lower_limit_takes_whole_slices_at_the_start() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = || options(|o| o.slice_max_msgs = 10);
+    let (mut store, _) = open(folder.path(), small(), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let channel = store.create_channel("foo").unwrap();
+    fill(&mut store, channel, 1..=100);
+    let one = store.bounds(channel).bytes / 100;
+    store.close();
+    drop(store);
+    for (limit, first) in [((35, 0), 66), ((0, (one + 1) * 21 + 5), 80), ((1, 0), 100)] {
+        let (mut store, recovered) = open(folder.path(), small(), limits(limit.0, limit.1, 0));
+        let id = recovered.channels[0].id;
+        let bounds = store.bounds(id);
+        assert_eq!(
+            (bounds.first, bounds.last, bounds.messages),
+            (first, 100, 101 - first)
+        );
+        let mean = bounds.bytes / bounds.messages;
+        assert!((one..one + 4).contains(&mean), "{mean} of {one}");
+        assert_eq!(text(&mut store, id, first - 1), None);
+        assert_eq!(text(&mut store, id, first), Some(format!("m{first}")));
     }
 }

@@ -1,12 +1,16 @@
 //! Reading ahead: whoever reads message after message gets them from blocks of a file.
 
-use super::files::StoreFile;
+use super::files::{Files, StoreFile};
 use bytes::Bytes;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
-const BLOCK_BYTES: u64 = 256 << 10;
+/// The first block; each one behind it is twice as large as the one before, up to what is allowed.
+const FIRST_BYTES: usize = 64 << 10;
+/// Blocks of all channels together; beyond that all stay small.
+const ALL_BYTES_MAX: usize = 64 << 20;
 
 /// A piece of a file whose bytes do not change any more.
 #[derive(Default)]
@@ -15,33 +19,43 @@ pub struct Block {
     slice: u64,
     at: u64,
     bytes: Bytes,
+    /// Where the bytes are counted.
+    counted: Option<Arc<Files>>,
 }
 
 impl Block {
-    /// `len` bytes at `at`. When they are not in the block and the reader reads on (`ahead`), the block becomes
-    /// what follows from there, up to `end`, which must be written already.
+    /// `len` bytes at `at`. When they are not in the block and the reader reads on, the block becomes
+    /// what follows from there, up to `end`, which must be written already; `ahead` is the most that it may be.
     pub fn read(
         &mut self,
         file: &Arc<StoreFile>,
         slice: u64,
         at: u64,
         len: usize,
-        ahead: bool,
+        ahead: usize,
         end: u64,
     ) -> io::Result<Bytes> {
         if let Some(found) = self.find(slice, at, len) {
             return Ok(found);
         }
-        let wanted = match ahead {
-            true => BLOCK_BYTES.min(end.saturating_sub(at)).max(len as u64),
-            false => len as u64,
+        let all = &file.files().ahead_bytes;
+        let grown = match all.load(Ordering::Relaxed) < ALL_BYTES_MAX {
+            true => (2 * self.bytes.len()).max(FIRST_BYTES),
+            false => FIRST_BYTES,
         };
-        let mut bytes = vec![0; wanted as usize];
+        let wanted = (ahead.min(grown) as u64).min(end.saturating_sub(at));
+        let mut bytes = vec![0; (wanted as usize).max(len)];
         file.get()?.read_exact_at(&mut bytes, at)?;
         let bytes = Bytes::from(bytes);
         let found = bytes.slice(..len);
-        if ahead {
-            *self = Self { slice, at, bytes };
+        if ahead > 0 {
+            all.fetch_add(bytes.len(), Ordering::Relaxed);
+            *self = Self {
+                slice,
+                at,
+                bytes,
+                counted: Some(file.files().clone()),
+            };
         }
         Ok(found)
     }
@@ -53,9 +67,18 @@ impl Block {
     }
 }
 
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some(files) = &self.counted {
+            files
+                .ahead_bytes
+                .fetch_sub(self.bytes.len(), Ordering::Relaxed);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::super::files::Files;
     use super::*;
 
     #[test]
@@ -66,25 +89,55 @@ mod tests {
         let content: Vec<u8> = (0..600_000u32).map(|n| (n * 7 % 251) as u8).collect();
         std::fs::write(file.path(), &content).unwrap();
         let mut block = Block::default();
-        let mut read = |at: usize, len: usize, ahead| {
+        let mut read = |at: usize, len: usize, ahead: usize| {
             let end = content.len() as u64;
             let bytes = block.read(&file, 1, at as u64, len, ahead, end).unwrap();
             assert_eq!(bytes, &content[at..at + len], "{len} bytes at {at}");
         };
         for (at, len, ahead) in [
-            (0, 10, true),
-            (10, 300_000, true),
-            (5, 20, false),
-            (599_990, 10, true),
-            (300_000, 1, true),
-            (299_999, 2, true),
+            (0, 10, 1 << 20),
+            (10, 300_000, 1 << 20),
+            (5, 20, 0),
+            (599_990, 10, 1 << 20),
+            (300_000, 1, 1 << 20),
+            (299_999, 2, 1 << 20),
         ] {
             read(at, len, ahead);
         }
         // Another slice has other bytes at the same place.
         let other = files.file(folder.path().join("b"));
         std::fs::write(other.path(), [9; 20]).unwrap();
-        assert_eq!(block.read(&other, 2, 0, 4, true, 20).unwrap(), [9; 4][..]);
-        assert!(block.read(&other, 2, 18, 4, true, 20).is_err());
+        assert_eq!(block.read(&other, 2, 0, 4, 100, 20).unwrap(), [9; 4][..]);
+        assert!(block.read(&other, 2, 18, 4, 100, 20).is_err());
+    }
+
+    #[test]
+    fn blocks_grow_up_to_what_is_allowed_and_are_counted() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = Files::new(10);
+        let file = files.file(folder.path().join("a"));
+        std::fs::write(file.path(), vec![1; 4 << 20]).unwrap();
+        let counted = || files.ahead_bytes.load(Ordering::Relaxed);
+        let mut block = Block::default();
+        let mut at = 0;
+        for expected in [64, 128, 256, 300, 300] {
+            block.read(&file, 1, at, 10, 300 << 10, 4 << 20).unwrap();
+            assert_eq!(counted(), expected << 10);
+            at += counted() as u64;
+        }
+        let before = files
+            .ahead_bytes
+            .fetch_add(ALL_BYTES_MAX, Ordering::Relaxed);
+        block.read(&file, 1, at, 10, 300 << 10, 4 << 20).unwrap();
+        assert_eq!(counted() - ALL_BYTES_MAX, FIRST_BYTES);
+        files
+            .ahead_bytes
+            .fetch_sub(ALL_BYTES_MAX, Ordering::Relaxed);
+        drop(block);
+        assert!(before > 0 && counted() == 0);
+        // Without reading ahead nothing is kept.
+        let mut block = Block::default();
+        block.read(&file, 1, 0, 10, 0, 4 << 20).unwrap();
+        assert_eq!(counted(), 0);
     }
 }

@@ -19,6 +19,10 @@ pub struct Files {
     count: AtomicUsize,
     /// Open files in the order the hand comes by; some may be closed or gone by now.
     round: Mutex<VecDeque<Weak<StoreFile>>>,
+    /// Bytes of files that were read ahead, all together.
+    pub ahead_bytes: AtomicUsize,
+    #[cfg(test)]
+    pub syncs: AtomicUsize,
 }
 
 impl Files {
@@ -37,6 +41,9 @@ impl Files {
             limit: (limit as usize).max(LIMIT_MIN),
             count: AtomicUsize::new(0),
             round: Mutex::new(VecDeque::new()),
+            ahead_bytes: AtomicUsize::new(0),
+            #[cfg(test)]
+            syncs: AtomicUsize::new(0),
         })
     }
 
@@ -104,6 +111,10 @@ impl StoreFile {
         &self.path
     }
 
+    pub fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
     /// The open file, which must exist.
     pub fn get(self: &Arc<Self>) -> io::Result<Arc<File>> {
         self.open_with(OpenOptions::new().read(true).write(true))
@@ -167,6 +178,8 @@ impl StoreFile {
 
     /// Brings it to the disk, also what was written before it was closed last.
     pub fn sync(self: &Arc<Self>) -> io::Result<()> {
+        #[cfg(test)]
+        self.files.syncs.fetch_add(1, Ordering::Relaxed);
         match self.get() {
             Ok(file) => file.sync_data(),
             Err(_) if self.gone.load(Ordering::Relaxed) => Ok(()),

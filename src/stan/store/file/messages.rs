@@ -33,6 +33,8 @@ use std::sync::Arc;
 /// Written messages kept in memory, for those who read along.
 const RECENT_MESSAGES_MAX: usize = 4096;
 const RECENT_BYTES_MAX: usize = 4 << 20;
+/// Index entries read at a time by whoever goes through the messages.
+const INDEX_AHEAD_BYTES: usize = 64 << 10;
 /// Index entries read at once when messages go for good.
 const FRONT_ENTRIES: u64 = 1024;
 
@@ -77,6 +79,7 @@ pub struct MessageLog {
     files: Arc<Files>,
     crc: Crc,
     pub limits: ChannelLimits,
+    read_ahead_bytes: usize,
     slices: VecDeque<Slice>,
     first: Seq,
     last: Seq,
@@ -120,6 +123,7 @@ impl MessageLog {
             files: files.clone(),
             crc: options.crc.clone(),
             limits,
+            read_ahead_bytes: options.read_ahead_bytes,
             slices: VecDeque::new(),
             first: 1,
             last: 0,
@@ -468,6 +472,7 @@ impl MessageLog {
         };
         let ahead = seq == self.last_looked_up + 1;
         self.last_looked_up = seq;
+        let ahead_bytes = if ahead { self.read_ahead_bytes } else { 0 };
         let entry = self.entry_of(slice, seq, ahead)?;
         let data = self.slices[slice].data.clone();
         let end = match slice + 1 == self.slices.len() {
@@ -478,7 +483,7 @@ impl MessageLog {
         let number = self.slices[slice].number;
         let record = self
             .data_block
-            .read(&data, number, entry.offset, len, ahead, end)
+            .read(&data, number, entry.offset, len, ahead_bytes, end)
             .map_err(|error| io_error("reading", &self.path(number, "dat"), error))?;
         let payload = payload_of(&record, &self.crc);
         match payload.is_some_and(|payload| sequence_of(payload) == Some(seq)) {
@@ -525,12 +530,13 @@ impl MessageLog {
             bytes.copy_from_slice(&self.index_buffer[at..at + INDEX_BYTES]);
         } else {
             let index = self.slices[slice].index.clone();
+            let ahead_bytes = if ahead { INDEX_AHEAD_BYTES } else { 0 };
             let place = |nth: u64| VERSION.len() as u64 + nth * INDEX_BYTES as u64;
             let end = place(written.min(self.slices[slice].count));
             let number = self.slices[slice].number;
             let read = self
                 .index_block
-                .read(&index, number, place(nth), INDEX_BYTES, ahead, end)
+                .read(&index, number, place(nth), INDEX_BYTES, ahead_bytes, end)
                 .map_err(|error| io_error("reading", &self.path(number, "idx"), error))?;
             bytes.copy_from_slice(&read);
         }

@@ -2,6 +2,7 @@
 //! ours opens there. docs/STORE-FORMAT.md has the layout and what happens after a crash.
 
 mod ahead;
+mod auto_sync;
 mod damage;
 mod files;
 mod identity;
@@ -52,6 +53,10 @@ pub struct FileOptions {
     /// Nanoseconds.
     pub slice_age_max: i64,
     pub archive_script: String,
+    /// How often everything is brought to the disk; zero: never.
+    pub auto_sync: Duration,
+    /// Most bytes read at a time for whoever goes through the messages; 0: what was asked for.
+    pub read_ahead_bytes: usize,
     /// Most files kept open; 0: as many as the process may.
     pub descriptors_max: u64,
     /// Channels read at a time at the start.
@@ -74,6 +79,8 @@ impl FileOptions {
             slice_bytes_max: options.slice_max_bytes as u64,
             slice_age_max: options.slice_max_age.as_nanos() as i64,
             archive_script: options.slice_archive_script.clone(),
+            auto_sync: options.auto_sync,
+            read_ahead_bytes: options.read_buffer_size as usize,
             descriptors_max: options.descriptors_limit as u64,
             recovery_threads: options.parallel_recovery.clamp(1, 256) as usize,
             strict: options.strict_recovery,
@@ -175,6 +182,7 @@ pub struct FileStore {
     syncer: Syncer,
     files: Arc<Files>,
     identity: Identity,
+    auto_sync: auto_sync::AutoSync,
 }
 
 impl FileStore {
@@ -188,7 +196,7 @@ impl FileStore {
 
     fn write_clients(&mut self) -> Result<(), StoreError> {
         self.client_records += 1;
-        self.clients.write()?;
+        let written = self.clients.write();
         let needed = self.registered.len() as u64;
         let dead = self.client_records.saturating_sub(needed);
         if self
@@ -197,15 +205,23 @@ impl FileStore {
         {
             let unique = crate::util::random::Random::from_entropy().id();
             let registered = &self.registered;
-            self.clients
-                .compact(&self.root.join(format!("clients.dat{unique}")), |put| {
-                    for client in registered.values() {
-                        put(CLIENT_ADD, &client.encode_to_vec());
-                    }
-                })?;
-            self.client_records = needed;
+            let compacted =
+                self.clients
+                    .compact(&self.root.join(format!("clients.dat{unique}")), |put| {
+                        for client in registered.values() {
+                            put(CLIENT_ADD, &client.encode_to_vec());
+                        }
+                    });
+            match compacted {
+                Ok(()) => {
+                    self.client_records = needed;
+                    return Ok(());
+                }
+                // The file is whole without it.
+                Err(error) => log::error!("STREAM: {error}"),
+            }
         }
-        Ok(())
+        written
     }
 }
 
@@ -219,9 +235,19 @@ impl Store for FileStore {
     }
 
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError> {
+        let gathered = self.clients.gathered();
         self.clients.push(CLIENT_ADD, &client.encode_to_vec());
-        self.registered.insert(client.id.clone(), client.clone());
-        self.write_clients()
+        let before = self.registered.insert(client.id.clone(), client.clone());
+        let written = self.write_clients();
+        if written.is_err() {
+            // It is refused, and must not be there at the next start.
+            self.clients.take_back(gathered);
+            match before {
+                Some(before) => self.registered.insert(client.id.clone(), before),
+                None => self.registered.remove(&client.id),
+            };
+        }
+        written
     }
 
     fn delete_client(&mut self, id: &str) -> Result<(), StoreError> {
@@ -361,7 +387,10 @@ impl Store for FileStore {
         if channel.gone {
             return Ok(Flushed::Now);
         }
-        channel.subs.write(&channel.folder, options)?;
+        // What could not be written is tried again with what comes next.
+        if let Err(error) = channel.subs.write(&channel.folder, options) {
+            log::error!("STREAM: {error}");
+        }
         if channel.syncing {
             // What came meanwhile becomes one write and one sync when this one is over.
             channel.sync_again = true;
@@ -369,8 +398,10 @@ impl Store for FileStore {
         }
         channel.log.write()?;
         if !options.sync {
-            channel.log.take_unsynced();
-            channel.subs.take_unsynced();
+            if options.auto_sync.is_zero() {
+                channel.log.take_unsynced();
+                channel.subs.take_unsynced();
+            }
             return Ok(Flushed::Now);
         }
         let mut files = channel.log.take_unsynced();
@@ -401,13 +432,15 @@ impl Store for FileStore {
         Some(Ok(completion))
     }
 
-    fn maintain(&mut self, _now: i64) {
+    fn maintain(&mut self, now: i64) {
+        self.auto_sync(now);
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
             channel.log.close_old_files();
         }
     }
 
     fn close(&mut self) {
+        self.auto_sync.finish();
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
             channel.log.close();
             if let Err(error) = channel.subs.write(&channel.folder, &self.options) {

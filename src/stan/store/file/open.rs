@@ -5,6 +5,8 @@ use super::files::Files;
 use super::identity::{Identity, Known};
 use super::messages::MessageLog;
 use super::progress::Progress;
+use super::records::VERSION;
+use super::scan::Scanner;
 use super::subs::SubsLog;
 use super::sync::{Syncer, Wake};
 use super::typed_log::{Kinds, TypedLog};
@@ -38,6 +40,13 @@ impl FileStore {
         };
         let identity = Identity::open(root)?;
         let server = identity.read(&options.crc, &damage)?;
+        let names = folders(root, &damage)?;
+        if matches!(server, Known::Lost) && nothing_fits(root, &names, &options.crc) {
+            return Err(StoreError::Refused(format!(
+                "{}: neither server.dat nor the first message of any channel fits its checksum: is crc_poly what they were written with?",
+                root.display()
+            )));
+        }
         let mut registered = BTreeMap::new();
         let mut client_records = 0;
         let clients = TypedLog::open(
@@ -63,6 +72,7 @@ impl FileStore {
             syncer,
             files,
             identity,
+            auto_sync: Default::default(),
         };
         let mut recovered = Recovered {
             clients: store.registered.values().cloned().collect(),
@@ -70,7 +80,6 @@ impl FileStore {
         };
         // Without the server's own record nothing else counts, but what is there must not be mixed
         // with what comes.
-        let names = store.folders(&damage)?;
         match server {
             Known::Info(server) => recovered.server = Some(*server),
             Known::Nothing if names.is_empty() => return Ok((store, recovered)),
@@ -95,30 +104,6 @@ impl FileStore {
             });
         }
         Ok((store, recovered))
-    }
-
-    /// Every directory is a channel.
-    fn folders(&self, damage: &Damage) -> Result<Vec<String>, StoreError> {
-        let failed = |error| io_error("reading", &self.root, error);
-        let mut names = Vec::new();
-        for entry in std::fs::read_dir(&self.root).map_err(failed)? {
-            let entry = entry.map_err(failed)?;
-            if !entry.file_type().map_err(failed)?.is_dir() {
-                continue;
-            }
-            match entry.file_name().into_string() {
-                // Its deletion was decided, and interrupted.
-                Ok(name) if name.starts_with(DELETED) => {
-                    std::fs::remove_dir_all(entry.path()).map_err(failed)?
-                }
-                Ok(name) => names.push(name),
-                Err(_) => {
-                    damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?
-                }
-            }
-        }
-        names.sort_unstable();
-        Ok(names)
     }
 
     /// In the order of the names, whatever the order in which threads are done with them.
@@ -170,6 +155,46 @@ impl FileStore {
             })
             .collect())
     }
+}
+
+/// Every directory is a channel.
+fn folders(root: &Path, damage: &Damage) -> Result<Vec<String>, StoreError> {
+    let failed = |error| io_error("reading", root, error);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(root).map_err(failed)? {
+        let entry = entry.map_err(failed)?;
+        if !entry.file_type().map_err(failed)?.is_dir() {
+            continue;
+        }
+        match entry.file_name().into_string() {
+            // Its deletion was decided, and interrupted.
+            Ok(name) if name.starts_with(DELETED) => {
+                std::fs::remove_dir_all(entry.path()).map_err(failed)?
+            }
+            Ok(name) => names.push(name),
+            Err(_) => damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?,
+        }
+    }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// Whether there are messages, and none that could be looked at is what it was: all cannot be damaged, so
+/// the checksums must be others.
+fn nothing_fits(root: &Path, names: &[String], crc: &Crc) -> bool {
+    const LOOKED_AT: usize = 100;
+    let first_fits = |name: &String| {
+        let path = root.join(name).join("msgs.1.dat");
+        let mut scanner = Scanner::new(Arc::new(File::open(path).ok()?)).ok()?;
+        let (begin, end) = (VERSION.len() as u64, scanner.len());
+        (end > begin).then(|| matches!(scanner.record(begin, end, false, crc), Ok(Some(_))))
+    };
+    let mut looked_at = names
+        .iter()
+        .filter_map(first_fits)
+        .take(LOOKED_AT)
+        .peekable();
+    looked_at.peek().is_some() && !looked_at.any(|fits| fits)
 }
 
 /// Opens the files of one channel.

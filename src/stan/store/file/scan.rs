@@ -46,6 +46,12 @@ impl Scanner {
         self.len
     }
 
+    /// The file was cut there.
+    pub fn shrink(&mut self, len: u64) {
+        self.len = self.len.min(len);
+        self.block.clear();
+    }
+
     /// The `count` bytes at `at`, or as many as there are.
     pub fn bytes(&mut self, at: u64, count: usize) -> io::Result<&[u8]> {
         let count = (count as u64).min(self.len.saturating_sub(at)) as usize;

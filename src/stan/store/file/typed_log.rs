@@ -12,7 +12,7 @@ use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 pub struct TypedLog {
     file: Arc<StoreFile>,
@@ -23,7 +23,14 @@ pub struct TypedLog {
     /// Written to since the last sync.
     pub unsynced: bool,
     compacted_at: Option<Instant>,
+    /// Records went that could not be written for long: the file must be rewritten.
+    lost: bool,
 }
+
+/// Records kept for a disk that takes none; beyond that the state alone is kept, which the file is rewritten from.
+const BUFFER_BYTES_MAX: usize = 8 << 20;
+/// Between attempts of that.
+const REWRITE_EVERY: Duration = Duration::from_secs(1);
 
 impl TypedLog {
     /// Opens or makes the file and hands its records over, in order. A torn end is cut off; records in
@@ -43,7 +50,18 @@ impl TypedLog {
             buffer: Vec::new(),
             unsynced: false,
             compacted_at: None,
+            lost: false,
         })
+    }
+
+    /// How much was gathered; `take_back` returns to that.
+    pub fn gathered(&self) -> usize {
+        self.buffer.len()
+    }
+
+    /// What was gathered since was refused, and is not written later.
+    pub fn take_back(&mut self, gathered: usize) {
+        self.buffer.truncate(gathered);
     }
 
     pub fn push(&mut self, kind: u8, payload: &[u8]) {
@@ -60,8 +78,13 @@ impl TypedLog {
             // A part of it must not stay.
             written.inspect_err(|_| drop(file.set_len(self.end)))
         };
-        (self.file.get().and_then(write))
-            .map_err(|error| io_error("writing", self.file.path(), error))?;
+        if let Err(error) = self.file.get().and_then(write) {
+            if self.buffer.len() > BUFFER_BYTES_MAX {
+                self.buffer = Vec::new();
+                self.lost = true;
+            }
+            return Err(io_error("writing", self.file.path(), error));
+        }
         self.end += self.buffer.len() as u64;
         self.buffer.clear();
         self.unsynced = true;
@@ -74,6 +97,11 @@ impl TypedLog {
 
     /// Whether the file should be rewritten, when `dead` of `all` records are of no use any more.
     pub fn wants_compaction(&self, dead: u64, all: u64, options: &FileOptions) -> bool {
+        if self.lost {
+            return self
+                .compacted_at
+                .is_none_or(|at| at.elapsed() >= REWRITE_EVERY);
+        }
         options.compact
             && self.end >= options.compact_min_size
             && dead * 100 >= all * options.compact_fragmentation
@@ -89,6 +117,8 @@ impl TypedLog {
         temporary: &Path,
         fill: impl FnOnce(&mut dyn FnMut(u8, &[u8])),
     ) -> Result<(), StoreError> {
+        // Also when it fails: nobody tries without end.
+        self.compacted_at = Some(Instant::now());
         let mut bytes = VERSION.to_vec();
         fill(&mut |kind, payload| put_typed(&mut bytes, &self.crc, kind, payload));
         let make = || {
@@ -109,7 +139,7 @@ impl TypedLog {
         self.end = bytes.len() as u64;
         self.buffer.clear();
         self.unsynced = false;
-        self.compacted_at = Some(Instant::now());
+        self.lost = false;
         Ok(())
     }
 }

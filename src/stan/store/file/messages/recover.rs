@@ -443,7 +443,9 @@ impl<'a> Walk<'a> {
             keep_copy(&file, path, at, len);
         }
         file.set_len(at.max(BEGIN))
-            .map_err(|error| io_error("truncating", path, error))
+            .map_err(|error| io_error("truncating", path, error))?;
+        self.data.shrink(at.max(BEGIN));
+        Ok(())
     }
 
     // ---- what comes of it
