@@ -31,6 +31,8 @@ pub struct Bed {
     pub servers: Vec<Server>,
     tls: Option<Arc<rustls::ClientConfig>>,
     cluster: Option<Cluster>,
+    /// How a server with a store is started: program, CPU and arguments.
+    store: Option<(Program, usize, Vec<String>)>,
     _folder: tempfile::TempDir,
 }
 
@@ -82,6 +84,7 @@ impl Bed {
                     servers: vec![program.start(cpu, &[])?],
                     tls: None,
                     cluster: None,
+                    store: None,
                     _folder: folder,
                 });
             }
@@ -107,6 +110,7 @@ impl Bed {
                     servers,
                     tls: None,
                     cluster: Some(cluster),
+                    store: None,
                     _folder: folder,
                 });
             }
@@ -123,10 +127,12 @@ impl Bed {
             }
         };
         let servers = starts.iter().map(|more| program.start(cpu, more));
+        let store = || (program.clone(), cpu, starts[0].clone());
         Ok(Self {
             servers: servers.collect::<Result<_>>()?,
             tls,
             cluster: None,
+            store: matches!(setup, Setup::Streaming(_)).then(store),
             _folder: folder,
         })
     }
@@ -137,6 +143,7 @@ impl Bed {
             servers: vec![Server::running(url)?],
             tls: None,
             cluster: None,
+            store: None,
             _folder: tempfile::tempdir().map_err(|error| error.to_string())?,
         })
     }
@@ -145,6 +152,15 @@ impl Bed {
     pub fn start_member(&self) -> Result<Server> {
         let cluster = self.cluster.as_ref().ok_or("the server is in no cluster")?;
         cluster.start(false)
+    }
+
+    /// Ends the server and starts it again on what it stored; the time goes from then on.
+    pub fn start_again(&self) -> Result<(Server, Instant)> {
+        let store = self.store.as_ref();
+        let (program, cpu, arguments) = store.ok_or("the server has no store")?;
+        self.servers[0].end()?;
+        let start = Instant::now();
+        Ok((program.start(*cpu, arguments)?, start))
     }
 
     pub fn target(&self) -> Target {

@@ -152,6 +152,28 @@ impl Server {
         self.process.as_ref().map_or(0, |child| child.id() as i32)
     }
 
+    /// Asks it to end, and waits until it has.
+    pub fn end(&self) -> Result<(), String> {
+        let pid = Pid::from_raw(self.id());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)
+            .map_err(|error| format!("SIGINT: {error}"))?;
+        let end = Instant::now() + Duration::from_secs(30);
+        // It stays as a zombie until it is dropped.
+        let is_there = || {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ")
+                .next()
+                .is_some_and(|rest| !rest.starts_with('Z'))
+        };
+        while is_there() {
+            if Instant::now() > end {
+                return Err("the server does not end".into());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+
     fn answers(&self) -> bool {
         let Ok(stream) = TcpStream::connect(self.address) else {
             return false;

@@ -142,6 +142,22 @@ pub fn connect(connection: &mut Connection, id: &str) -> Result<Session> {
     }
 }
 
+/// Asks for a session with no name until somebody refuses it.
+pub fn wait_until_up(connection: &mut Connection, time: Duration) -> Result<()> {
+    connection.write(b"SUB up 1\r\n")?;
+    connection.timeout(Duration::from_millis(10))?;
+    let end = Instant::now() + time;
+    let subject = format!("_STAN.discover.{CLUSTER}");
+    loop {
+        connection.write(&publication(&subject, "up", &ConnectRequest::default()))?;
+        match connection.message() {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > end => return Err(error),
+            Err(_) => {}
+        }
+    }
+}
+
 pub struct Publisher {
     connection: Connection,
     /// One message to each channel; the guid is filled in.

@@ -14,6 +14,7 @@ use crate::stats::Latency;
 use flow::{FLOW, Flow, flow};
 pub use latency::histogram;
 use std::time::Duration;
+use streaming::Recovery;
 
 pub struct Setting {
     pub seconds: f64,
@@ -471,6 +472,19 @@ fn streaming() -> Vec<Scenario> {
     let publish = |channels| -> Run {
         Box::new(move |bed, setting| streaming::publish(bed, setting, channels, 1024))
     };
+    let recovery = |name: &str, channels, what| Scenario {
+        unit: match what {
+            Recovery::Milliseconds => "ms",
+            Recovery::PeakMegabytes => "MB",
+        },
+        ..new(
+            name,
+            &format!("a start on 1000000 messages, channels: {channels}"),
+            Store::FileUnsynced,
+            None,
+            Box::new(move |bed, setting| streaming::recovery(bed, setting, channels, what)),
+        )
+    };
     let deliver = |acks| -> Run {
         Box::new(move |bed, setting| streaming::with_subscriber(bed, setting, acks))
     };
@@ -551,6 +565,14 @@ fn streaming() -> Vec<Scenario> {
             Store::File,
             None,
             Box::new(|bed, setting| streaming::publish(bed, setting, 1, 1)),
+        ),
+        recovery("stan-recovery", 1, Recovery::Milliseconds),
+        recovery("stan-recovery-memory", 1, Recovery::PeakMegabytes),
+        recovery("stan-recovery-1000-channels", 1000, Recovery::Milliseconds),
+        recovery(
+            "stan-recovery-1000-channels-memory",
+            1000,
+            Recovery::PeakMegabytes,
         ),
     ]
 }

@@ -11,6 +11,7 @@ const PAYLOAD: usize = 128;
 /// Publishes ahead of their acks.
 const WINDOW: usize = 1024;
 const REPLAYED: usize = 200_000;
+const RECOVERED: usize = 1_000_000;
 
 fn connect(target: &Target, id: &str) -> Result<(Connection, stan::Session)> {
     let mut connection = Connection::open(target)?;
@@ -76,4 +77,31 @@ pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let outcome = outcome(meter.cpu_ns(), count, start.elapsed(), None);
     subscriber.finish()?;
     Ok(outcome)
+}
+
+/// What a start on a store of many messages takes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Recovery {
+    Milliseconds,
+    PeakMegabytes,
+}
+
+/// Stores messages, and starts the server again: until it answers the first client.
+pub fn recovery(bed: &Bed, setting: &Setting, channels: usize, what: Recovery) -> Result<Outcome> {
+    let count = setting.scaled(RECOVERED) as u64;
+    let (connection, session) = connect(&bed.target(), "publisher")?;
+    Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?.run_messages(count)?;
+    let (server, start) = bed.start_again()?;
+    let target = Target {
+        address: server.address,
+        tls: None,
+    };
+    let mut connection = Connection::open(&target)?;
+    stan::wait_until_up(&mut connection, Duration::from_secs(120))?;
+    let elapsed = start.elapsed();
+    let figure = match what {
+        Recovery::Milliseconds => elapsed.as_secs_f64() * 1000.0,
+        Recovery::PeakMegabytes => server.peak_memory() as f64 / f64::from(1 << 20),
+    };
+    Ok(Outcome::of(figure, count, elapsed))
 }
