@@ -11,7 +11,8 @@
 //!             subject, reply, header (or none), body, tail lengths u32 | others u32
 //!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u16, name)... | sid | tail
 //!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32 | others u32
-//!             publisher slot u32, cid u64 | subject | tails, whose places are in `tails`
+//!             publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
+//!             in it the tails lie
 //!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | next u32 | lines
 //!   wanted:   kind u8 | - | route's slot u32, cid u64 | from u32
 //! ```
@@ -28,6 +29,7 @@ const KIND_MESSAGE: u8 = 2;
 const KIND_ROUTE_LINES: u8 = 3;
 const KIND_INTEREST_WANTED: u8 = 4;
 const KIND_RUN: u8 = 5;
+const RUN_HEAD_BYTES: usize = 32;
 const NO_HEADERS: u32 = u32::MAX;
 
 /// A connection accepted by one loop for another.
@@ -130,6 +132,11 @@ impl Batch {
         self.holds.clear();
     }
 
+    /// Memory it holds on to.
+    pub fn capacity_bytes(&self) -> usize {
+        self.bytes.capacity() + self.tails.capacity() * size_of::<Tail>()
+    }
+
     pub fn push_interest(&mut self, subject: &[u8], queue: Option<&[u8]>, count: u32) {
         self.bytes
             .extend_from_slice(&[KIND_INTEREST, u8::from(queue.is_some()), 0, 0]);
@@ -199,25 +206,23 @@ impl Batch {
     }
 
     pub fn push_run(&mut self, run: &Run<'_>, envelope: Envelope) {
-        let subject = run.subject.bytes();
+        let (subject, region) = (run.subject.bytes(), run.region());
+        self.bytes
+            .reserve(RUN_HEAD_BYTES + subject.len() + region.len());
         let count = (run.count() as u16).to_le_bytes();
         let kind = [KIND_RUN, 0, count[0], count[1], envelope.hops, 0, 0, 0];
         self.bytes.extend_from_slice(&kind);
-        for number in [
-            subject.len() as u32,
-            envelope.others,
-            envelope.publisher.slot,
-        ] {
+        let PublisherRef { slot, cid, .. } = envelope.publisher;
+        for number in [subject.len() as u32, envelope.others, slot] {
             self.bytes.extend_from_slice(&number.to_le_bytes());
         }
+        self.bytes.extend_from_slice(&cid.to_le_bytes());
         self.bytes
-            .extend_from_slice(&envelope.publisher.cid.to_le_bytes());
+            .extend_from_slice(&(region.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(subject);
-        for message in run.messages() {
-            self.tails.push(Tail::new(self.bytes.len(), &message));
-            self.bytes.extend_from_slice(message.tail.bytes());
-        }
-        self.weight += 64 * run.count() + run.tail_bytes;
+        self.tails.extend(run.moved(self.bytes.len()));
+        self.bytes.extend_from_slice(region);
+        self.weight += 64 * run.count() + region.len();
     }
 
     pub fn push_route_lines(&mut self, route: Option<RouteRef>, next: Option<u32>, lines: &[u8]) {
@@ -373,14 +378,14 @@ impl<'a> Iterator for Records<'a> {
             KIND_RUN => {
                 let [hops, _, _, _] = self.number_bytes().expect("a whole record");
                 let (subject_len, others, slot) = (self.number(), self.number(), self.number());
-                let cid = self.long_number();
+                let (cid, region_len) = (self.long_number(), self.number());
                 let subject = Padded::new(self.bytes, subject_len as usize);
                 self.take(subject_len as usize);
                 let count = usize::from(u16::from_le_bytes([low, high]));
                 let (tails, rest) = self.tails.split_at(count);
                 self.tails = rest;
                 let run = Run::new(subject, b"", self.all, tails);
-                self.take(run.tail_bytes);
+                self.take(region_len as usize);
                 let publisher = PublisherRef {
                     loop_index: self.from_loop,
                     slot,

@@ -55,20 +55,24 @@ impl Sleep {
 pub struct Mailbox {
     full: SegQueue<Batch>,
     empty: SegQueue<Batch>,
+    /// Memory of those in `empty`.
+    spare_bytes: AtomicUsize,
     /// Bytes put in and not yet worked off.
     backlog: AtomicUsize,
     /// The sender holds publishers until the backlog is gone, and wants to hear of it.
     sender_waits: AtomicBool,
 }
 
-/// Emptied batches kept for reuse per mailbox.
-const SPARE_BATCHES: usize = 4;
+/// Memory of emptied batches kept for reuse per mailbox: a sender whose receiver has not had its turn
+/// yet sends several.
+const SPARE_BYTES_MAX: usize = 1 << 20;
 
 impl Default for Mailbox {
     fn default() -> Self {
         Self {
             full: SegQueue::new(),
             empty: SegQueue::new(),
+            spare_bytes: AtomicUsize::new(0),
             backlog: AtomicUsize::new(0),
             sender_waits: AtomicBool::new(false),
         }
@@ -77,7 +81,12 @@ impl Default for Mailbox {
 
 impl Mailbox {
     pub fn spare(&self) -> Batch {
-        self.empty.pop().unwrap_or_default()
+        let Some(batch) = self.empty.pop() else {
+            return Batch::default();
+        };
+        self.spare_bytes
+            .fetch_sub(batch.capacity_bytes(), Ordering::Relaxed);
+        batch
     }
 
     pub fn send(&self, batch: Batch) {
@@ -92,8 +101,11 @@ impl Mailbox {
     /// The batch has been worked off; true when the sender waits to hear of it.
     pub fn give_back(&self, mut batch: Batch) -> bool {
         self.backlog.fetch_sub(batch.weight, Ordering::SeqCst);
-        if self.empty.len() < SPARE_BATCHES {
-            batch.clear();
+        batch.clear();
+        // Only this end adds, so the bound holds.
+        let bytes = batch.capacity_bytes();
+        if self.spare_bytes.load(Ordering::Relaxed) + bytes <= SPARE_BYTES_MAX {
+            self.spare_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.empty.push(batch);
         }
         self.sender_waits.swap(false, Ordering::SeqCst)

@@ -71,6 +71,24 @@ impl<'a> Run<'a> {
         self.tails.len()
     }
 
+    /// The part of the input in which the tails lie, with the lines between them.
+    pub fn region(&self) -> &'a [u8] {
+        match self.tails {
+            [] => &[],
+            [first, .., last] => &self.input[first.at as usize..(last.at + last.len) as usize],
+            [only] => &self.input[only.at as usize..][..only.len as usize],
+        }
+    }
+
+    /// The places of the tails once the region stands at `at`.
+    pub fn moved(&self, at: usize) -> impl Iterator<Item = Tail> + use<'a> {
+        let from = self.tails.first().map_or(0, |first| first.at);
+        self.tails.iter().map(move |tail| Tail {
+            at: tail.at - from + at as u32,
+            ..*tail
+        })
+    }
+
     /// Whether any of them asks for an answer.
     pub fn has_replies(&self) -> bool {
         self.tails.iter().any(|tail| tail.reply_bytes > 0)
