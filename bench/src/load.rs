@@ -383,6 +383,37 @@ impl Expected {
     }
 }
 
+/// A server may ask between messages whether a subscriber that says nothing is still there.
+#[derive(Default)]
+struct Pings {
+    /// Bytes of a PING that the last read ended with.
+    begun: usize,
+}
+
+impl Pings {
+    const PING: &[u8; 6] = b"PING\r\n";
+
+    /// Returns how many bytes of messages are left, at the front. No message of ours has a P.
+    fn take_out(&mut self, bytes: &mut [u8]) -> Result<usize> {
+        if self.begun == 0 && !bytes.contains(&b'P') {
+            return Ok(bytes.len());
+        }
+        let mut kept = 0;
+        for at in 0..bytes.len() {
+            let byte = bytes[at];
+            if self.begun == 0 && byte != b'P' {
+                bytes[kept] = byte;
+                kept += 1;
+            } else if byte == Self::PING[self.begun] {
+                self.begun = (self.begun + 1) % Self::PING.len();
+            } else {
+                return Err("something came that is neither a message nor a PING".into());
+            }
+        }
+        Ok(kept)
+    }
+}
+
 fn count(
     mut connection: Connection,
     expected: &Expected,
@@ -392,6 +423,7 @@ fn count(
     let mut buffer = vec![0; 256 << 10];
     let length = expected.message.len();
     let mut total = connection.buffer.len();
+    let mut pings = Pings::default();
     loop {
         let read = match connection.read(&mut buffer) {
             Ok(0) if stop.load(SeqCst) => return Ok(()),
@@ -400,6 +432,7 @@ fn count(
             Err(_) if stop.load(SeqCst) => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
+        let read = pings.take_out(&mut buffer[..read])?;
         // The first whole message of this read, and the one behind it.
         let at = (length - total % length) % length;
         let messages = buffer[..read].get(at..).unwrap_or_default();
@@ -626,6 +659,19 @@ impl Crowd {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pings_do_not_count() {
+        let mut pings = Pings::default();
+        let mut take = |text: &str| {
+            let mut bytes = text.as_bytes().to_vec();
+            let kept = pings.take_out(&mut bytes)?;
+            Ok::<_, String>(String::from_utf8_lossy(&bytes[..kept]).into_owned())
+        };
+        let kept = ["aPING\r\nbPI", "NG\r", "\nc", "d"].map(|text| take(text).unwrap());
+        assert_eq!(kept, ["ab", "", "c", "d"]);
+        assert!(take("aPUB").is_err());
+    }
 
     #[test]
     fn messages_are_checked() {
