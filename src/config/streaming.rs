@@ -557,6 +557,8 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.cluster.allow_add_remove_node" ["allow_add_remove_nodes"], ["cluster_allow_add_remove_node"], Text, Streaming, "", false, "Nodes may be added and removed by request (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
+    row!("" [], ["cluster_proceed_on_restore_failure", "cluster_nodes_connections", "cluster_bolt_free_list_sync", "cluster_bolt_free_list_map"], Text, Streaming, "", false, "Further settings of a Raft cluster (not in this version).",
+        on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.driver" [], ["sql_driver"], Text, Streaming, "", false, "SQL driver, mysql or postgres (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.source" [], ["sql_source"], Text, Streaming, "", false, "SQL data source (not in this version).",

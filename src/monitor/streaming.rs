@@ -72,7 +72,7 @@ pub struct Clientz {
     pub hb_inbox: String,
     /// By channel.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub subscriptions: BTreeMap<String, Vec<serde_json::Value>>,
+    pub subscriptions: BTreeMap<String, Vec<Subz>>,
 }
 
 #[derive(Clone, Debug, Default, Serialize)]
@@ -98,7 +98,26 @@ pub struct Channelz {
     pub first_seq: u64,
     pub last_seq: u64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub subscriptions: Vec<serde_json::Value>,
+    pub subscriptions: Vec<Subz>,
+}
+
+/// A subscription, with the original's fields in their order.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Subz {
+    pub client_id: String,
+    pub inbox: String,
+    pub ack_inbox: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub durable_name: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub queue_name: String,
+    pub is_durable: bool,
+    pub is_offline: bool,
+    pub max_inflight: i32,
+    pub ack_wait: i32,
+    pub last_sent: u64,
+    pub pending_count: usize,
+    pub is_stalled: bool,
 }
 
 /// midge's own: what the live page shows of all channels.

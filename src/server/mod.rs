@@ -6,6 +6,7 @@ mod accept;
 mod connection;
 mod dial;
 mod event_loop;
+mod limits;
 #[doc(hidden)]
 pub mod mailbox;
 mod monitor;

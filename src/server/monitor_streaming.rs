@@ -7,9 +7,9 @@ use crate::monitor::model::uptime;
 use crate::monitor::query::Query;
 use crate::monitor::streaming::{
     Channelsz, Channelz, Clientsz, Clientz, Limits, MENU, Overview, Overviewz, Serverz,
-    StoreLimits, Storez, json, page,
+    StoreLimits, Storez, Subz, json, page,
 };
-use crate::stan::report::{ChannelReport, ClientReport, Report};
+use crate::stan::report::{ChannelReport, ClientReport, Report, SubReport};
 use crate::stan::store::ChannelLimits;
 use chrono::{DateTime, Local};
 use std::collections::BTreeMap;
@@ -111,18 +111,36 @@ fn wants_subs(query: Query<'_>) -> bool {
 }
 
 fn client(report: &Report, client: &ClientReport, with_subs: bool) -> Clientz {
-    let mut subscriptions: BTreeMap<String, Vec<serde_json::Value>> = BTreeMap::new();
+    let mut subscriptions: BTreeMap<String, Vec<Subz>> = BTreeMap::new();
     for channel in report.channels.iter().filter(|_| with_subs) {
         let own = channel.subscriptions.iter();
         for sub in own.filter(|sub| sub.client_id == client.id && !sub.is_offline) {
             let list = subscriptions.entry(channel.name.clone()).or_default();
-            list.extend(serde_json::to_value(sub));
+            list.push(subscription(sub));
         }
     }
     Clientz {
         id: client.id.clone(),
         hb_inbox: client.hb_inbox.clone(),
         subscriptions,
+    }
+}
+
+fn subscription(sub: &SubReport) -> Subz {
+    let sub = sub.clone();
+    Subz {
+        client_id: sub.client_id,
+        inbox: sub.inbox,
+        ack_inbox: sub.ack_inbox,
+        durable_name: sub.durable_name,
+        queue_name: sub.queue_name,
+        is_durable: sub.is_durable,
+        is_offline: sub.is_offline,
+        max_inflight: sub.max_inflight,
+        ack_wait: sub.ack_wait,
+        last_sent: sub.last_sent,
+        pending_count: sub.pending_count,
+        is_stalled: sub.is_stalled,
     }
 }
 
@@ -158,7 +176,7 @@ fn channel(channel: &ChannelReport, with_subs: bool) -> Channelz {
         bytes: channel.bytes,
         first_seq: channel.first_seq,
         last_seq: channel.last_seq,
-        subscriptions: subs.flat_map(serde_json::to_value).collect(),
+        subscriptions: subs.map(subscription).collect(),
     }
 }
 

@@ -73,6 +73,8 @@ pub struct NatsClient {
     /// With TLS, what the socket has not taken yet.
     cipher: Vec<u8>,
     violations: Vec<String>,
+    /// Answers to `ping`.
+    pongs: u64,
 }
 
 /// Lines of the protocol on their way out.
@@ -226,6 +228,7 @@ impl NatsClient {
             output: Output::default(),
             cipher: Vec::new(),
             violations: Vec::new(),
+            pongs: 0,
         }
     }
 
@@ -321,6 +324,15 @@ impl NatsClient {
         self.output_len() > 0
     }
 
+    /// When it is answered, the server has everything that was said before.
+    pub fn ping(&mut self) {
+        self.output.line("PING\r\n");
+    }
+
+    pub fn pongs(&self) -> u64 {
+        self.pongs
+    }
+
     /// What the server said since that it does not allow.
     pub fn take_violations(&mut self) -> Vec<String> {
         std::mem::take(&mut self.violations)
@@ -334,7 +346,8 @@ impl NatsClient {
         let mut output = std::mem::take(&mut self.output);
         let mut sink = Receiver::new(|incoming: Incoming<'_>| take(incoming, &mut output));
         let result = self.read_once(&mut sink);
-        let (pings, violations) = (sink.pings, sink.violations);
+        let (pings, pongs, violations) = (sink.pings, sink.pongs, sink.violations);
+        self.pongs += u64::from(pongs);
         self.output = output;
         self.violations.extend(violations);
         for _ in 0..pings {

@@ -3,23 +3,22 @@
 //! A turn: wait for messages, for the disk or for a deadline; hand everything that came to the engine;
 //! end the turn, which flushes the store once for all of it; write what the engine has to say.
 
+use super::limits;
 use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Terms};
 use super::nats_login::NatsUrl;
 use crate::config::Options;
-use crate::config::streaming::{CHANNEL_MARK, ChannelLimitOptions, StoreKind, StreamingOptions};
-use crate::stan::engine::{DeadLetterRule, DeadLetters, Engine, Settings};
+use crate::config::streaming::{StoreKind, StreamingOptions};
+use crate::stan::engine::{Engine, Settings};
 use crate::stan::outlet::{Inlet, Outlet};
 use crate::stan::pb;
 use crate::stan::report::Report;
 use crate::stan::store::file::{FileOptions, FileStore, Wake};
 use crate::stan::store::memory::MemoryStore;
-use crate::stan::store::{ChannelLimits, LimitsOf, Recovered, Store};
-use crate::subject::token;
+use crate::stan::store::{ChannelLimits, Recovered, Store};
 use crate::util::random::Random;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use prost::Message;
-use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -74,7 +73,7 @@ impl Streaming {
         });
         log::info!("STREAM: Recovering the state...");
         let clock = Clock::new();
-        let limits_of = limits_of(streaming);
+        let limits_of = limits::of(streaming);
         let engine = match streaming.store {
             StoreKind::Memory => {
                 let store: Box<dyn Store> = Box::new(MemoryStore::new(limits_of));
@@ -96,7 +95,7 @@ impl Streaming {
             true => log::info!("STREAM: Recovered {} channel(s)", engine.channel_count()),
             false => log::info!("STREAM: No recovered state"),
         }
-        tell_limits(streaming);
+        limits::tell(streaming);
         let terms = terms(options);
         let urls = urls(&streaming.nats_server)?;
         let mut client = if urls.is_empty() {
@@ -120,14 +119,15 @@ impl Streaming {
             asks: queue,
             clock,
             maintained_at: Instant::now(),
+            told_ready: false,
         };
         let now = host.clock.now();
         host.engine.start(host.client.output(), now);
+        host.client.ping();
         let thread = std::thread::Builder::new()
             .name("streaming".into())
             .spawn(move || host.run())
             .map_err(|error| format!("streaming thread: {error}"))?;
-        log::info!("STREAM: Streaming Server is ready");
         Ok(Self {
             asks,
             wake: event,
@@ -157,7 +157,7 @@ impl Streaming {
     }
 
     pub fn limits(&self, channel: &str) -> ChannelLimits {
-        limits_of(&self.options)(channel)
+        limits::of(&self.options)(channel)
     }
 }
 
@@ -228,6 +228,7 @@ struct Host {
     asks: Receiver<Ask>,
     clock: Clock,
     maintained_at: Instant,
+    told_ready: bool,
 }
 
 impl Host {
@@ -298,6 +299,10 @@ impl Host {
             }
             bytes += read;
         }
+        // Whoever waits for this line may rely on our subscriptions being there.
+        if self.client.pongs() > 0 && !std::mem::replace(&mut self.told_ready, true) {
+            log::info!("STREAM: Streaming Server is ready");
+        }
         for violation in self.client.take_violations() {
             log::error!("STREAM: NATS server: {violation}");
         }
@@ -363,7 +368,7 @@ fn settings(all: &Options) -> Settings {
         replace_durable: options.replace_durable,
         debug: options.debug,
         admin: options.admin.unwrap_or(authorized),
-        dead_letters: dead_letters(options),
+        dead_letters: limits::dead_letters(options),
     }
 }
 
@@ -406,225 +411,4 @@ fn urls(text: &str) -> Result<Vec<NatsUrl>, String> {
     text.split(',')
         .map(|url| NatsUrl::parse(url.trim()))
         .collect()
-}
-
-/// What the options say of a channel: what they say of all channels, then every entry that matches its name, from the
-/// widest to the narrowest; what an entry does not say it takes from the one before.
-fn inherited(
-    defaults: &ChannelLimitOptions,
-    channels: &BTreeMap<String, ChannelLimitOptions>,
-    name: &str,
-) -> ChannelLimitOptions {
-    let mut matching: Vec<(&String, &ChannelLimitOptions)> = channels
-        .iter()
-        .filter(|(pattern, _)| token::pattern_matches(pattern.as_bytes(), name.as_bytes()))
-        .collect();
-    matching.sort_by_key(|(pattern, _)| width(pattern));
-    let mut limits = defaults.clone();
-    for (_, own) in matching {
-        limits.max_subscriptions = own.max_subscriptions.or(limits.max_subscriptions);
-        limits.max_msgs = own.max_msgs.or(limits.max_msgs);
-        limits.max_bytes = own.max_bytes.or(limits.max_bytes);
-        limits.max_age = own.max_age.or(limits.max_age);
-        limits.max_inactivity = own.max_inactivity.or(limits.max_inactivity);
-        limits.max_redeliveries = own.max_redeliveries.or(limits.max_redeliveries);
-        limits.dead_letter = own.dead_letter.clone().or(limits.dead_letter);
-    }
-    limits
-}
-
-pub fn limits_of(options: &StreamingOptions) -> LimitsOf {
-    let (defaults, channels) = (options.limits.clone(), options.channels.clone());
-    Box::new(move |name| {
-        let limits = inherited(&defaults, &channels, name);
-        // Negative is no limit, as 0 is.
-        let count = |limit: Option<i64>| limit.unwrap_or(0).max(0);
-        ChannelLimits {
-            subscriptions: count(limits.max_subscriptions) as u64,
-            messages: count(limits.max_msgs) as u64,
-            bytes: count(limits.max_bytes) as u64,
-            age: count(limits.max_age),
-            inactivity: count(limits.max_inactivity),
-        }
-    })
-}
-
-/// Which channels have dead letters. A channel that takes dead letters of others has none of its own: they
-/// would go round in circles, or from one channel to the next for ever.
-fn dead_letters(options: &StreamingOptions) -> DeadLetters {
-    let (defaults, channels) = (options.limits.clone(), options.channels.clone());
-    let all = || std::iter::once(&options.limits).chain(options.channels.values());
-    if !all().any(|limits| limits.max_redeliveries.is_some_and(|max| max > 0)) {
-        return DeadLetters::default();
-    }
-    let targets: Vec<String> = all()
-        .filter_map(|limits| limits.dead_letter.clone())
-        .collect();
-    DeadLetters(Arc::new(move |name| {
-        let limits = inherited(&defaults, &channels, name);
-        let max = limits.max_redeliveries.filter(|max| *max > 0)?;
-        let template = limits.dead_letter?;
-        if targets.iter().any(|target| takes_letters(target, name)) {
-            return None;
-        }
-        Some(DeadLetterRule {
-            max_redeliveries: u32::try_from(max).unwrap_or(u32::MAX),
-            target: template.replace(CHANNEL_MARK, name),
-        })
-    }))
-}
-
-fn takes_letters(template: &str, name: &str) -> bool {
-    match template.split_once(CHANNEL_MARK) {
-        None => template == name,
-        Some((before, behind)) => {
-            let middle = name
-                .strip_prefix(before)
-                .and_then(|rest| rest.strip_suffix(behind));
-            // A template that is nothing but the mark makes every channel its own.
-            middle.is_some_and(|middle| !middle.is_empty())
-        }
-    }
-}
-
-/// Sorts patterns from wide to narrow, token by token.
-fn width(pattern: &str) -> Vec<u8> {
-    let rank = |token: &str| match token {
-        ">" => 0,
-        "*" => 1,
-        _ => 2,
-    };
-    pattern.split('.').map(rank).collect()
-}
-
-/// The original's table of limits.
-fn tell_limits(options: &StreamingOptions) {
-    let default = StreamingOptions::default();
-    let line = |name: &str, value: String, is_default: bool| {
-        let mark = if is_default { " *" } else { "" };
-        log::info!("STREAM: {name}{value:>13}{mark}");
-    };
-    let count = |limit: i64| match limit {
-        0 => "unlimited".to_owned(),
-        limit => limit.to_string(),
-    };
-    let period = |nanos: i64| match nanos {
-        0 => "unlimited".to_owned(),
-        nanos => format!("{:?}", Duration::from_nanos(nanos as u64)),
-    };
-    let kind = match options.store {
-        StoreKind::Memory => "MEMORY",
-        StoreKind::File => "FILE",
-    };
-    log::info!("STREAM: Message store is {kind}");
-    if !options.dir.is_empty() {
-        log::info!("STREAM: Store location: {}", options.dir);
-    }
-    log::info!("STREAM: ---------- Store Limits ----------");
-    let same = options.max_channels == default.max_channels;
-    line("Channels:        ", count(options.max_channels), same);
-    log::info!("STREAM: --------- Channels Limits --------");
-    let (own, usual) = (&options.limits, &default.limits);
-    let get = |limit: Option<i64>| limit.unwrap_or(0);
-    line(
-        "  Subscriptions: ",
-        count(get(own.max_subscriptions)),
-        own.max_subscriptions == usual.max_subscriptions,
-    );
-    line(
-        "  Messages     : ",
-        count(get(own.max_msgs)),
-        own.max_msgs == usual.max_msgs,
-    );
-    line(
-        "  Bytes        : ",
-        bytes(get(own.max_bytes)),
-        own.max_bytes == usual.max_bytes,
-    );
-    line(
-        "  Age          : ",
-        period(get(own.max_age)),
-        own.max_age == usual.max_age,
-    );
-    line(
-        "  Inactivity   : ",
-        period(get(own.max_inactivity)),
-        own.max_inactivity == usual.max_inactivity,
-    );
-}
-
-fn bytes(limit: i64) -> String {
-    let (mut value, mut unit) = (limit as f64, 0);
-    while value >= 1024.0 && unit < 4 {
-        value /= 1024.0;
-        unit += 1;
-    }
-    match (limit, unit) {
-        (0, _) => "unlimited".to_owned(),
-        (limit, 0) => format!("{limit} B"),
-        _ => format!("{value:.2} {}", ["B", "KB", "MB", "GB", "TB"][unit]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn limits_are_inherited_from_wide_to_narrow() {
-        let mut options = StreamingOptions::default();
-        let own = |msgs, bytes| ChannelLimitOptions {
-            max_msgs: msgs,
-            max_bytes: bytes,
-            ..ChannelLimitOptions::default()
-        };
-        options
-            .channels
-            .insert("foo.>".into(), own(Some(5), Some(100)));
-        options.channels.insert("foo.*".into(), own(Some(4), None));
-        options
-            .channels
-            .insert("foo.bar".into(), own(Some(0), None));
-        options
-            .channels
-            .insert("*.bar".into(), own(Some(9), Some(9)));
-        let limits = limits_of(&options);
-        let get = |name| (limits(name).messages, limits(name).bytes);
-        assert_eq!(get("foo.bar"), (0, 100));
-        assert_eq!(get("foo.baz"), (4, 100));
-        assert_eq!(get("foo.a.b"), (5, 100));
-        assert_eq!(get("x.bar"), (9, 9));
-        assert_eq!(get("other"), (1_000_000, 1_024_000_000));
-    }
-
-    #[test]
-    fn dead_letters_do_not_breed() {
-        let mut options = StreamingOptions::default();
-        assert_eq!((dead_letters(&options).0)("foo"), None);
-        options.limits.max_redeliveries = Some(3);
-        let own = ChannelLimitOptions {
-            max_redeliveries: Some(1),
-            dead_letter: Some("lost".into()),
-            ..ChannelLimitOptions::default()
-        };
-        options.channels.insert("foo.*".into(), own.clone());
-        let off = ChannelLimitOptions {
-            max_redeliveries: Some(0),
-            ..own
-        };
-        options.channels.insert("foo.off".into(), off);
-        let rules = dead_letters(&options);
-        let get = |name: &str| (rules.0)(name).map(|rule| (rule.max_redeliveries, rule.target));
-        assert_eq!(get("foo"), Some((3, "dead.foo".into())));
-        assert_eq!(get("foo.bar"), Some((1, "lost".into())));
-        assert_eq!(get("foo.off"), None);
-        assert_eq!(get("dead.foo"), None);
-        assert_eq!(get("lost"), None);
-    }
-
-    #[test]
-    fn sizes_are_shown_as_the_original_does() {
-        assert_eq!(bytes(1_024_000_000), "976.56 MB");
-        assert_eq!((bytes(60), bytes(0)), ("60 B".into(), "unlimited".into()));
-    }
 }

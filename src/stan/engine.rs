@@ -143,6 +143,19 @@ impl Engine {
         for (subject, inlet) in &self.own_inlets {
             out.subscribe(*inlet, subject);
         }
+        for (what, subject) in [
+            ("Discover subject:          ", self.info.discovery.clone()),
+            (
+                "Publish subject:           ",
+                format!("{}.>", self.info.publish),
+            ),
+            ("Subscribe subject:         ", self.info.subscribe.clone()),
+            ("Subscription Close subject:", self.info.sub_close.clone()),
+            ("Unsubscribe subject:       ", self.info.unsubscribe.clone()),
+            ("Close subject:             ", self.info.close.clone()),
+        ] {
+            self.debug(format_args!("{what} {subject}"));
+        }
         // What was due meanwhile, then what was stored and did not get to its subscribers before a crash.
         self.handle_timeouts(now, out);
         for index in 0..self.channels.len() {

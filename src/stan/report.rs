@@ -1,6 +1,4 @@
-//! What monitoring is told of the streaming part; names of fields are those of the original's JSON.
-
-use serde::Serialize;
+//! What monitoring is told of the streaming part.
 
 #[derive(Clone, Debug, Default)]
 pub struct Report {
@@ -32,14 +30,12 @@ pub struct ChannelReport {
     pub subscriptions: Vec<SubReport>,
 }
 
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default)]
 pub struct SubReport {
     pub client_id: String,
     pub inbox: String,
     pub ack_inbox: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub durable_name: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
     pub queue_name: String,
     pub is_durable: bool,
     pub is_offline: bool,

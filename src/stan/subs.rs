@@ -77,16 +77,20 @@ impl Sub {
 
     /// Notes a message as sent, to be acknowledged until `due`.
     pub fn note_sent(&mut self, seq: Seq, due: i64, redeliveries: u32, now: i64) {
-        let known = self.pending.get(&seq);
         // One entry for a deadline, or the message would be sent twice then.
-        let listed = known.is_some_and(|pending| pending.due == due);
-        let first_sent = known.map_or(now, |pending| pending.first_sent);
-        let pending = Pending {
-            due,
-            redeliveries,
-            first_sent,
+        let mut listed = false;
+        let renew = |pending: &mut Pending| {
+            listed = pending.due == due;
+            (pending.due, pending.redeliveries) = (due, redeliveries);
         };
-        self.pending.insert(seq, pending);
+        self.pending
+            .entry(seq)
+            .and_modify(renew)
+            .or_insert(Pending {
+                due,
+                redeliveries,
+                first_sent: now,
+            });
         self.state.last_sent = self.state.last_sent.max(seq);
         if listed {
             return;

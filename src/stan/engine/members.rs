@@ -22,6 +22,14 @@ impl Engine {
         };
         let state = sub.state.clone();
         self.detach(index, id, &state, out);
+        let others = self.channel(index).queues.get(&state.queue_group);
+        let others = others.is_some_and(|queue| queue.members.len() > 1);
+        let what = match (state.is_durable && !for_good, others) {
+            (_, true) => "Removed member from",
+            (true, false) => "Suspended",
+            (false, false) => "Removed",
+        };
+        self.tell_sub(what, index, &state, |_| String::new());
         if state.queue_group.is_empty() {
             let channel = self.channel(index);
             channel.plain.retain(|other| *other != id);

@@ -419,9 +419,12 @@ impl Engine {
             return Err(text::TOO_MANY_SUBS.into());
         }
         let group = self.channel(index).queues.get(&state.queue_group);
-        state.last_sent = match group.filter(|_| !state.queue_group.is_empty()) {
+        let group = group.filter(|_| !state.queue_group.is_empty());
+        let stands = group.map(|group| group.last_sent);
+        let group = stands.is_some();
+        state.last_sent = match stands {
             // Where the group stands counts, not what the newcomer asks for.
-            Some(group) => group.last_sent,
+            Some(last_sent) => last_sent,
             None => self.start_at(index, start, request),
         };
         let channel = self.channel(index);
@@ -435,13 +438,21 @@ impl Engine {
             ..Default::default()
         };
         let (id, grouped) = (state.id, state.queue_group.clone());
-        self.debug(format_args!(
-            "[Client:{}] Started new subscription, subject={}, inbox={}, subid={id}, sending from {}",
-            state.client_id,
-            request.subject,
-            state.inbox,
-            state.last_sent + 1
-        ));
+        let sending = match group {
+            true => "Added member to",
+            false => "Started new",
+        };
+        self.tell_sub(sending, index, &state, |actual| match (group, start) {
+            (true, _) => String::new(),
+            (_, StartPosition::NewOnly) => format!(", sending new-only, seq={actual}"),
+            (_, StartPosition::LastReceived) => format!(", sending last message, seq={actual}"),
+            (_, StartPosition::TimeDeltaStart) => format!(", sending from time, seq={actual}"),
+            (_, StartPosition::SequenceStart) => format!(
+                ", sending from sequence, asked_seq={} actual_seq={actual}",
+                request.start_sequence
+            ),
+            (_, StartPosition::First) => format!(", sending from beginning, seq={actual}"),
+        });
         self.place_sub(index, Sub::new(state, true));
         answer(reply, &response, out);
         match grouped.is_empty() {
@@ -449,6 +460,33 @@ impl Engine {
             false => self.deliver_to_group(index, &grouped, out),
         }
         Ok(())
+    }
+
+    /// A line of the debug log about a subscription, in the original's words.
+    pub(super) fn tell_sub(
+        &self,
+        what: &str,
+        index: ChannelIndex,
+        state: &pb::SubState,
+        more: impl FnOnce(Seq) -> String,
+    ) {
+        if !self.settings.debug {
+            return;
+        }
+        let channel = self.channels[index].as_ref().map_or("", |one| &one.name);
+        let (kind, name) = match (state.is_durable, state.queue_group.is_empty()) {
+            (false, true) => ("", String::new()),
+            (true, true) => ("durable ", format!(" durable={},", state.durable_name)),
+            (false, false) => ("queue ", format!(" queue={},", state.queue_group)),
+            (true, false) => ("durable queue ", format!(" queue={},", state.queue_group)),
+        };
+        self.debug(format_args!(
+            "[Client:{}] {what} {kind}subscription, subject={channel}, inbox={},{name} subid={}{}",
+            state.client_id,
+            state.inbox,
+            state.id,
+            more(state.last_sent + 1)
+        ));
     }
 
     /// The message before the first one to be sent.
@@ -532,10 +570,7 @@ impl Engine {
             ack_inbox: state.ack_inbox.clone(),
             ..Default::default()
         };
-        self.debug(format_args!(
-            "[Client:{}] Resumed subscription, subid={id}, inbox={}",
-            state.client_id, state.inbox
-        ));
+        self.tell_sub("Resumed", index, &state, |_| String::new());
         answer(reply, &response, out);
         self.redeliver_all(index, id, out);
         match group.is_empty() {

@@ -54,6 +54,8 @@ struct Unacked {
     redeliveries: u32,
     /// It is gone from the store, and the engine may have noticed.
     forgotten: bool,
+    /// A member left it, and which other one has it is not known.
+    unplaced: bool,
 }
 
 /// A subscription; an inactive one is a durable, or the place of a durable group.
@@ -629,6 +631,11 @@ impl Model {
     /// A subscription ends; what becomes of its place and of what it did not acknowledge.
     fn end(&mut self, place: &(String, u64), for_good: bool) {
         let now = self.world.now;
+        let held = &self.channels[&place.0];
+        // Its timer may have come first, within this step.
+        for (seq, unacked) in &mut self.subs.get_mut(place).unwrap().unacked {
+            unacked.forgotten |= !held.holds(*seq);
+        }
         let sub = self.subs[place].clone();
         let ended = (place.0.clone(), sub.clone());
         self.ending.insert(sub.inbox.clone(), ended);
@@ -675,6 +682,7 @@ impl Model {
         for (seq, mut unacked) in sub.unacked {
             unacked.from = unacked.from.min(now);
             unacked.until = unacked.until.max(now + sub.ack_wait).max(now + 6 * SECOND);
+            unacked.unplaced = true;
             heir.unacked.insert(seq, unacked);
             self.moved.insert(seq);
         }
@@ -900,6 +908,7 @@ impl Model {
                     until: due,
                     redeliveries: 0,
                     forgotten: false,
+                    unplaced: false,
                 };
             }
         }
@@ -1122,7 +1131,11 @@ impl Model {
             }
             *position = seq;
             let room = sub.max_in_flight - usize::from(self.fault == Fault::OneTooMany);
-            let out = sub.unacked.values().filter(|one| !one.forgotten).count();
+            let out = sub
+                .unacked
+                .values()
+                .filter(|one| !one.forgotten && !one.unplaced)
+                .count();
             if out >= room {
                 return failed(&format!("{out} are out already"));
             }
@@ -1132,6 +1145,7 @@ impl Model {
                 until: due,
                 redeliveries: 0,
                 forgotten: false,
+                unplaced: false,
             };
             sub.unacked.insert(seq, unacked);
             return Ok(());
@@ -1170,10 +1184,18 @@ impl Model {
         };
         let (from, until) = (unacked.from.min(now), unacked.until.min(now));
         let renewed = Unacked {
-            from: next(from).min(next(until)),
-            until: next(from).max(next(until)),
+            // The old deadline was somewhere between.
+            from: match from == until {
+                true => next(from),
+                false => (from + ack_wait).max(now + GRID),
+            },
+            until: match from == until {
+                true => next(until),
+                false => now + ack_wait,
+            },
             redeliveries: unacked.redeliveries + 1,
             forgotten: false,
+            unplaced: false,
         };
         self.subs
             .get_mut(&place)
@@ -1232,6 +1254,7 @@ impl Model {
             until: now + 12 * SECOND,
             redeliveries,
             forgotten: false,
+            unplaced: true,
         };
         self.moved.insert(seq);
         self.subs
@@ -1244,6 +1267,16 @@ impl Model {
 
     /// Nothing waits that could be sent.
     fn must_be_quiet(&mut self) -> Verdict {
+        // What a member left may be with any other one.
+        let mut unplaced: BTreeMap<(String, String), usize> = BTreeMap::new();
+        for (place, sub) in &self.subs {
+            let left = sub.unacked.values().filter(|one| one.unplaced).count();
+            if let Some(group) = &sub.group {
+                *unplaced
+                    .entry((place.0.clone(), group.clone()))
+                    .or_default() += left;
+            }
+        }
         for (place, sub) in &mut self.subs {
             if !sub.active {
                 continue;
@@ -1253,7 +1286,12 @@ impl Model {
                 Some(group) => held.groups[group],
                 None => sub.position,
             };
-            let has_room = sub.unacked.len() < sub.max_in_flight;
+            let own = sub.unacked.values().filter(|one| !one.unplaced).count();
+            let left = match &sub.group {
+                Some(group) => unplaced[&(place.0.clone(), group.clone())],
+                None => sub.unacked.len() - own,
+            };
+            let has_room = own + left < sub.max_in_flight;
             if has_room && let Some(next) = held.next(position) {
                 return Err(format!(
                     "message {next} of {} is not sent to {}",
