@@ -103,9 +103,15 @@ impl Outlet for Output {
                 self.payload_bytes_max
             );
         }
-        let reply = reply.map_or(String::new(), |reply| format!("{reply} "));
-        // A Vec takes whatever is written to it.
-        let _ = write!(self.bytes, "PUB {subject} {reply}{}\r\n", payload.len());
+        self.bytes.extend_from_slice(b"PUB ");
+        self.bytes.extend_from_slice(subject.as_bytes());
+        self.bytes.push(b' ');
+        if let Some(reply) = reply {
+            self.bytes.extend_from_slice(reply.as_bytes());
+            self.bytes.push(b' ');
+        }
+        self.number(payload.len());
+        self.bytes.extend_from_slice(b"\r\n");
         self.bytes.extend_from_slice(payload);
         self.bytes.extend_from_slice(b"\r\n");
     }
@@ -134,6 +140,19 @@ impl Output {
         } else if self.written > OUTPUT_BYTES_MAX {
             self.bytes.drain(..self.written);
             self.written = 0;
+        }
+    }
+
+    /// In decimal digits.
+    fn number(&mut self, number: usize) {
+        let (mut digits, mut at, mut rest) = ([0; 20], 20, number);
+        loop {
+            at -= 1;
+            digits[at] = b'0' + (rest % 10) as u8;
+            rest /= 10;
+            if rest == 0 {
+                return self.bytes.extend_from_slice(&digits[at..]);
+            }
         }
     }
 

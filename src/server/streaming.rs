@@ -29,6 +29,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Messages handed over before a turn ends: what one group commit can hold.
 const TURN_BYTES_MAX: usize = 4 << 20;
+/// Messages that wait for a slow disk, beyond which nothing more is read.
+const BACKLOG_BYTES_MAX: usize = 64 << 20;
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long another server of the same cluster ID has to answer at the start.
@@ -277,6 +279,7 @@ impl Host {
     /// Back-pressure: with much output waiting nothing more is read.
     fn reads(&self) -> bool {
         self.client.output_len() < OUTPUT_BYTES_MAX
+            && self.engine.backlog_bytes() < BACKLOG_BYTES_MAX
     }
 
     fn turn(&mut self) -> std::io::Result<()> {

@@ -5,6 +5,7 @@
 //! only when the store says that it is durable (`acknowledge`), and there is no other way to an ack.
 
 mod admin;
+mod answers;
 mod dead;
 mod deliver;
 mod members;
@@ -22,9 +23,10 @@ use super::report::{ChannelReport, ClientReport, Report, SubReport};
 use super::store::{ChannelId, Recovered, Store, StoreError};
 use super::subs::Sub;
 use crate::util::random::Random;
+use answers::Answer;
 pub use dead::{DeadLetterRule, DeadLetters};
 use prost::Message;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use timers::Timers;
 
 /// What the engine runs by. Times are nanoseconds.
@@ -64,6 +66,8 @@ pub struct Engine {
     last_inlet: u32,
     timers: Timers,
     dirty: Vec<ChannelIndex>,
+    /// Answers to requests that wait for the disk, in order.
+    waiting: VecDeque<Answer>,
     now: i64,
 }
 
@@ -106,6 +110,7 @@ impl Engine {
             last_inlet: Inlet::FIRST_ACK,
             timers: Timers::default(),
             dirty: Vec::new(),
+            waiting: VecDeque::new(),
             now,
         };
         engine.recover(recovered.clients, recovered.channels);
@@ -198,6 +203,11 @@ impl Engine {
     /// Once a second.
     pub fn maintain(&mut self, now: i64) {
         self.store.maintain(now);
+    }
+
+    /// Bytes that wait for the disk; while there are many, nothing more should come in.
+    pub fn backlog_bytes(&self) -> usize {
+        self.store.backlog_bytes()
     }
 
     fn channel(&mut self, index: ChannelIndex) -> &mut Channel {

@@ -12,6 +12,8 @@ pub mod fuzz;
 mod names;
 pub mod outlet;
 pub mod pb;
+#[cfg(test)]
+mod power_loss;
 pub mod report;
 pub mod store;
 mod subs;

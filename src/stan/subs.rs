@@ -44,6 +44,9 @@ pub struct Sub {
     pub timer_at: Option<i64>,
     /// False: a durable, or a durable group's place, that waits for its client.
     pub active: bool,
+    /// Answers about this subscription that wait for the disk. Until they are out nothing is delivered: its
+    /// client does not know yet that it has it.
+    pub unanswered: u32,
 }
 
 impl Sub {
@@ -54,6 +57,7 @@ impl Sub {
             due: VecDeque::new(),
             timer_at: None,
             active,
+            unanswered: 0,
         }
     }
 
@@ -63,6 +67,11 @@ impl Sub {
 
     pub fn ack_wait(&self) -> i64 {
         i64::from(self.state.ack_wait_seconds) * SECOND
+    }
+
+    /// Whether anything may be sent to it.
+    pub fn is_open(&self) -> bool {
+        self.active && self.unanswered == 0
     }
 
     pub fn is_stalled(&self) -> bool {

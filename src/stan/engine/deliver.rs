@@ -31,6 +31,9 @@ impl Engine {
             };
             self.deliver_to(index, id, out);
         }
+        if self.channel(index).queues.is_empty() {
+            return;
+        }
         let groups: Vec<String> = self.channel(index).queues.keys().cloned().collect();
         for group in groups {
             self.deliver_to_group(index, &group, out);
@@ -64,7 +67,7 @@ impl Engine {
             let Some(sub) = self.channel(index).subs.get(&id) else {
                 return;
             };
-            if !sub.active || sub.is_stalled() {
+            if !sub.is_open() || sub.is_stalled() {
                 return;
             }
             let last_sent = sub.state.last_sent;
@@ -105,7 +108,8 @@ impl Engine {
     fn choose(&mut self, index: ChannelIndex, group: &str, choice: Choice) -> Option<u64> {
         let channel = self.channels[index].as_ref()?;
         let queue = channel.queues.get(group)?;
-        let members = || queue.members.iter().filter_map(|id| channel.subs.get(id));
+        let members = queue.members.iter().filter_map(|id| channel.subs.get(id));
+        let members = || members.clone().filter(|sub| sub.is_open());
         let free = || members().filter(|sub| !sub.is_stalled());
         let healthy = free().filter(|sub| self.clients.is_healthy(&sub.state.client_id));
         let best = healthy.min_by_key(|sub| sub.pending.len());
@@ -202,7 +206,7 @@ impl Engine {
             return;
         };
         sub.timer_at = None;
-        if !sub.active {
+        if !sub.is_open() {
             return;
         }
         let group = sub.state.queue_group.clone();

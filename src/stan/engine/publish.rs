@@ -98,20 +98,23 @@ impl Engine {
         self.now = now;
         loop {
             let dirty = std::mem::take(&mut self.dirty);
-            let idle = dirty.is_empty();
+            let mut idle = dirty.is_empty();
             for index in dirty {
                 self.flush(index, out);
             }
+            self.store.commit();
             while let Some(completion) = self.store.completed() {
                 let completion = completion?;
+                idle = false;
                 let Some(index) = self.by_store.get(&completion.channel).copied() else {
                     continue; // deleted meanwhile
                 };
-                if completion.more {
-                    self.mark_dirty(index);
-                }
                 self.durable(index, completion.up_to, out);
+                if let Some(error) = completion.taken_back {
+                    self.take_back(index, &error, out);
+                }
             }
+            self.release_answers(out);
             if idle && self.dirty.is_empty() {
                 return Ok(());
             }

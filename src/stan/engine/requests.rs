@@ -1,6 +1,7 @@
 //! Requests of clients: connect, subscribe, unsubscribe, close, ping; and their heartbeats.
 
 use super::Engine;
+use super::answers::About;
 use super::timers::Timer;
 use crate::stan::channel::durable_key;
 use crate::stan::clients::{Challenger, ChannelIndex};
@@ -152,7 +153,7 @@ impl Engine {
         let response = pb::CloseResponse {
             error: error.to_owned(),
         };
-        answer(reply, &response, out);
+        self.answer_durably(reply, response.encode_to_vec(), None, out);
     }
 
     /// Ends everything a client has; false when there is no such client.
@@ -453,7 +454,17 @@ impl Engine {
             ),
             (_, StartPosition::First) => format!(", sending from beginning, seq={actual}"),
         });
+        let durable = state.is_durable;
         self.place_sub(index, Sub::new(state, true));
+        if durable {
+            let about = About {
+                index,
+                id,
+                resumed: false,
+            };
+            self.answer_durably(reply, response.encode_to_vec(), Some(about), out);
+            return Ok(());
+        }
         answer(reply, &response, out);
         match grouped.is_empty() {
             true => self.deliver_to(index, id, out),
@@ -498,7 +509,9 @@ impl Engine {
     ) -> Seq {
         let store = self.channel(index).store;
         let bounds = self.store.bounds(store);
-        let before_first = bounds.first.saturating_sub(1);
+        // A limit may have removed messages for new ones that are not durable yet, and may never be.
+        let durable_to = self.channel(index).durable_to;
+        let before_first = bounds.first.saturating_sub(1).min(durable_to);
         match start {
             _ if bounds.last == 0 => 0,
             StartPosition::NewOnly => bounds.last,
@@ -571,12 +584,12 @@ impl Engine {
             ..Default::default()
         };
         self.tell_sub("Resumed", index, &state, |_| String::new());
-        answer(reply, &response, out);
-        self.redeliver_all(index, id, out);
-        match group.is_empty() {
-            true => self.deliver_to(index, id, out),
-            false => self.deliver_to_group(index, &group, out),
-        }
+        let about = About {
+            index,
+            id,
+            resumed: true,
+        };
+        self.answer_durably(reply, response.encode_to_vec(), Some(about), out);
         Ok(())
     }
 
@@ -596,7 +609,7 @@ impl Engine {
                 Err(error) => sub_error(error),
             },
         };
-        answer(reply, &response, out);
+        self.answer_durably(reply, response.encode_to_vec(), None, out);
     }
 
     fn unsubscribe(

@@ -119,7 +119,10 @@ impl Engine {
         if channel.has_active_subs() {
             return;
         }
-        if channel.active_at + limit > now || !channel.waiting.is_empty() {
+        if !channel.waiting.is_empty() {
+            channel.active_at = now; // somebody waits for an ack
+        }
+        if channel.active_at + limit > now {
             return self.watch_inactivity(index);
         }
         if self.delete_channel(index, out).is_err() {

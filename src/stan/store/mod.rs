@@ -2,8 +2,8 @@
 //!
 //! A store holds, per channel, a log of messages and the state of subscriptions, and beside them the
 //! registered clients and the server's own names. It enforces the limits of channels. Everything
-//! appended in one turn becomes durable together: `flush` begins that, and `completed` tells when it
-//! is done; publishes are acknowledged after that and not before.
+//! recorded in one turn becomes durable together: each channel is flushed, `commit` begins what they have in common, and
+//! `completed` tells when it is done; publishes are acknowledged after that and not before.
 //!
 //! May import `stan::pb`, util and config. Must not know clients, delivery, or how messages come.
 
@@ -107,13 +107,13 @@ pub enum Flushed {
     Later,
 }
 
-/// Messages of a channel up to this one are durable.
+/// What became of messages whose flush was to be over later.
 #[derive(Debug)]
 pub struct Completion {
     pub channel: ChannelId,
+    /// Messages of the channel up to this one are durable; or what stands behind it was taken back, and why.
     pub up_to: Seq,
-    /// More has been appended meanwhile, which waits for another flush.
-    pub more: bool,
+    pub taken_back: Option<StoreError>,
 }
 
 /// The limits of a channel, by its name.
@@ -156,12 +156,27 @@ pub trait Store: Send {
     fn sub_sent(&mut self, channel: ChannelId, id: u64, seq: Seq) -> Result<(), StoreError>;
     fn sub_acked(&mut self, channel: ChannelId, id: u64, seq: Seq) -> Result<(), StoreError>;
 
-    /// Makes durable what was appended to a channel. On an error the messages not yet written are
-    /// taken back, so their numbers are free again.
+    /// Makes durable what was appended to a channel, or prepares it for `commit`. On an error the messages not
+    /// yet written are taken back, so their numbers are free again.
     fn flush(&mut self, channel: ChannelId) -> Result<Flushed, StoreError>;
+    /// Begins to make durable what was flushed and recorded, unless something is under way already.
+    fn commit(&mut self) {}
     /// The next flush that is over. After an error it is not known what the disk has: nothing may be
     /// acknowledged any more.
     fn completed(&mut self) -> Option<Result<Completion, StoreError>>;
+    /// The commit with which everything recorded so far of clients and subscriptions is durable; None: there is
+    /// nothing to wait for.
+    fn next_commit(&self) -> Option<u64> {
+        None
+    }
+    /// Commits up to this one are durable.
+    fn committed(&self) -> u64 {
+        0
+    }
+    /// Bytes in memory that wait for a commit under way.
+    fn backlog_bytes(&self) -> usize {
+        0
+    }
     /// Once a second or so: files and buffers nobody needs.
     fn maintain(&mut self, now: i64);
     /// Everything out, and durable.

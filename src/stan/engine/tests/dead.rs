@@ -106,11 +106,10 @@ impl Store for TestStore {
         }
         let channel = inner.held.pop()?;
         let up_to = inner.store.bounds(channel).last;
-        let more = false;
         Some(Ok(Completion {
             channel,
             up_to,
-            more,
+            taken_back: None,
         }))
     }
     fn maintain(&mut self, _: i64) {}

@@ -72,12 +72,13 @@ impl FileStore {
             return;
         }
         self.auto_sync.synced_at = now;
+        if self.commits.is_some() {
+            // The log needs to know what is on the disk, so it sees to it.
+            return self.retire_log_if_free();
+        }
         let mut files = Vec::new();
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
-            // What waits for its acks is synced by whoever sends those.
-            if !channel.syncing {
-                files.extend(channel.log.take_unsynced());
-            }
+            files.extend(channel.log.take_unsynced());
             files.extend(channel.subs.take_unsynced());
         }
         if std::mem::take(&mut self.clients.unsynced) {

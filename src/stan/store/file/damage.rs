@@ -1,8 +1,9 @@
 //! What is done about damage that the start finds: it is told, with file, place and channel; a copy of the bytes is kept
 //! beside the file; and the start goes on, or is refused if the operator wants it so.
 
+use super::disk::File;
 use crate::stan::store::StoreError;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};

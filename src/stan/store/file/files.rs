@@ -4,8 +4,9 @@
 //! used lately is closed: a hand goes round over the open ones, spares each that was used since it last came by, and
 //! closes the first that was not. Whoever works with a file at that moment keeps it until done.
 
+use super::disk::File;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -132,12 +133,12 @@ impl StoreFile {
         }
         // No lock of one file is held while another one is closed.
         self.files.make_room(self.files.limit);
-        let opened = options.open(&self.path).or_else(|error| {
+        let opened = File::open(options, &self.path).or_else(|error| {
             let too_many = [nix::libc::EMFILE, nix::libc::ENFILE];
             match error.raw_os_error() {
                 Some(code) if too_many.contains(&code) => {
                     self.files.make_room(self.files.limit / 2);
-                    options.open(&self.path)
+                    File::open(options, &self.path)
                 }
                 _ => Err(error),
             }
@@ -168,6 +169,10 @@ impl StoreFile {
         if lock(&self.open).take().is_some() {
             self.files.count.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 
     /// It is about to be removed: nobody need bring it to the disk any more.

@@ -2,9 +2,9 @@
 //! in server.dat.copy. The file is also what one process locks to keep others out.
 
 use super::damage::{Damage, keep_copy};
-use super::io_error;
 use super::messages::unsupported_version;
 use super::records::{Crc, HEADER_BYTES, VERSION, payload_of, put_untyped};
+use super::{disk, io_error};
 use crate::stan::pb;
 use crate::stan::store::StoreError;
 use nix::fcntl::{Flock, FlockArg};
@@ -77,7 +77,10 @@ impl Identity {
             (Content::Damaged(offset, why), copy) => {
                 damage.found(&self.path, offset, why)?;
                 let len = self.file.metadata().map_err(reading)?.len();
-                keep_copy(&self.file, &self.path, 0, len);
+                match disk::File::make(&self.path) {
+                    Ok(file) => keep_copy(&file, &self.path, 0, len),
+                    Err(error) => log::error!("STREAM: {}: {error}", self.path.display()),
+                }
                 match copy {
                     Ok(Content::Info(info)) => self.restore(info, crc).map(Known::Info),
                     _ => Ok(Known::Lost),
@@ -108,20 +111,33 @@ impl Identity {
     pub fn save(&self, info: &pb::ServerInfo, crc: &Crc) -> Result<(), StoreError> {
         let bytes = encode(info, crc);
         self.write(&bytes)?;
-        self.write_copy(&bytes)
+        self.write_copy(&bytes)?;
+        // And their names, and that of the directory, which may be new.
+        let sync = || {
+            let root = self.path.canonicalize()?;
+            root.ancestors()
+                .skip(1)
+                .take(2)
+                .try_for_each(disk::sync_folder)
+        };
+        sync().map_err(|error| io_error("syncing the directory of", &self.path, error))
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        let file: &File = &self.file;
-        file.set_len(bytes.len() as u64)
-            .and_then(|()| file.write_all_at(bytes, 0))
-            .and_then(|()| file.sync_all())
+        let write = |file: disk::File| {
+            file.set_len(bytes.len() as u64)?;
+            file.write_all_at(bytes, 0)?;
+            file.sync_all()
+        };
+        disk::File::make(&self.path)
+            .and_then(write)
             .map_err(|error| io_error("writing", &self.path, error))
     }
 
     fn write_copy(&self, bytes: &[u8]) -> Result<(), StoreError> {
         let write = || {
-            let file = File::create(&self.copy)?;
+            let file = disk::File::make(&self.copy)?;
+            file.set_len(0)?;
             file.write_all_at(bytes, 0)?;
             file.sync_all()
         };

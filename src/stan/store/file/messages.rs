@@ -3,8 +3,9 @@
 //! The index is read, not kept: entry n of a slice is at a known place in its file. What was
 //! appended lately is also in memory, and everything not yet written is.
 //!
-//! Data is written before the index entries that point to it, and both before a flush is over; only the data is
-//! brought to the disk by it. What that leaves after a crash is the matter of `recover`.
+//! Messages are gathered, then staged, then written, the data before the index entries that point to it. Between the last
+//! two steps the shared log brings them to the disk, where it is used (`shared_log.rs`). What a crash leaves is the matter
+//! of `recover`.
 
 mod recover;
 
@@ -13,19 +14,19 @@ pub use recover::unsupported_version;
 use super::ahead::Block;
 use super::damage::Damage;
 use super::files::{Files, StoreFile};
+use super::pending::{Pending, Place};
 use super::progress::Progress;
 use super::records::{
-    Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, payload_of, put_untyped,
+    Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, payload_of,
 };
 use super::scan::sequence_of;
-use super::{FileOptions, io_error, purge};
+use super::{FileOptions, disk, io_error, purge};
 use crate::stan::pb;
 use crate::stan::store::memory::tell_of_limit;
 use crate::stan::store::{Bounds, ChannelLimits, Seq, StoreError};
 use bytes::Bytes;
 use prost::Message;
 use std::collections::VecDeque;
-use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -41,36 +42,33 @@ const FRONT_ENTRIES: u64 = 1024;
 struct Slice {
     number: u64,
     first: Seq,
-    /// Entries in the index, those in the buffer included.
+    /// Messages, those not yet written included.
     count: u64,
     /// As limits count.
     bytes: u64,
     last_timestamp: i64,
     /// Where the next record goes.
     data_end: u64,
+    written: Written,
     /// When its first message was written.
     begun_at: i64,
     data: Arc<StoreFile>,
     index: Arc<StoreFile>,
 }
 
+/// What of a slice is in its files.
+#[derive(Clone, Copy, Default)]
+struct Written {
+    count: u64,
+    bytes: u64,
+    last_timestamp: i64,
+    data_end: u64,
+}
+
 impl Slice {
     fn last(&self) -> Seq {
         self.first + self.count - 1
     }
-}
-
-/// A point to which a failed write takes everything back.
-#[derive(Clone, Copy, Default)]
-struct Mark {
-    last: Seq,
-    messages: u64,
-    bytes: u64,
-    last_timestamp: i64,
-    slice_count: u64,
-    slice_bytes: u64,
-    slice_timestamp: i64,
-    data_end: u64,
 }
 
 pub struct MessageLog {
@@ -86,8 +84,14 @@ pub struct MessageLog {
     messages: u64,
     bytes: u64,
     last_timestamp: i64,
-    data_buffer: Vec<u8>,
-    index_buffer: Vec<u8>,
+    /// Not yet staged for writing; staged, and not yet written.
+    gathered: Pending,
+    staged: Pending,
+    /// The last message in the files, and its time.
+    written: (Seq, i64),
+    /// Slices whose messages have all gone, and the last message when they went. Their files go when that is
+    /// written, and a later slice has one: what made them go, and the number of the last one, must be found after a crash.
+    doomed: Vec<(Seq, Slice)>,
     /// The last messages, ending with `last`.
     recent: VecDeque<Bytes>,
     recent_bytes: usize,
@@ -95,11 +99,12 @@ pub struct MessageLog {
     front: VecDeque<(u32, i64)>,
     /// Files with writes that no sync has covered.
     unsynced: Vec<Arc<StoreFile>>,
+    /// Names were made or removed since the last sync of the folder.
+    folder_changed: bool,
     /// Pieces of a data file and of an index, for a reader who goes through all messages.
     data_block: Block,
     index_block: Block,
     last_looked_up: Seq,
-    written: Mark,
     /// The next message begins a new slice, so that the files of the purged ones can go.
     next_slice: bool,
     told_of_limit: bool,
@@ -130,16 +135,18 @@ impl MessageLog {
             messages: 0,
             bytes: 0,
             last_timestamp: 0,
-            data_buffer: Vec::new(),
-            index_buffer: Vec::new(),
+            gathered: Pending::default(),
+            staged: Pending::default(),
+            written: (0, 0),
+            doomed: Vec::new(),
             recent: VecDeque::new(),
             recent_bytes: 0,
             front: VecDeque::new(),
             unsynced: Vec::new(),
+            folder_changed: false,
             data_block: Block::default(),
             index_block: Block::default(),
             last_looked_up: 0,
-            written: Mark::default(),
             next_slice: false,
             told_of_limit: false,
             damaged: Vec::new(),
@@ -154,10 +161,11 @@ impl MessageLog {
         if let Some(first) = log.slices.iter().find(|slice| slice.count > 0) {
             log.first = first.first;
         }
-        log.written = log.mark();
+        log.written = (log.last, log.last_timestamp);
         let first = purge::read(folder, &options.crc, &damage)?;
         log.purge(first, options)?;
-        log.apply_limits(options)?;
+        log.apply_limits()?;
+        log.dispose(options);
         Ok(log)
     }
 
@@ -226,6 +234,12 @@ impl MessageLog {
             slice.data.close();
             slice.index.close();
         }
+        let written = Written {
+            count: found.count,
+            bytes: found.bytes,
+            last_timestamp: found.last_timestamp,
+            data_end: found.data_end,
+        };
         self.slices.push_back(Slice {
             number,
             first,
@@ -233,6 +247,7 @@ impl MessageLog {
             bytes: found.bytes,
             last_timestamp: found.last_timestamp,
             data_end: found.data_end,
+            written,
             begun_at: found.first_timestamp,
             data,
             index,
@@ -255,7 +270,7 @@ impl MessageLog {
         if self.messages == 0 {
             self.first = seq + 1;
         }
-        self.written = self.mark();
+        self.written.0 = self.last;
     }
 
     fn path(&self, number: u64, suffix: &str) -> PathBuf {
@@ -287,14 +302,16 @@ impl MessageLog {
         message.sequence = self.last + 1;
         let encoded: Bytes = message.encode_to_vec().into();
         let slice = self.slices.back_mut().expect("made above");
-        let entry = IndexEntry {
-            seq: message.sequence,
-            offset: slice.data_end,
-            timestamp: message.timestamp,
-            size: encoded.len() as u32,
+        let place = Place {
+            slice: slice.number,
+            data_file: &slice.data,
+            index_file: &slice.index,
+            count: slice.count,
+            data_end: slice.data_end,
         };
-        put_untyped(&mut self.data_buffer, &self.crc, &encoded);
-        entry.put(&mut self.index_buffer, &self.crc);
+        let (seq, timestamp) = (message.sequence, message.timestamp);
+        self.gathered
+            .push(&place, seq, timestamp, &encoded, &self.crc);
         if slice.count == 0 {
             slice.first = message.sequence;
             slice.begun_at = message.timestamp;
@@ -313,8 +330,9 @@ impl MessageLog {
         self.last_timestamp = message.timestamp;
         self.recent_bytes += encoded.len();
         self.recent.push_back(encoded);
-        if self.data_buffer.len() >= options.buffer_bytes_max {
-            self.write()?;
+        // With the log, nothing is written before that has it.
+        if !options.sync && self.gathered.data_bytes() >= options.buffer_bytes_max {
+            self.write(options)?;
         }
         Ok(message.sequence)
     }
@@ -332,7 +350,6 @@ impl MessageLog {
             if slice.count == 0 || !(full || gap) {
                 return Ok(());
             }
-            self.write()?;
         }
         let number = self.slices.back().map_or(1, |slice| slice.number + 1);
         let (data, index) = (self.file(number, "dat"), self.file(number, "idx"));
@@ -344,10 +361,7 @@ impl MessageLog {
             };
             begin(file).map_err(|error| io_error("writing", file.path(), error))?;
         }
-        if let Ok(folder) = File::open(&self.folder) {
-            // The names must survive as well.
-            let _ = folder.sync_all();
-        }
+        self.folder_changed = true;
         // Files of slices that are only read are opened again when someone reads them.
         if let Some(slice) = self.slices.back() {
             slice.data.close();
@@ -360,91 +374,159 @@ impl MessageLog {
             bytes: 0,
             last_timestamp: 0,
             data_end: VERSION.len() as u64,
+            written: Written {
+                data_end: VERSION.len() as u64,
+                ..Written::default()
+            },
             begun_at: now,
             data,
             index,
         });
         self.next_slice = false;
-        self.written = self.mark();
-        self.drop_empty_slices(options);
+        self.drop_empty_slices();
         Ok(())
     }
 
-    fn mark(&self) -> Mark {
-        let slice = self.slices.back();
-        Mark {
-            last: self.last,
-            messages: self.messages,
-            bytes: self.bytes,
-            last_timestamp: self.last_timestamp,
-            slice_count: slice.map_or(0, |slice| slice.count),
-            slice_bytes: slice.map_or(0, |slice| slice.bytes),
-            slice_timestamp: slice.map_or(0, |slice| slice.last_timestamp),
-            data_end: slice.map_or(0, |slice| slice.data_end),
-        }
+    /// Whether there is something to be staged, and whether something was and is not yet written.
+    pub fn has_gathered(&self) -> bool {
+        !self.gathered.is_empty()
     }
 
-    /// Hands the buffers to the system. On an error nothing of them stays: not in the files, and
-    /// not in the log.
-    pub fn write(&mut self) -> Result<(), StoreError> {
-        if self.data_buffer.is_empty() {
-            return Ok(());
-        }
-        let Mark {
-            data_end,
-            slice_count,
-            ..
-        } = self.written;
-        let index_end = (VERSION.len() as u64) + slice_count * INDEX_BYTES as u64;
-        let slice = self.slices.back().expect("there is data for it");
-        let (data, index) = (slice.data.clone(), slice.index.clone());
-        let write = |file: &Arc<StoreFile>, bytes: &[u8], at| {
-            let written = file.get().and_then(|file| file.write_all_at(bytes, at));
-            written.map_err(|error| io_error("writing", file.path(), error))
-        };
-        let result = write(&data, &self.data_buffer, data_end)
-            .and_then(|()| write(&index, &self.index_buffer, index_end));
-        self.data_buffer.clear();
-        self.index_buffer.clear();
-        if let Err(error) = result {
-            // What the files have beyond their old ends must not be taken for messages.
-            for (file, end) in [(&index, index_end), (&data, data_end)] {
-                let _ = file.get().and_then(|file| file.set_len(end));
-            }
+    pub fn has_staged(&self) -> bool {
+        !self.staged.is_empty()
+    }
+
+    /// Pieces and bytes of what was gathered.
+    pub fn gathered_size(&self) -> (usize, usize) {
+        (self.gathered.pieces.len(), self.gathered.data_bytes())
+    }
+
+    /// What was gathered is to be written next; returns it.
+    pub fn stage(&mut self) -> &Pending {
+        assert!(
+            self.staged.is_empty(),
+            "what was staged before is not written"
+        );
+        std::mem::swap(&mut self.gathered, &mut self.staged);
+        &self.staged
+    }
+
+    /// The last message in the files.
+    pub fn written_last(&self) -> Seq {
+        self.written.0
+    }
+
+    /// Hands what was gathered to the system.
+    pub fn write(&mut self, options: &FileOptions) -> Result<(), StoreError> {
+        self.stage();
+        self.write_staged(options)
+    }
+
+    /// Hands what was staged to the system. On an error neither that nor what was gathered since stays: not in the
+    /// files, and not here.
+    pub fn write_staged(&mut self, options: &FileOptions) -> Result<(), StoreError> {
+        if let Err(error) = self.staged.write() {
             self.take_back();
             return Err(error);
         }
-        // The index need not reach the disk: what of it is lost is made again from the data.
-        if !self.unsynced.iter().any(|file| Arc::ptr_eq(file, &data)) {
-            self.unsynced.push(data);
+        for piece in &self.staged.pieces {
+            let slices = self.slices.iter_mut().rev();
+            let mut slices = slices.take_while(|slice| slice.number >= piece.slice);
+            if let Some(slice) = slices.find(|slice| slice.number == piece.slice) {
+                let cost = piece.data_bytes as u64 + piece.count * INDEX_BYTES as u64;
+                slice.written.count += piece.count;
+                slice.written.bytes += cost;
+                slice.written.data_end += piece.data_bytes as u64;
+                slice.written.last_timestamp = piece.last_timestamp;
+            }
+            // The index need not reach the disk: what of it is lost is made again from the data.
+            let known = |file: &Arc<StoreFile>| Arc::ptr_eq(file, &piece.data_file);
+            if !self.unsynced.iter().rev().any(known) {
+                self.unsynced.push(piece.data_file.clone());
+            }
         }
-        self.written = self.mark();
+        if !self.staged.is_empty() {
+            self.written = (self.staged.last, self.staged.last_timestamp);
+            self.staged.clear();
+        }
         self.trim_recent();
+        self.dispose(options);
         Ok(())
     }
 
-    fn take_back(&mut self) {
-        let mark = self.written;
-        let lost = (self.last - mark.last) as usize;
-        for _ in 0..lost {
+    /// The place in the files behind the last message that is written, as the log names it.
+    pub fn written_end(&self) -> (u64, u64) {
+        let mut slices = self.slices.iter().rev();
+        let last = slices.find(|slice| slice.written.count > 0);
+        let last = last.or(self.slices.front());
+        last.map_or((0, 0), |slice| (slice.number, slice.written.data_end))
+    }
+
+    /// Everything that is not in the files goes, and its numbers are free again.
+    pub fn take_back(&mut self) {
+        let (last, last_timestamp) = self.written;
+        for seq in (last + 1).max(self.first)..=self.last {
+            let entry = self.unwritten_entry((seq - last - 1) as usize);
+            let entry = IndexEntry::read(entry, &self.crc).expect("it was just made");
+            self.messages -= 1;
+            self.bytes -= u64::from(entry.size) + OVERHEAD_BYTES;
+        }
+        for _ in last..self.last {
             if let Some(message) = self.recent.pop_back() {
                 self.recent_bytes -= message.len();
             }
         }
-        let slice = self.slices.back_mut().expect("it was written to");
-        slice.count = mark.slice_count;
-        slice.bytes = mark.slice_bytes;
-        slice.last_timestamp = mark.slice_timestamp;
-        slice.data_end = mark.data_end;
-        self.last = mark.last;
-        self.messages = self.messages.saturating_sub(lost as u64).min(mark.messages);
-        self.bytes = mark.bytes.min(self.bytes);
-        self.last_timestamp = mark.last_timestamp;
+        self.gathered.clear();
+        self.staged.clear();
+        for slice in &mut self.slices {
+            let Written {
+                count,
+                bytes,
+                last_timestamp,
+                data_end,
+            } = slice.written;
+            (slice.count, slice.bytes) = (count, bytes);
+            (slice.last_timestamp, slice.data_end) = (last_timestamp, data_end);
+        }
+        // Of slices begun since, one is enough.
+        let empty = |slice: Option<&Slice>| slice.is_some_and(|slice| slice.count == 0);
+        while self.slices.len() > 1
+            && empty(self.slices.back())
+            && empty(self.slices.get(self.slices.len() - 2))
+        {
+            if let Some(slice) = self.slices.pop_back() {
+                for file in [slice.index, slice.data] {
+                    file.forget();
+                    let _ = disk::remove_file(file.path());
+                }
+            }
+        }
+        if let Some(slice) = self.slices.back_mut()
+            && slice.count == 0
+        {
+            slice.first = last + 1;
+        }
+        self.last = last;
+        self.first = self.first.min(last + 1);
+        self.last_timestamp = last_timestamp;
         self.front.clear();
     }
 
+    /// Of the messages that are not written, the nth one's.
+    fn unwritten_entry(&self, nth: usize) -> &[u8; INDEX_BYTES] {
+        let entry = match nth.checked_sub(self.staged.count()) {
+            None => self.staged.entry(nth),
+            Some(nth) => self.gathered.entry(nth),
+        };
+        entry.expect("it is not written")
+    }
+
     fn trim_recent(&mut self) {
-        while self.recent.len() > RECENT_MESSAGES_MAX || self.recent_bytes > RECENT_BYTES_MAX {
+        // What is not written is found nowhere else.
+        let unwritten = (self.last - self.written.0) as usize;
+        while self.recent.len() > unwritten
+            && (self.recent.len() > RECENT_MESSAGES_MAX || self.recent_bytes > RECENT_BYTES_MAX)
+        {
             let Some(message) = self.recent.pop_front() else {
                 return;
             };
@@ -452,9 +534,14 @@ impl MessageLog {
         }
     }
 
-    /// Files to be synced before what was written counts as durable.
+    /// Files with writes that no sync has covered; the caller sees to it.
     pub fn take_unsynced(&mut self) -> Vec<Arc<StoreFile>> {
         std::mem::take(&mut self.unsynced)
+    }
+
+    /// Whether the folder itself is to be synced; the caller sees to it.
+    pub fn take_folder_changed(&mut self) -> bool {
+        std::mem::take(&mut self.folder_changed)
     }
 
     // ---- reading
@@ -475,10 +562,7 @@ impl MessageLog {
         let ahead_bytes = if ahead { self.read_ahead_bytes } else { 0 };
         let entry = self.entry_of(slice, seq, ahead)?;
         let data = self.slices[slice].data.clone();
-        let end = match slice + 1 == self.slices.len() {
-            true => self.written.data_end,
-            false => self.slices[slice].data_end,
-        };
+        let end = self.slices[slice].written.data_end;
         let len = HEADER_BYTES + entry.size as usize;
         let number = self.slices[slice].number;
         let record = self
@@ -520,19 +604,13 @@ impl MessageLog {
     fn entry_of(&mut self, slice: usize, seq: Seq, ahead: bool) -> Result<IndexEntry, StoreError> {
         let nth = seq - self.slices[slice].first;
         let mut bytes = [0; INDEX_BYTES];
-        // The end of the index may still be in its buffer.
-        let written = match slice + 1 == self.slices.len() {
-            true => self.written.slice_count,
-            false => u64::MAX,
-        };
-        if nth >= written {
-            let at = (nth - written) as usize * INDEX_BYTES;
-            bytes.copy_from_slice(&self.index_buffer[at..at + INDEX_BYTES]);
+        if let Some(unwritten) = seq.checked_sub(self.written.0 + 1) {
+            bytes = *self.unwritten_entry(unwritten as usize);
         } else {
             let index = self.slices[slice].index.clone();
             let ahead_bytes = if ahead { INDEX_AHEAD_BYTES } else { 0 };
             let place = |nth: u64| VERSION.len() as u64 + nth * INDEX_BYTES as u64;
-            let end = place(written.min(self.slices[slice].count));
+            let end = place(self.slices[slice].written.count);
             let number = self.slices[slice].number;
             let read = self
                 .index_block
@@ -577,7 +655,7 @@ impl MessageLog {
 
     // ---- limits
 
-    pub fn apply_limits(&mut self, options: &FileOptions) -> Result<(), StoreError> {
+    pub fn apply_limits(&mut self) -> Result<(), StoreError> {
         let limits = self.limits;
         let too_much = |log: &Self| {
             (limits.messages > 0 && log.messages > limits.messages)
@@ -590,16 +668,16 @@ impl MessageLog {
             tell_of_limit(&self.channel, self.messages, self.bytes, &limits);
         }
         while too_much(self) {
-            if !self.drop_first_slice(options) {
+            if !self.drop_first_slice() {
                 self.drop_first()?;
             }
         }
-        self.drop_empty_slices(options);
+        self.drop_empty_slices();
         Ok(())
     }
 
     /// A slice of which no message can stay goes at once; false if there is none.
-    fn drop_first_slice(&mut self, options: &FileOptions) -> bool {
+    fn drop_first_slice(&mut self) -> bool {
         let limits = self.limits;
         let (Some(slice), Some(next)) = (self.slices.front(), self.slices.get(1)) else {
             return false;
@@ -613,15 +691,13 @@ impl MessageLog {
         }
         self.first = next.first;
         self.uncount(count, bytes);
-        self.drop_empty_slices(options);
+        self.drop_empty_slices();
         true
     }
 
     fn uncount(&mut self, count: u64, bytes: u64) {
         self.messages -= count;
         self.bytes = self.bytes.saturating_sub(bytes);
-        self.written.messages = self.written.messages.saturating_sub(count);
-        self.written.bytes = self.written.bytes.saturating_sub(bytes);
     }
 
     /// Removes what is too old; returns when the next message will be.
@@ -637,7 +713,8 @@ impl MessageLog {
                 return Ok(Some(at));
             }
             self.drop_first()?;
-            self.drop_empty_slices(options);
+            self.drop_empty_slices();
+            self.dispose(options);
         }
         Ok(None)
     }
@@ -695,31 +772,44 @@ impl MessageLog {
         if first > self.last {
             (self.first, self.last) = (first.max(self.first), (first.max(1) - 1).max(self.last));
             (self.messages, self.bytes) = (0, 0);
-            (self.written.messages, self.written.bytes) = (0, 0);
-            self.written.last = self.last;
+            self.written.0 = self.last;
             self.next_slice = self.slices.back().is_some_and(|slice| slice.count > 0);
             self.front.clear();
         }
         while self.messages > 0 && self.first < first {
             self.drop_first()?;
         }
-        self.drop_empty_slices(options);
+        self.drop_empty_slices();
+        self.dispose(options);
         Ok(before - self.messages)
     }
 
-    /// Files whose messages have all gone, except those of the last slice.
-    fn drop_empty_slices(&mut self, options: &FileOptions) {
+    /// Slices whose messages have all gone, except the last one.
+    fn drop_empty_slices(&mut self) {
         while self.slices.len() > 1 {
             let slice = &self.slices[0];
             if slice.count > 0 && slice.last() >= self.first {
                 return;
             }
-            let (data, index) = (slice.data.clone(), slice.index.clone());
-            self.slices.pop_front();
-            self.unsynced.retain(|file| !Arc::ptr_eq(file, &data));
-            data.forget();
-            index.forget();
-            options.dispose(&self.channel, data.path(), index.path());
+            let gone = self.slices.pop_front();
+            self.doomed.extend(gone.map(|slice| (self.last, slice)));
+        }
+    }
+
+    /// The files of those, when it is time.
+    fn dispose(&mut self, options: &FileOptions) {
+        let written = |slice: &Slice| slice.written.count > 0;
+        if self.doomed.is_empty() || !self.slices.iter().any(written) {
+            return;
+        }
+        let due = |(last, _): &(Seq, Slice)| *last <= self.written.0;
+        let due = self.doomed.iter().take_while(|doomed| due(doomed)).count();
+        for (_, slice) in self.doomed.drain(..due) {
+            self.unsynced.retain(|file| !Arc::ptr_eq(file, &slice.data));
+            slice.data.forget();
+            slice.index.forget();
+            options.dispose(&self.channel, slice.data.path(), slice.index.path());
+            self.folder_changed = true;
         }
     }
 
@@ -729,18 +819,6 @@ impl MessageLog {
         for slice in &self.slices {
             slice.data.forget();
             slice.index.forget();
-        }
-    }
-
-    /// Writes and syncs what is left.
-    pub fn close(&mut self) {
-        if let Err(error) = self.write() {
-            log::error!("STREAM: {error}");
-        }
-        for file in self.take_unsynced() {
-            if let Err(error) = file.sync() {
-                log::error!("STREAM: syncing {}: {error}", file.path().display());
-            }
         }
     }
 }

@@ -3,38 +3,52 @@
 
 mod ahead;
 mod auto_sync;
+mod commit;
+#[cfg(test)]
+pub mod crash;
 mod damage;
+mod disk;
 mod files;
 mod identity;
+mod log_format;
 mod messages;
 mod open;
+mod pending;
 mod progress;
 mod purge;
 mod records;
+mod replay;
 mod scan;
+mod shared_log;
+#[cfg(test)]
+pub mod steps;
 mod subs;
 mod sync;
+#[cfg(test)]
+pub mod trace;
 mod typed_log;
 
 use super::*;
+use commit::Commits;
 use files::Files;
 use identity::Identity;
+use log_format::Entry;
 use messages::MessageLog;
 use progress::Progress;
 use prost::Message;
 pub use records::Crc;
+use replay::TypedRecord;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use subs::SubsLog;
 pub use sync::Wake;
-use sync::{Job, Syncer};
 use typed_log::TypedLog;
 
 /// Begins the name of a channel's directory on its way out. No channel's name begins with a dot.
 const DELETED: &str = ".deleted.";
+const LOG_BYTES_MAX: u64 = 64 << 20;
 const CLIENT_ADD: u8 = 1;
 const CLIENT_DELETE: u8 = 2;
 
@@ -63,6 +77,8 @@ pub struct FileOptions {
     pub recovery_threads: usize,
     /// Refuse to start on damage, and look for it everywhere.
     pub strict: bool,
+    /// A file of the log that has reached this is retired.
+    pub log_bytes_max: u64,
 }
 
 impl FileOptions {
@@ -84,6 +100,7 @@ impl FileOptions {
             descriptors_max: options.descriptors_limit as u64,
             recovery_threads: options.parallel_recovery.clamp(1, 256) as usize,
             strict: options.strict_recovery,
+            log_bytes_max: LOG_BYTES_MAX,
         }
     }
 
@@ -110,8 +127,8 @@ impl FileOptions {
     /// Files nobody needs any more: removed, or handed to the script.
     fn dispose(&self, channel: &str, data: &Path, index: &Path) {
         let remove = || {
-            let _ = std::fs::remove_file(index);
-            let _ = std::fs::remove_file(data);
+            let _ = disk::remove_file(index);
+            let _ = disk::remove_file(data);
         };
         if self.archive_script.is_empty() {
             return remove();
@@ -122,8 +139,8 @@ impl FileOptions {
             PathBuf::from(name)
         };
         let (data_backup, index_backup) = (backup(data), backup(index));
-        let renamed = std::fs::rename(data, &data_backup)
-            .and_then(|()| std::fs::rename(index, &index_backup));
+        let renamed =
+            disk::rename(data, &data_backup).and_then(|()| disk::rename(index, &index_backup));
         if let Err(error) = renamed {
             log::error!("STREAM: archiving {}: {error}", data.display());
             return remove();
@@ -146,11 +163,6 @@ impl FileOptions {
     }
 }
 
-/// Names that were made, changed or removed in a directory are on the disk when this returns.
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    File::open(folder)?.sync_all()
-}
-
 fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> StoreError {
     StoreError::Io {
         what,
@@ -160,13 +172,14 @@ fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> StoreErro
 }
 
 struct Channel {
+    name: String,
     folder: PathBuf,
     log: MessageLog,
     subs: SubsLog,
-    /// A sync is under way.
-    syncing: bool,
-    /// Another one is wanted once it is over.
-    sync_again: bool,
+    /// It waits for the next commit.
+    queued: bool,
+    /// Its folder is new since the last sync of the root.
+    made: bool,
     gone: bool,
 }
 
@@ -179,7 +192,10 @@ pub struct FileStore {
     /// Registered clients, for rewriting their file.
     registered: BTreeMap<String, pb::ClientInfo>,
     client_records: u64,
-    syncer: Syncer,
+    /// The root has new names since it was synced last.
+    root_changed: bool,
+    /// None: nothing is synced.
+    commits: Option<Commits>,
     files: Arc<Files>,
     identity: Identity,
     auto_sync: auto_sync::AutoSync,
@@ -192,6 +208,44 @@ impl FileStore {
 
     fn channel_mut(&mut self, channel: ChannelId) -> &mut Channel {
         &mut self.channels[channel as usize]
+    }
+
+    fn note_client(&mut self, kind: u8, payload: &[u8]) {
+        if let Some(commits) = &mut self.commits {
+            commits.log.note(&Entry::Client { kind, payload });
+        }
+    }
+
+    fn note_sub(&mut self, channel: ChannelId, (kind, payload): &TypedRecord) {
+        let Self {
+            channels, commits, ..
+        } = self;
+        if let Some(commits) = commits {
+            commits.log.note(&Entry::Sub {
+                channel: &channels[channel as usize].name,
+                kind: *kind,
+                payload,
+            });
+        }
+    }
+
+    /// At the end: everything written and synced, and no log left.
+    fn write_everything(&mut self) -> Result<(), StoreError> {
+        for id in 0..self.channels.len() {
+            self.flush(id as ChannelId)?;
+        }
+        self.empty_log()?;
+        match self.commits.take() {
+            Some(_) => shared_log::remove(&self.root),
+            None => {
+                let (files, _) = self.take_dirty()?;
+                for file in files {
+                    let synced = file.sync();
+                    synced.map_err(|error| io_error("syncing", file.path(), error))?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn write_clients(&mut self) -> Result<(), StoreError> {
@@ -236,7 +290,8 @@ impl Store for FileStore {
 
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError> {
         let gathered = self.clients.gathered();
-        self.clients.push(CLIENT_ADD, &client.encode_to_vec());
+        let payload = client.encode_to_vec();
+        self.clients.push(CLIENT_ADD, &payload);
         let before = self.registered.insert(client.id.clone(), client.clone());
         let written = self.write_clients();
         if written.is_err() {
@@ -246,33 +301,38 @@ impl Store for FileStore {
                 Some(before) => self.registered.insert(client.id.clone(), before),
                 None => self.registered.remove(&client.id),
             };
+        } else {
+            self.note_client(CLIENT_ADD, &payload);
         }
         written
     }
 
     fn delete_client(&mut self, id: &str) -> Result<(), StoreError> {
-        let record = pb::ClientDelete { id: id.to_owned() };
-        self.clients.push(CLIENT_DELETE, &record.encode_to_vec());
+        let payload = pb::ClientDelete { id: id.to_owned() }.encode_to_vec();
+        self.clients.push(CLIENT_DELETE, &payload);
         self.registered.remove(id);
+        self.note_client(CLIENT_DELETE, &payload);
         self.write_clients()
     }
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
         let folder = self.root.join(name);
-        std::fs::create_dir_all(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
-        if let Ok(root) = File::open(&self.root) {
-            let _ = root.sync_all();
-        }
+        disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
         let limits = (self.limits_of)(name);
-        let channel = open::channel(
+        let mut channel = open::channel(
             &folder,
             name,
             limits,
             &self.options,
             &self.files,
+            &[],
             &Progress::new(1),
         )?;
+        channel.made = true;
         self.channels.push(channel);
+        if let Some(commits) = &mut self.commits {
+            commits.log.note(&Entry::Created { channel: name });
+        }
         Ok(self.channels.len() as ChannelId - 1)
     }
 
@@ -282,12 +342,22 @@ impl Store for FileStore {
         let folder = self.channel(channel).folder.clone();
         // One step decides: a crash before it leaves the whole channel, one behind it leaves a name that the
         // next start removes.
-        std::fs::rename(&folder, &doomed).map_err(|error| io_error("removing", &folder, error))?;
+        disk::rename(&folder, &doomed)
+            .and_then(|()| disk::sync_folder(&self.root))
+            .map_err(|error| io_error("removing", &folder, error))?;
         let channel = self.channel_mut(channel);
         channel.gone = true;
         channel.log.forget();
         channel.subs.forget();
-        let removed = sync_folder(&self.root).and_then(|()| std::fs::remove_dir_all(&doomed));
+        // Nothing of it may come back from the log, nor be mixed with a later one of the same name.
+        match (self.empty_log(), &mut self.commits) {
+            (Err(error @ StoreError::Io { what, .. }), Some(commits)) if what != "writing" => {
+                commits.fail(error);
+            }
+            (Err(error), _) => log::error!("STREAM: {error}"),
+            (Ok(()), _) => {}
+        }
+        let removed = disk::remove_folder(&doomed);
         if let Err(error) = removed {
             let error = io_error("removing", &doomed, error);
             log::error!("STREAM: {error}; the next start removes it");
@@ -324,7 +394,7 @@ impl Store for FileStore {
         let log = &mut channels[channel as usize].log;
         let seq = log.append(message, options)?;
         // A limit that cannot be applied now is applied with the next message.
-        if let Err(error) = log.apply_limits(options) {
+        if let Err(error) = log.apply_limits() {
             log::error!("STREAM: {error}");
         }
         Ok(seq)
@@ -352,17 +422,20 @@ impl Store for FileStore {
     }
 
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
-        self.channel_mut(channel).subs.add(state);
+        let record = self.channel_mut(channel).subs.set(state, true);
+        self.note_sub(channel, &record);
         Ok(())
     }
 
     fn update_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
-        self.channel_mut(channel).subs.update(state);
+        let record = self.channel_mut(channel).subs.set(state, false);
+        self.note_sub(channel, &record);
         Ok(())
     }
 
     fn delete_sub(&mut self, channel: ChannelId, id: u64) -> Result<(), StoreError> {
-        self.channel_mut(channel).subs.delete(id);
+        let record = self.channel_mut(channel).subs.delete(id);
+        self.note_sub(channel, &record);
         Ok(())
     }
 
@@ -376,14 +449,14 @@ impl Store for FileStore {
         Ok(())
     }
 
-    fn flush(&mut self, channel_id: ChannelId) -> Result<Flushed, StoreError> {
+    fn flush(&mut self, id: ChannelId) -> Result<Flushed, StoreError> {
         let Self {
             channels,
             options,
-            syncer,
+            commits,
             ..
         } = self;
-        let channel = &mut channels[channel_id as usize];
+        let channel = &mut channels[id as usize];
         if channel.gone {
             return Ok(Flushed::Now);
         }
@@ -391,45 +464,50 @@ impl Store for FileStore {
         if let Err(error) = channel.subs.write(&channel.folder, options) {
             log::error!("STREAM: {error}");
         }
-        if channel.syncing {
-            // What came meanwhile becomes one write and one sync when this one is over.
-            channel.sync_again = true;
-            return Ok(Flushed::Later);
-        }
-        channel.log.write()?;
-        if !options.sync {
+        let Some(commits) = commits else {
+            channel.log.write(options)?;
             if options.auto_sync.is_zero() {
                 channel.log.take_unsynced();
                 channel.subs.take_unsynced();
             }
             return Ok(Flushed::Now);
+        };
+        if channel.log.has_gathered() && !std::mem::replace(&mut channel.queued, true) {
+            commits.queue(id);
         }
-        let mut files = channel.log.take_unsynced();
-        if files.is_empty() {
-            // Marks of subscriptions alone wait for the next message: they are with the system, and
-            // losing some only repeats deliveries.
-            return Ok(Flushed::Now);
+        match channel.queued || channel.log.has_staged() {
+            true => Ok(Flushed::Later),
+            // Marks of subscriptions wait for the next checkpoint: they are with the system, and losing some only
+            // repeats deliveries.
+            false => Ok(Flushed::Now),
         }
-        files.extend(channel.subs.take_unsynced());
-        channel.syncing = true;
-        let up_to = channel.log.bounds().last;
-        syncer.submit(Job {
-            channel: channel_id,
-            up_to,
-            files,
-        });
-        Ok(Flushed::Later)
+    }
+
+    fn commit(&mut self) {
+        self.begin_commit();
     }
 
     fn completed(&mut self) -> Option<Result<Completion, StoreError>> {
-        let (mut completion, result) = self.syncer.completed()?;
-        let channel = &mut self.channels[completion.channel as usize];
-        channel.syncing = false;
-        if let Err(error) = result {
-            return Some(Err(io_error("syncing", &channel.folder, error)));
+        self.next_completion()
+    }
+
+    fn next_commit(&self) -> Option<u64> {
+        self.commits
+            .as_ref()
+            .map(|commits| commits.log.last_noted())
+    }
+
+    fn committed(&self) -> u64 {
+        self.commits
+            .as_ref()
+            .map_or(0, |commits| commits.log.committed())
+    }
+
+    fn backlog_bytes(&self) -> usize {
+        match &self.commits {
+            Some(commits) if commits.log.under_way() => commits.queued_bytes(&self.channels),
+            _ => 0,
         }
-        completion.more = std::mem::take(&mut channel.sync_again);
-        Some(Ok(completion))
     }
 
     fn maintain(&mut self, now: i64) {
@@ -437,18 +515,13 @@ impl Store for FileStore {
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
             channel.log.close_old_files();
         }
+        self.retire_idle_log();
     }
 
     fn close(&mut self) {
         self.auto_sync.finish();
-        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
-            channel.log.close();
-            if let Err(error) = channel.subs.write(&channel.folder, &self.options) {
-                log::error!("STREAM: {error}");
-            }
-            if let Some(file) = channel.subs.take_unsynced() {
-                let _ = file.sync();
-            }
+        if let Err(error) = self.write_everything() {
+            log::error!("STREAM: {error}");
         }
     }
 }

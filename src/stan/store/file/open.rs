@@ -1,12 +1,14 @@
 //! Opening a store: its own files, then its channels, several at a time if wanted.
 
 use super::damage::Damage;
-use super::files::Files;
+use super::files::{Files, StoreFile};
 use super::identity::{Identity, Known};
 use super::messages::MessageLog;
 use super::progress::Progress;
 use super::records::VERSION;
+use super::replay::{Logged, TypedRecord};
 use super::scan::Scanner;
+use super::shared_log::SharedLog;
 use super::subs::SubsLog;
 use super::sync::{Syncer, Wake};
 use super::typed_log::{Kinds, TypedLog};
@@ -33,6 +35,34 @@ impl FileStore {
                 root.display()
             ))
         })?;
+        let syncer = match options.sync {
+            true => Some(
+                Syncer::start(wake)
+                    .map_err(|error| io_error("starting threads for", root, error))?,
+            ),
+            false => None,
+        };
+        Self::open_with(root, options, limits_of, syncer)
+    }
+
+    /// With a disk that gets on when a test says so.
+    #[cfg(test)]
+    pub fn open_in_steps(
+        root: &Path,
+        options: FileOptions,
+        limits_of: LimitsOf,
+        steps: &Arc<super::steps::Steps>,
+    ) -> Result<(Self, Recovered), StoreError> {
+        let syncer = options.sync.then(|| Syncer::in_steps(steps.clone()));
+        Self::open_with(root, options, limits_of, syncer)
+    }
+
+    fn open_with(
+        root: &Path,
+        options: FileOptions,
+        limits_of: LimitsOf,
+        syncer: Option<Syncer>,
+    ) -> Result<(Self, Recovered), StoreError> {
         let files = Files::new(options.descriptors_max);
         let damage = Damage {
             strict: options.strict,
@@ -47,6 +77,12 @@ impl FileStore {
                 root.display()
             )));
         }
+        let logged = match server {
+            Known::Nothing => Logged::default(),
+            Known::Info(_) | Known::Lost => replay::replay(root)?,
+        };
+        // The log may have brought some back.
+        let names = folders(root, &damage)?;
         let mut registered = BTreeMap::new();
         let mut client_records = 0;
         let clients = TypedLog::open(
@@ -59,8 +95,6 @@ impl FileStore {
                 replay_client(&mut registered, kind, payload)
             },
         )?;
-        let syncer =
-            Syncer::start(wake).map_err(|error| io_error("starting threads for", root, error))?;
         let mut store = Self {
             root: root.to_owned(),
             options,
@@ -69,11 +103,13 @@ impl FileStore {
             clients,
             registered,
             client_records,
-            syncer,
+            root_changed: true,
+            commits: None,
             files,
             identity,
             auto_sync: Default::default(),
         };
+        store.redo_clients(&logged.clients)?;
         let mut recovered = Recovered {
             clients: store.registered.values().cloned().collect(),
             ..Recovered::default()
@@ -82,7 +118,7 @@ impl FileStore {
         // with what comes.
         match server {
             Known::Info(server) => recovered.server = Some(*server),
-            Known::Nothing if names.is_empty() => return Ok((store, recovered)),
+            Known::Nothing if names.is_empty() => {}
             Known::Nothing => {
                 return Err(StoreError::Refused(format!(
                     "{}: no server state recovered but channels present: restore server.dat, or move the channels away",
@@ -94,7 +130,7 @@ impl FileStore {
                 root.display()
             ),
         }
-        store.channels = store.open_channels(&names)?;
+        store.channels = store.open_channels(&names, &logged)?;
         for (id, (name, channel)) in names.into_iter().zip(&store.channels).enumerate() {
             recovered.channels.push(RecoveredChannel {
                 id: id as ChannelId,
@@ -103,11 +139,88 @@ impl FileStore {
                 last_sub_id: channel.subs.last_id(),
             });
         }
+        store.begin_log(&logged, syncer)?;
         Ok((store, recovered))
     }
 
+    /// What the log had is where it belongs, and goes to the disk there before the log is begun anew.
+    fn begin_log(&mut self, logged: &Logged, syncer: Option<Syncer>) -> Result<(), StoreError> {
+        let sync = |file: Arc<StoreFile>| {
+            let synced = file.sync();
+            synced.map_err(|error| io_error("syncing", file.path(), error))
+        };
+        if !logged.clients.is_empty() {
+            sync(self.clients.file())?;
+        }
+        for channel in &self.channels {
+            if logged.channels.contains_key(&channel.name) {
+                sync(channel.subs.file())?;
+            }
+        }
+        let unwritten = self.clients.gathered() > 0
+            || self
+                .channels
+                .iter()
+                .any(|channel| channel.subs.has_unwritten());
+        if let Some(syncer) = syncer {
+            let mut log = SharedLog::open(&self.root, self.options.log_bytes_max, syncer)?;
+            self.note_unwritten(logged, &mut log);
+            self.commits = Some(Commits::new(log));
+        } else if !unwritten {
+            shared_log::remove(&self.root);
+        }
+        Ok(())
+    }
+
+    /// Records that found no room in their files are in the log again.
+    fn note_unwritten(&self, logged: &Logged, log: &mut SharedLog) {
+        if self.clients.gathered() > 0 {
+            for (kind, payload) in &logged.clients {
+                let kind = *kind;
+                log.note(&Entry::Client { kind, payload });
+            }
+        }
+        for channel in self
+            .channels
+            .iter()
+            .filter(|channel| channel.subs.has_unwritten())
+        {
+            let logged = logged.channels.get(&channel.name);
+            for (kind, payload) in logged.iter().flat_map(|logged| &logged.subs) {
+                log.note(&Entry::Sub {
+                    channel: &channel.name,
+                    kind: *kind,
+                    payload,
+                });
+            }
+        }
+    }
+
+    /// Registrations the log has and the file may lack.
+    fn redo_clients(&mut self, records: &[TypedRecord]) -> Result<(), StoreError> {
+        let mut registered = self.registered.clone();
+        for (kind, payload) in records {
+            replay_client(&mut registered, *kind, payload).map_err(|why| {
+                StoreError::Refused(format!("a record of clients in the log: {why}"))
+            })?;
+        }
+        if registered == self.registered {
+            return Ok(());
+        }
+        for (kind, payload) in records {
+            self.clients.push(*kind, payload);
+            self.client_records += 1;
+        }
+        self.registered = registered;
+        // On a full disk they wait until there is room.
+        if let Err(error) = self.clients.write() {
+            log::error!("STREAM: {error}");
+        }
+        Ok(())
+    }
+
     /// In the order of the names, whatever the order in which threads are done with them.
-    fn open_channels(&self, names: &[String]) -> Result<Vec<Channel>, StoreError> {
+    fn open_channels(&self, names: &[String], logged: &Logged) -> Result<Vec<Channel>, StoreError> {
         let limits: Vec<ChannelLimits> = names.iter().map(|name| (self.limits_of)(name)).collect();
         let progress = Progress::new(names.len());
         let opened: Vec<Mutex<Option<Channel>>> = names.iter().map(|_| Mutex::new(None)).collect();
@@ -120,7 +233,19 @@ impl FileStore {
                     return;
                 };
                 let folder = root.join(name);
-                let result = channel(&folder, name, limits[index], options, files, &progress);
+                let subs = logged
+                    .channels
+                    .get(name)
+                    .map_or(&[][..], |logged| &logged.subs);
+                let result = channel(
+                    &folder,
+                    name,
+                    limits[index],
+                    options,
+                    files,
+                    subs,
+                    &progress,
+                );
                 match result {
                     Ok(channel) => {
                         *opened[index].lock().expect("nobody panics with it") = Some(channel)
@@ -183,9 +308,11 @@ fn folders(root: &Path, damage: &Damage) -> Result<Vec<String>, StoreError> {
 /// the checksums must be others.
 fn nothing_fits(root: &Path, names: &[String], crc: &Crc) -> bool {
     const LOOKED_AT: usize = 100;
+    let mut options = std::fs::OpenOptions::new();
+    options.read(true);
     let first_fits = |name: &String| {
         let path = root.join(name).join("msgs.1.dat");
-        let mut scanner = Scanner::new(Arc::new(File::open(path).ok()?)).ok()?;
+        let mut scanner = Scanner::new(Arc::new(disk::File::open(&options, &path).ok()?)).ok()?;
         let (begin, end) = (VERSION.len() as u64, scanner.len());
         (end > begin).then(|| matches!(scanner.record(begin, end, false, crc), Ok(Some(_))))
     };
@@ -197,13 +324,14 @@ fn nothing_fits(root: &Path, names: &[String], crc: &Crc) -> bool {
     looked_at.peek().is_some() && !looked_at.any(|fits| fits)
 }
 
-/// Opens the files of one channel.
+/// Opens the files of one channel; `logged` are records of subscriptions that the log has.
 pub fn channel(
     folder: &Path,
     name: &str,
     limits: ChannelLimits,
     options: &FileOptions,
     files: &Arc<Files>,
+    logged: &[TypedRecord],
     progress: &Progress,
 ) -> Result<Channel, StoreError> {
     let damage = Damage {
@@ -211,14 +339,17 @@ pub fn channel(
         channel: Some(name),
     };
     let mut log = MessageLog::open(folder, name, limits, options, files, progress)?;
-    let subs = SubsLog::open(files.file(folder.join("subs.dat")), options, &damage)?;
+    let file = files.file(folder.join("subs.dat"));
+    let first = log.bounds().first;
+    let subs = SubsLog::open(file, options, &damage, first, logged)?;
     log.go_on_after(subs.highest_sent());
     Ok(Channel {
+        name: name.to_owned(),
         folder: folder.to_owned(),
         log,
         subs,
-        syncing: false,
-        sync_again: false,
+        queued: false,
+        made: false,
         gone: false,
     })
 }

@@ -5,8 +5,9 @@
 //! left, u64. It is complete and on the disk before it takes its name. The original ignores the file.
 
 use super::damage::Damage;
+use super::disk::sync_folder;
+use super::io_error;
 use super::records::{Crc, VERSION, payload_of, put_untyped};
-use super::{io_error, sync_folder};
 use crate::stan::store::{Seq, StoreError};
 use std::fs::File;
 use std::io::Write;

@@ -1,10 +1,10 @@
 //! Going through a file of records from its beginning, with one block of it in memory, and finding the next
 //! whole record behind bytes that are none.
 
+use super::disk::File;
 use super::records::{Crc, HEADER_BYTES};
 use crate::stan::pb;
 use prost::Message;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -253,7 +253,7 @@ mod tests {
     fn scanner(content: &[u8]) -> Scanner {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(content).unwrap();
-        Scanner::new(Arc::new(file)).unwrap()
+        Scanner::new(Arc::new(file.into())).unwrap()
     }
 
     fn message(sequence: u64, size: usize) -> Vec<u8> {
@@ -325,7 +325,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.write_all_at(&[0, 0, 0, 0x7f, 1, 2, 3, 4], 0).unwrap();
         file.set_len(64 << 20).unwrap();
-        let mut scanner = Scanner::new(Arc::new(file)).unwrap();
+        let mut scanner = Scanner::new(Arc::new(file.into())).unwrap();
         assert!(scanner.record(0, u64::MAX, false, &crc).unwrap().is_none());
         file_with_large_claim(&mut scanner, &crc);
     }

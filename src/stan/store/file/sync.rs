@@ -1,83 +1,302 @@
-//! Threads that wait for the disk, so that the engine does not: a slow sync of one channel stops no
-//! other.
+//! Who waits for the disk.
+//!
+//! A write of the shared log is done by whoever begins it while the disk is fast, which saves two hand-overs
+//! between threads. One that took long sends those of the next second to a thread, so that a slow disk does not
+//! stop the engine. Checkpoints always have a thread of their own.
 
+use super::disk::{self, File};
 use super::files::StoreFile;
-use crate::stan::store::{ChannelId, Completion, Seq};
+use super::log_format::BLOCK_BYTES;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-const THREADS: usize = 16;
+/// A write of the log that takes longer stops the engine too long.
+const SLOW: Duration = Duration::from_millis(2);
+const SLOW_FOR: Duration = Duration::from_secs(1);
+/// Larger writes go to the thread: the engine takes in the next messages meanwhile.
+const OWN_BYTES_MAX: usize = 16 << 10;
+/// Milliseconds that a file may take to be removed.
+const REMOVAL_ROUNDS: u32 = 1000;
+const ZEROS_BYTES: usize = 1 << 20;
+/// Files a checkpoint syncs at a time; the system shares commits of its journal among them.
+const CHECKPOINT_THREADS: usize = 4;
 
-/// Files to be brought to the disk, and what is durable then.
-pub struct Job {
-    pub channel: ChannelId,
-    pub up_to: Seq,
-    pub files: Vec<Arc<StoreFile>>,
+/// One batch of the log.
+pub struct LogWrite {
+    pub file: Arc<File>,
+    /// The batch is what stands from here on, at an address that is a multiple of a block.
+    pub from: usize,
+    pub buffer: Vec<u8>,
+    pub at: u64,
+    /// What the file has to grow by before, in zeros, so that later writes change no metadata.
+    pub grow: std::ops::Range<u64>,
 }
 
-/// Called when a completion has come in; wakes the engine.
+impl LogWrite {
+    pub fn perform(&self) -> io::Result<()> {
+        if !self.grow.is_empty() {
+            let zeros = vec![0; ZEROS_BYTES + BLOCK_BYTES];
+            let skew = zeros.as_ptr().align_offset(BLOCK_BYTES);
+            let mut at = self.grow.start;
+            while at < self.grow.end {
+                let bytes = (self.grow.end - at).min(ZEROS_BYTES as u64);
+                self.file
+                    .write_durably(&zeros[skew..skew + bytes as usize], at)?;
+                at += bytes;
+            }
+        }
+        self.file.write_durably(&self.buffer[self.from..], self.at)
+    }
+}
+
+/// Files to be synced before a log may be used again.
+pub struct Checkpoint {
+    pub files: Vec<Arc<StoreFile>>,
+    pub folders: Vec<PathBuf>,
+    /// The log that is marked as empty then, and its place.
+    pub log: Arc<File>,
+    pub which: usize,
+}
+
+impl Checkpoint {
+    pub fn perform(&self, threads: usize) -> io::Result<()> {
+        let next = AtomicUsize::new(0);
+        let work = || -> io::Result<()> {
+            while let Some(file) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                file.sync()?;
+            }
+            Ok(())
+        };
+        match threads.min(self.files.len()) {
+            0 | 1 => work()?,
+            threads => std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+                let mut results = workers.into_iter().map(|worker| worker.join());
+                results.try_for_each(|result| result.expect("nothing in it panics"))
+            })?,
+        }
+        for folder in self.folders.iter().chain(&self.removed_from()) {
+            match disk::sync_folder(folder) {
+                // A channel deleted meanwhile.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                result => result?,
+            }
+        }
+        mark_empty(&self.log)
+    }
+}
+
+impl Checkpoint {
+    /// Folders of files that were removed instead of being synced: that must last as well, or they come back with
+    /// anything in them.
+    fn removed_from(&self) -> Vec<PathBuf> {
+        let gone = self.files.iter().filter(|file| file.is_gone());
+        let mut folders: Vec<PathBuf> = gone
+            .filter_map(|file| {
+                // Who said so is about to remove it.
+                for _ in 0..REMOVAL_ROUNDS {
+                    if !file.path().exists() {
+                        break;
+                    }
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                file.path().parent().map(Into::into)
+            })
+            .collect();
+        folders.dedup();
+        folders
+    }
+}
+
+/// A log whose first block is none is empty.
+pub fn mark_empty(log: &File) -> io::Result<()> {
+    let zeros = vec![0; 2 * BLOCK_BYTES];
+    let skew = zeros.as_ptr().align_offset(BLOCK_BYTES);
+    log.write_durably(&zeros[skew..skew + BLOCK_BYTES], 0)
+}
+
+pub enum Done {
+    Log {
+        write: LogWrite,
+        result: io::Result<()>,
+        took: Duration,
+    },
+    Checkpoint {
+        which: usize,
+        result: io::Result<()>,
+    },
+}
+
+/// Called when something is done; wakes the engine.
 pub type Wake = Arc<dyn Fn() + Send + Sync>;
 
+enum Executor {
+    Threads {
+        writes: Sender<LogWrite>,
+        checkpoints: Sender<Checkpoint>,
+    },
+    /// Whoever tests says when something is done.
+    #[cfg(test)]
+    Steps(Arc<super::steps::Steps>),
+}
+
 pub struct Syncer {
-    jobs: Option<Sender<Job>>,
-    done: Receiver<(Completion, std::io::Result<()>)>,
+    /// None while it is being dropped.
+    executor: Option<Executor>,
+    done: Receiver<Done>,
+    report: Sender<Done>,
     threads: Vec<std::thread::JoinHandle<()>>,
+    own_from: Instant,
 }
 
 impl Syncer {
-    pub fn start(wake: &Wake) -> std::io::Result<Self> {
-        let (jobs, queue) = channel::<Job>();
+    pub fn start(wake: &Wake) -> io::Result<Self> {
         let (report, done) = channel();
-        let queue = Arc::new(Mutex::new(queue));
-        let threads = (0..THREADS).map(|index| {
-            let (queue, report, wake) = (queue.clone(), report.clone(), wake.clone());
-            let work = move || {
-                loop {
-                    let job = {
-                        let queue = queue
-                            .lock()
-                            .unwrap_or_else(|poisoned| poisoned.into_inner());
-                        queue.recv()
-                    };
-                    let Ok(job) = job else {
-                        return;
-                    };
-                    let result = job.files.iter().try_for_each(StoreFile::sync);
-                    let completion = Completion {
-                        channel: job.channel,
-                        up_to: job.up_to,
-                        more: false,
-                    };
-                    if report.send((completion, result)).is_err() {
-                        return;
-                    }
-                    wake();
+        let (writes, write_queue) = channel::<LogWrite>();
+        let (checkpoints, checkpoint_queue) = channel::<Checkpoint>();
+        let threads = vec![
+            spawn("sync-log", write_queue, &report, wake, |write: LogWrite| {
+                let start = Instant::now();
+                let result = write.perform();
+                Done::Log {
+                    write,
+                    result,
+                    took: start.elapsed(),
                 }
-            };
-            std::thread::Builder::new()
-                .name(format!("sync-{index}"))
-                .spawn(work)
-        });
+            })?,
+            spawn(
+                "sync-files",
+                checkpoint_queue,
+                &report,
+                wake,
+                |checkpoint: Checkpoint| Done::Checkpoint {
+                    which: checkpoint.which,
+                    result: checkpoint.perform(CHECKPOINT_THREADS),
+                },
+            )?,
+        ];
         Ok(Self {
-            jobs: Some(jobs),
-            threads: threads.collect::<Result<_, _>>()?,
+            executor: Some(Executor::Threads {
+                writes,
+                checkpoints,
+            }),
             done,
+            report,
+            threads,
+            own_from: Instant::now(),
         })
     }
 
-    pub fn submit(&self, job: Job) {
-        let jobs = self.jobs.as_ref().expect("open until dropped");
-        jobs.send(job).expect("the threads live as long as this");
+    #[cfg(test)]
+    pub fn in_steps(steps: Arc<super::steps::Steps>) -> Self {
+        let (report, done) = channel();
+        Self {
+            executor: Some(Executor::Steps(steps)),
+            done,
+            report,
+            threads: Vec::new(),
+            own_from: Instant::now(),
+        }
     }
 
-    pub fn completed(&self) -> Option<(Completion, std::io::Result<()>)> {
-        self.done.try_recv().ok()
+    fn send(&self, done: Done) {
+        self.report
+            .send(done)
+            .expect("the other end is ours as well");
     }
+
+    pub fn write(&mut self, write: LogWrite) {
+        let small = write.buffer.len() - write.from <= OWN_BYTES_MAX;
+        match self.executor.as_ref().expect("until it is dropped") {
+            Executor::Threads { writes, .. } => {
+                if small && write.grow.is_empty() && Instant::now() >= self.own_from {
+                    self.write_here(write);
+                } else {
+                    writes.send(write).expect("the thread lives as long");
+                }
+            }
+            #[cfg(test)]
+            Executor::Steps(steps) => steps.write(write),
+        }
+    }
+
+    fn write_here(&self, write: LogWrite) {
+        let start = Instant::now();
+        let result = write.perform();
+        self.send(Done::Log {
+            write,
+            result,
+            took: start.elapsed(),
+        });
+    }
+
+    pub fn checkpoint(&self, checkpoint: Checkpoint) {
+        match self.executor.as_ref().expect("until it is dropped") {
+            Executor::Threads { checkpoints, .. } => {
+                checkpoints
+                    .send(checkpoint)
+                    .expect("the thread lives as long");
+            }
+            #[cfg(test)]
+            Executor::Steps(steps) => steps.checkpoint(checkpoint),
+        }
+    }
+
+    /// The next thing that is over.
+    pub fn completed(&mut self) -> Option<Done> {
+        #[cfg(test)]
+        if let Some(Executor::Steps(steps)) = &self.executor {
+            return steps.done();
+        }
+        let done = self.done.try_recv().ok()?;
+        Some(self.noted(done))
+    }
+
+    pub fn wait(&mut self) -> Done {
+        #[cfg(test)]
+        if let Some(Executor::Steps(steps)) = &self.executor {
+            return steps.finish();
+        }
+        let done = self.done.recv().expect("we hold a sender ourselves");
+        self.noted(done)
+    }
+
+    fn noted(&mut self, done: Done) -> Done {
+        if let Done::Log { took, .. } = &done
+            && *took > SLOW
+        {
+            self.own_from = Instant::now() + SLOW_FOR;
+        }
+        done
+    }
+}
+
+fn spawn<J: Send + 'static>(
+    name: &str,
+    queue: Receiver<J>,
+    report: &Sender<Done>,
+    wake: &Wake,
+    perform: impl Fn(J) -> Done + Send + 'static,
+) -> io::Result<std::thread::JoinHandle<()>> {
+    let (report, wake) = (report.clone(), wake.clone());
+    let work = move || {
+        while let Ok(job) = queue.recv() {
+            if report.send(perform(job)).is_err() {
+                return;
+            }
+            wake();
+        }
+    };
+    std::thread::Builder::new().name(name.into()).spawn(work)
 }
 
 impl Drop for Syncer {
     fn drop(&mut self) {
-        self.jobs = None;
+        self.executor = None;
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }

@@ -2,6 +2,7 @@
 //! subs.dat and clients.dat.
 
 use super::damage::{Damage, keep_copy};
+use super::disk::{self, File};
 use super::files::StoreFile;
 use super::messages::unsupported_version;
 use super::records::{Crc, VERSION, put_typed};
@@ -73,7 +74,7 @@ impl TypedLog {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        let write = |file: Arc<std::fs::File>| {
+        let write = |file: Arc<File>| {
             let written = file.write_all_at(&self.buffer, self.end);
             // A part of it must not stay.
             written.inspect_err(|_| drop(file.set_len(self.end)))
@@ -122,16 +123,14 @@ impl TypedLog {
         let mut bytes = VERSION.to_vec();
         fill(&mut |kind, payload| put_typed(&mut bytes, &self.crc, kind, payload));
         let make = || {
-            let file = OpenOptions::new()
-                .read(true)
-                .write(true)
-                .create_new(true)
-                .open(temporary)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create_new(true);
+            let file = File::open(&options, temporary)?;
             let written = file
                 .write_all_at(&bytes, 0)
                 .and_then(|()| file.sync_all())
-                .and_then(|()| std::fs::rename(temporary, self.file.path()));
-            written.inspect_err(|_| drop(std::fs::remove_file(temporary)))?;
+                .and_then(|()| disk::rename(temporary, self.file.path()));
+            written.inspect_err(|_| drop(disk::remove_file(temporary)))?;
             Ok(file)
         };
         let file = make().map_err(|error| io_error("rewriting", self.file.path(), error))?;
@@ -140,7 +139,9 @@ impl TypedLog {
         self.buffer.clear();
         self.unsynced = false;
         self.lost = false;
-        Ok(())
+        // At once: the shared log may be emptied at any time, and the file that had the name is synced no more.
+        let folder = self.file.path().parent().unwrap_or(Path::new("."));
+        disk::sync_folder(folder).map_err(|error| io_error("syncing", folder, error))
     }
 }
 

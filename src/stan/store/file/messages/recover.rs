@@ -7,6 +7,7 @@
 //! message. Only what a crash leaves at the end is cut off.
 
 use super::super::damage::{Damage, keep_copy};
+use super::super::disk::{self, File};
 use super::super::files::StoreFile;
 use super::super::io_error;
 use super::super::progress::Progress;
@@ -15,7 +16,7 @@ use super::super::records::{
 };
 use super::super::scan::{Scanner, sequence_of};
 use crate::stan::store::{Seq, StoreError};
-use std::fs::{File, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -502,7 +503,7 @@ impl<'a> Walk<'a> {
         let copy = || {
             let mut options = OpenOptions::new();
             options.read(true).write(true).create(true).truncate(true);
-            let file = options.open(&path)?;
+            let file = File::open(&options, &path)?;
             file.write_all_at(&VERSION, 0)?;
             let (mut at, end) = (BEGIN, BEGIN + slots * ENTRY);
             let mut piece = Vec::new();
@@ -555,7 +556,7 @@ impl<'a> Walk<'a> {
                 self.index_file.get().and_then(end).map_err(failed)
             }
             Output::Anew { file, path: new } => {
-                let take_over = file.sync_all().and_then(|()| std::fs::rename(&new, path));
+                let take_over = file.sync_all().and_then(|()| disk::rename(&new, path));
                 take_over.map_err(failed)?;
                 self.index_file.replace(file);
                 Ok(())

@@ -1,0 +1,88 @@
+//! Answers to requests that change what is kept of clients and durables: they leave when that is durable.
+//!
+//! What a request does happens at once; it is the answer that waits, and deliveries to the subscription it is about.
+
+use super::Engine;
+use crate::stan::clients::ChannelIndex;
+use crate::stan::outlet::Outlet;
+
+/// The subscription an answer is about.
+#[derive(Clone, Copy)]
+pub(super) struct About {
+    pub index: ChannelIndex,
+    pub id: u64,
+    /// A durable that comes back: what is pending goes out again.
+    pub resumed: bool,
+}
+
+pub(super) struct Answer {
+    commit: u64,
+    reply: Option<Box<str>>,
+    response: Vec<u8>,
+    about: Option<About>,
+}
+
+impl Engine {
+    /// Answers when everything recorded so far is durable, and then begins to deliver.
+    pub(super) fn answer_durably(
+        &mut self,
+        reply: Option<&str>,
+        response: Vec<u8>,
+        about: Option<About>,
+        out: &mut dyn Outlet,
+    ) {
+        let answer = Answer {
+            commit: self.store.next_commit().unwrap_or(0),
+            reply: reply.map(Into::into),
+            response,
+            about,
+        };
+        if let Some(About { index, id, .. }) = about
+            && let Some(sub) = self.channel(index).subs.get_mut(&id)
+        {
+            sub.unanswered += 1;
+        }
+        match answer.commit <= self.store.committed() {
+            true => self.answer_now(&answer, out),
+            false => self.waiting.push_back(answer),
+        }
+    }
+
+    /// After a commit.
+    pub(super) fn release_answers(&mut self, out: &mut dyn Outlet) {
+        let committed = self.store.committed();
+        while let Some(answer) = self.waiting.front()
+            && answer.commit <= committed
+            && let Some(answer) = self.waiting.pop_front()
+        {
+            self.answer_now(&answer, out);
+        }
+    }
+
+    fn answer_now(&mut self, answer: &Answer, out: &mut dyn Outlet) {
+        if let Some(reply) = &answer.reply {
+            out.publish(reply, None, &answer.response);
+        }
+        let Some(About { index, id, resumed }) = answer.about else {
+            return;
+        };
+        // Channel and subscription may have gone meanwhile.
+        let channel = self.channels.get_mut(index).and_then(Option::as_mut);
+        let Some(sub) = channel.and_then(|channel| channel.subs.get_mut(&id)) else {
+            return;
+        };
+        sub.unanswered = sub.unanswered.saturating_sub(1);
+        if !sub.is_open() {
+            return;
+        }
+        let group = sub.state.queue_group.clone();
+        match resumed {
+            true => self.redeliver_all(index, id, out),
+            false => self.arm(index, id),
+        }
+        match group.is_empty() {
+            true => self.deliver_to(index, id, out),
+            false => self.deliver_to_group(index, &group, out),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! How what a turn recorded becomes durable: one batch of the shared log for all channels.
+//!
+//! ```text
+//!   gathered --flush--> queued --commit--> staged, in a batch under way --> durable: written to the channel's files
+//! ```
+//!
+//! Nothing is in a channel's files that the log has not on the disk, and nothing is acknowledged that is not in both.
+
+use super::files::StoreFile;
+use super::log_format::{BATCH_HEADER_BYTES, ENTRY_HEADER_BYTES, Entry};
+use super::shared_log::{Event, SharedLog};
+use super::{Channel, FileStore};
+use crate::stan::store::{ChannelId, Completion, StoreError};
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Where the channels stand on the way to the disk.
+pub struct Commits {
+    pub log: SharedLog,
+    /// Channels that wait for the next batch.
+    queued: Vec<ChannelId>,
+    /// Those with messages in the batch under way.
+    under_way: Vec<ChannelId>,
+    completions: VecDeque<Completion>,
+    /// It is not known what the disk has.
+    failure: Option<StoreError>,
+}
+
+impl Commits {
+    pub fn new(log: SharedLog) -> Self {
+        Self {
+            log,
+            queued: Vec::new(),
+            under_way: Vec::new(),
+            completions: VecDeque::new(),
+            failure: None,
+        }
+    }
+
+    /// To be told with the next completion.
+    pub fn fail(&mut self, error: StoreError) {
+        self.failure = Some(error);
+    }
+
+    pub fn queue(&mut self, channel: ChannelId) {
+        self.queued.push(channel);
+    }
+
+    pub fn queued_bytes(&self, channels: &[Channel]) -> usize {
+        let queued = self.queued.iter().map(|id| &channels[*id as usize]);
+        queued.map(|channel| channel.log.gathered_size().1).sum()
+    }
+}
+
+impl FileStore {
+    /// Begins the next batch; false when there is nothing for it, or something in its way.
+    pub(super) fn begin_commit(&mut self) -> bool {
+        let Some(commits) = &mut self.commits else {
+            return false;
+        };
+        if commits.log.under_way() || (commits.queued.is_empty() && !commits.log.has_notes()) {
+            return false;
+        }
+        if commits.log.is_full() {
+            if commits.log.can_retire() {
+                self.retire_log();
+            }
+            if self
+                .commits
+                .as_ref()
+                .is_some_and(|commits| !commits.log.has_room())
+            {
+                return false; // until the other one is free
+            }
+        }
+        let Self {
+            commits, channels, ..
+        } = self;
+        let commits = commits.as_mut().expect("it is there");
+        commits.under_way.append(&mut commits.queued);
+        let channel_of = |id: &ChannelId| &channels[*id as usize];
+        let bytes = commits.under_way.iter().map(channel_of).map(room_for).sum();
+        let (mut batch, from) = commits.log.begin(bytes);
+        for id in &commits.under_way {
+            let channel = &mut channels[*id as usize];
+            channel.queued = false;
+            if channel.gone {
+                continue;
+            }
+            let staged = channel.log.stage();
+            for (piece, bytes) in staged.data() {
+                let entry = Entry::Data {
+                    channel: &channel.name,
+                    slice: piece.slice,
+                    at: piece.data_at,
+                    bytes,
+                };
+                entry.put(&mut batch);
+            }
+        }
+        commits.log.submit(batch, from);
+        true
+    }
+
+    pub(super) fn next_completion(&mut self) -> Option<Result<Completion, StoreError>> {
+        loop {
+            let commits = self.commits.as_mut()?;
+            if let Some(error) = commits.failure.take() {
+                return Some(Err(error));
+            }
+            if let Some(completion) = commits.completions.pop_front() {
+                return Some(Ok(completion));
+            }
+            match commits.log.completed() {
+                Some(Ok(event)) => self.note(event),
+                Some(Err(error)) => return Some(Err(error)),
+                None if self.begin_commit() => {}
+                None => return None,
+            }
+        }
+    }
+
+    fn note(&mut self, event: Event) {
+        let Self {
+            commits,
+            channels,
+            options,
+            ..
+        } = self;
+        let Some(commits) = commits else {
+            return;
+        };
+        let no_room = match event {
+            Event::Emptied => return,
+            Event::Written => None,
+            Event::NoRoom(error) => Some(error.to_string()),
+        };
+        for id in commits.under_way.drain(..) {
+            let channel = &mut channels[id as usize];
+            if channel.gone || !channel.log.has_staged() {
+                continue;
+            }
+            let result = match &no_room {
+                None => channel.log.write_staged(options),
+                Some(text) => {
+                    channel.log.take_back();
+                    Err(StoreError::Refused(text.clone()))
+                }
+            };
+            if result.is_err() {
+                let (slice, len) = channel.log.written_end();
+                let channel = &channel.name;
+                commits.log.note(&Entry::End {
+                    channel,
+                    slice,
+                    len,
+                });
+            }
+            commits.completions.push_back(Completion {
+                channel: id,
+                up_to: channel.log.written_last(),
+                taken_back: result.err(),
+            });
+        }
+    }
+
+    /// The log goes on in its other file, and this one is freed in the background; not while some of what it has
+    /// cannot be written to its file.
+    fn retire_log(&mut self) {
+        let (files, folders) = match self.take_dirty() {
+            Ok(dirty) => dirty,
+            Err(error) => return log::error!("STREAM: {error}"),
+        };
+        if let Some(commits) = &mut self.commits {
+            commits.log.retire(files, folders);
+        }
+    }
+
+    pub(super) fn retire_log_if_free(&mut self) {
+        if let Some(commits) = &self.commits
+            && commits.log.can_retire()
+        {
+            self.retire_log();
+        }
+    }
+
+    /// An idle log is emptied, so that little is left to be replayed after a crash.
+    pub(super) fn retire_idle_log(&mut self) {
+        if let Some(commits) = &mut self.commits
+            && commits.log.is_idle()
+        {
+            self.retire_log();
+        }
+    }
+
+    /// Files and folders that no sync has covered.
+    #[allow(clippy::type_complexity)]
+    pub(super) fn take_dirty(&mut self) -> Result<(Vec<Arc<StoreFile>>, Vec<PathBuf>), StoreError> {
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
+        // A commit may have had records of this turn that wait for its end.
+        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
+            channel.subs.write(&channel.folder, &self.options)?;
+        }
+        self.clients.write()?;
+        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
+            files.extend(channel.log.take_unsynced());
+            files.extend(channel.subs.take_unsynced());
+            let made = std::mem::take(&mut channel.made);
+            if channel.log.take_folder_changed() | made {
+                folders.push(channel.folder.clone());
+            }
+            self.root_changed |= made;
+        }
+        if std::mem::take(&mut self.clients.unsynced) {
+            files.push(self.clients.file());
+        }
+        if std::mem::take(&mut self.root_changed) {
+            folders.push(self.root.clone());
+        }
+        Ok((files, folders))
+    }
+
+    /// Waits until everything is in its files and on the disk, and the log empty.
+    pub(super) fn empty_log(&mut self) -> Result<(), StoreError> {
+        loop {
+            let Some(commits) = &mut self.commits else {
+                return Ok(());
+            };
+            if commits.log.under_way() || commits.log.retiring() {
+                let event = commits.log.wait()?;
+                self.note(event);
+            } else if !self.begin_commit() {
+                break;
+            }
+        }
+        let (files, folders) = self.take_dirty()?;
+        match &mut self.commits {
+            Some(commits) => commits.log.empty(files, folders),
+            None => Ok(()),
+        }
+    }
+}
+
+/// An upper bound of what a channel adds to a batch.
+fn room_for(channel: &Channel) -> usize {
+    let (pieces, bytes) = channel.log.gathered_size();
+    BATCH_HEADER_BYTES + pieces * (ENTRY_HEADER_BYTES + channel.name.len()) + bytes
+}

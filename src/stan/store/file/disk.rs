@@ -1,0 +1,164 @@
+//! What the store asks of the file system, and nothing more: std's files under names of their own.
+//!
+//! A build for tests also keeps a trace of every change and every sync, from which the power-loss test makes what a
+//! disk may hold after a crash. Other builds have nothing of it.
+
+use std::fs::{Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+#[derive(Debug)]
+pub struct File {
+    file: std::fs::File,
+    /// Every write is on the disk when it returns.
+    synchronous: bool,
+    #[cfg(test)]
+    trace: Option<super::trace::Node>,
+}
+
+impl File {
+    fn new(path: &Path, file: std::fs::File, synchronous: bool) -> Self {
+        let _ = path;
+        Self {
+            #[cfg(test)]
+            trace: super::trace::opened(path),
+            file,
+            synchronous,
+        }
+    }
+
+    pub fn open(options: &OpenOptions, path: &Path) -> io::Result<Self> {
+        Ok(Self::new(path, options.open(path)?, false))
+    }
+
+    /// For reading and writing, made if it is not there.
+    pub fn make(path: &Path) -> io::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true);
+        Self::open(&options, path)
+    }
+
+    /// For `write_durably`: past the cache where the file system can, for which pieces and their places are
+    /// multiples of 4 KiB in memory and file.
+    pub fn open_durable(path: &Path, direct: bool) -> io::Result<Self> {
+        use nix::fcntl::OFlag;
+        let flags = match direct {
+            true => OFlag::O_DIRECT | OFlag::O_DSYNC,
+            false => OFlag::empty(),
+        };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(flags.bits())
+            .open(path)?;
+        Ok(Self::new(path, file, direct))
+    }
+
+    pub fn metadata(&self) -> io::Result<Metadata> {
+        self.file.metadata()
+    }
+
+    /// A write that is on the disk when it returns.
+    pub fn write_durably(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        self.write_all_at(bytes, at)?;
+        match self.synchronous {
+            true => self.traced_sync(),
+            false => self.sync_data(),
+        }
+    }
+
+    pub fn set_len(&self, len: u64) -> io::Result<()> {
+        #[cfg(test)]
+        if let Some(node) = &self.trace {
+            node.set_len(len)?;
+        }
+        self.file.set_len(len)
+    }
+
+    pub fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()?;
+        self.traced_sync()
+    }
+
+    pub fn sync_all(&self) -> io::Result<()> {
+        self.file.sync_all()?;
+        self.traced_sync()
+    }
+
+    #[cfg(test)]
+    fn traced_sync(&self) -> io::Result<()> {
+        self.trace.as_ref().map_or(Ok(()), super::trace::Node::sync)
+    }
+
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self)]
+    fn traced_sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One without a name, which no trace follows.
+#[cfg(test)]
+impl From<std::fs::File> for File {
+    fn from(file: std::fs::File) -> Self {
+        Self {
+            file,
+            synchronous: false,
+            trace: None,
+        }
+    }
+}
+
+impl FileExt for File {
+    fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        self.file.read_at(bytes, at)
+    }
+
+    fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        let written = self.file.write_at(bytes, at)?;
+        #[cfg(test)]
+        if let Some(node) = &self.trace {
+            node.write(&bytes[..written], at)?;
+        }
+        Ok(written)
+    }
+}
+
+/// Names that were made, changed or removed in a directory are on the disk when this returns.
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    std::fs::File::open(path)?.sync_all()?;
+    #[cfg(test)]
+    super::trace::folder_synced(path);
+    Ok(())
+}
+
+pub fn create_folder(path: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(path)?;
+    #[cfg(test)]
+    super::trace::folder_made(path);
+    Ok(())
+}
+
+pub fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::rename(from, to)?;
+    #[cfg(test)]
+    super::trace::renamed(from, to);
+    Ok(())
+}
+
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    std::fs::remove_file(path)?;
+    #[cfg(test)]
+    super::trace::removed(path);
+    Ok(())
+}
+
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    std::fs::remove_dir_all(path)?;
+    #[cfg(test)]
+    super::trace::removed(path);
+    Ok(())
+}

@@ -1,0 +1,296 @@
+//! Replaying the shared log after a crash: what it has and the files lack is put there.
+//!
+//! A file that has everything is left as it is, whatever stands behind it: after a kill (and not a loss of power) nothing is
+//! changed. Records of subscriptions and clients are handed to whoever opens those files.
+
+use super::disk::{self, File};
+use super::io_error;
+use super::log_format::{self, BLOCK_BYTES, Batch, Entry};
+use super::records::{INDEX_BYTES, VERSION};
+use super::shared_log::NAMES;
+use crate::stan::store::StoreError;
+use std::collections::BTreeMap;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+/// A record of subs.dat or clients.dat.
+pub type TypedRecord = (u8, Vec<u8>);
+
+/// What the logs held.
+#[derive(Debug, Default)]
+pub struct Logged {
+    pub channels: BTreeMap<String, LoggedChannel>,
+    pub clients: Vec<TypedRecord>,
+}
+
+#[derive(Debug, Default)]
+pub struct LoggedChannel {
+    created: bool,
+    pub subs: Vec<TypedRecord>,
+    slices: BTreeMap<u64, Vec<Piece>>,
+}
+
+/// A piece of a data file; those of one file do not overlap, and rise.
+#[derive(Debug, PartialEq, Eq)]
+struct Piece {
+    at: u64,
+    bytes: Vec<u8>,
+}
+
+impl Piece {
+    fn begins_file(&self) -> bool {
+        self.at == VERSION.len() as u64
+    }
+
+    fn end(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+}
+
+/// Reads the logs of a store and brings the messages in them to their files, and to the disk. The logs stay: they
+/// are emptied when everything else they hold is there as well.
+pub fn replay(root: &Path) -> Result<Logged, StoreError> {
+    let mut logs = Vec::new();
+    for name in NAMES {
+        let path = root.join(name);
+        match std::fs::read(&path) {
+            Ok(bytes) => logs.push((path, bytes)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io_error("reading", &path, error)),
+        }
+    }
+    let mut chains: Vec<Vec<(&Path, usize, Batch<'_>)>> = logs
+        .iter()
+        .map(|(path, bytes)| chain(path, bytes))
+        .collect();
+    chains.sort_by_key(|chain| chain.first().map_or(0, |(.., batch)| batch.generation));
+    let mut logged = Logged::default();
+    for (path, at, batch) in chains.into_iter().flatten() {
+        for entry in batch.entries() {
+            let entry = entry.map_err(|why| StoreError::Damaged {
+                path: path.to_owned(),
+                offset: at as u64,
+                why: why.to_owned(),
+            })?;
+            logged.take(&entry);
+        }
+    }
+    logged.apply(root)?;
+    Ok(logged)
+}
+
+/// The batches of one log, in order, with their places.
+fn chain<'a>(path: &'a Path, bytes: &'a [u8]) -> Vec<(&'a Path, usize, Batch<'a>)> {
+    let mut found: Vec<(&Path, usize, Batch<'_>)> = Vec::new();
+    // Behind the last batch stand those of earlier uses.
+    let Some(generation) = log_format::generation(bytes) else {
+        return found;
+    };
+    let (mut at, mut number) = (0, 0);
+    while at < bytes.len() {
+        let batch = Batch::read(bytes, at);
+        let batch = batch.filter(|found| found.generation == generation && found.number >= number);
+        if let Some(batch) = batch {
+            // One batch is begun when the one before is durable: what lies between two was durable as well.
+            if batch.number > number {
+                log::error!(
+                    "STREAM: {} is damaged before byte {at}: {} commit(s) in it cannot be read",
+                    path.display(),
+                    batch.number - number
+                );
+            }
+            number = batch.number + 1;
+            found.push((path, at, batch));
+        }
+        at = batch.map_or(at + BLOCK_BYTES, |batch| batch.next);
+    }
+    found
+}
+
+impl Logged {
+    fn channel(&mut self, name: &str) -> &mut LoggedChannel {
+        if !self.channels.contains_key(name) {
+            let new = LoggedChannel::default();
+            self.channels.insert(name.to_owned(), new);
+        }
+        self.channels.get_mut(name).expect("put there above")
+    }
+
+    fn take(&mut self, entry: &Entry<'_>) {
+        match *entry {
+            Entry::Data {
+                channel,
+                slice,
+                at,
+                bytes,
+            } => {
+                let pieces = self.channel(channel).slices.entry(slice).or_default();
+                cut(pieces, at);
+                match pieces.last_mut() {
+                    Some(last) if last.end() == at => last.bytes.extend_from_slice(bytes),
+                    _ => pieces.push(Piece {
+                        at,
+                        bytes: bytes.to_vec(),
+                    }),
+                }
+            }
+            Entry::End {
+                channel,
+                slice,
+                len,
+            } => {
+                let slices = &mut self.channel(channel).slices;
+                slices.retain(|number, _| *number <= slice);
+                if let Some(pieces) = slices.get_mut(&slice) {
+                    cut(pieces, len);
+                }
+            }
+            Entry::Created { channel } => self.channel(channel).created = true,
+            Entry::Sub {
+                channel,
+                kind,
+                payload,
+            } => self.channel(channel).subs.push((kind, payload.to_vec())),
+            Entry::Client { kind, payload } => self.clients.push((kind, payload.to_vec())),
+        }
+    }
+
+    fn apply(&mut self, root: &Path) -> Result<(), StoreError> {
+        let mut gone = Vec::new();
+        for (name, channel) in &self.channels {
+            let folder = root.join(name);
+            if !folder.is_dir() {
+                if !channel.created {
+                    log::warn!(
+                        "STREAM: channel {name:?} was removed, what the log has of it is left out"
+                    );
+                    gone.push(name.clone());
+                    continue;
+                }
+                disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
+            }
+            channel.apply(name, &folder)?;
+            disk::sync_folder(&folder).map_err(|error| io_error("syncing", &folder, error))?;
+        }
+        if !self.channels.is_empty() {
+            disk::sync_folder(root).map_err(|error| io_error("syncing", root, error))?;
+        }
+        gone.iter()
+            .for_each(|name| drop(self.channels.remove(name)));
+        Ok(())
+    }
+}
+
+/// Takes everything from this place on out.
+fn cut(pieces: &mut Vec<Piece>, at: u64) {
+    pieces.retain(|piece| piece.at < at);
+    if let Some(last) = pieces.last_mut()
+        && last.end() > at
+    {
+        last.bytes.truncate((at - last.at) as usize);
+    }
+}
+
+impl LoggedChannel {
+    fn apply(&self, name: &str, folder: &Path) -> Result<(), StoreError> {
+        let path = |number: u64, suffix| folder.join(format!("msgs.{number}.{suffix}"));
+        let begins = |pieces: &Vec<Piece>| pieces.first().is_some_and(Piece::begins_file);
+        // Files that were there before the log, and are not: their messages went by a limit, and so had all before them.
+        let missing = self.slices.iter().filter(|(number, pieces)| {
+            !pieces.is_empty() && !begins(pieces) && !path(**number, "dat").exists()
+        });
+        let mut removed = 0;
+        for (number, _) in missing {
+            if self.has_later(folder, *number) {
+                removed = *number;
+            } else {
+                log::error!(
+                    "STREAM: channel {name:?}: {} is missing, with messages that were acknowledged",
+                    path(*number, "dat").display()
+                );
+            }
+        }
+        for (number, pieces) in self.slices.range(removed + 1..) {
+            let (data, index) = (path(*number, "dat"), path(*number, "idx"));
+            if begins(pieces) || data.exists() {
+                for piece in pieces {
+                    self.put(name, piece, &data, &index)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn has_later(&self, folder: &Path, number: u64) -> bool {
+        let logged = self.slices.range(number + 1..).next().is_some();
+        logged || {
+            let later = |name: &str| {
+                let number_text = name.strip_prefix("msgs.")?.strip_suffix(".dat")?;
+                Some(number_text.parse::<u64>().ok()? > number)
+            };
+            let mut entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+            entries.any(|entry| later(&entry.file_name().to_string_lossy()) == Some(true))
+        }
+    }
+
+    fn put(&self, name: &str, piece: &Piece, data: &Path, index: &Path) -> Result<(), StoreError> {
+        let failed = |error| io_error("restoring", data, error);
+        let file = File::make(data).map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len();
+        if piece.bytes.is_empty() {
+            return Ok(());
+        }
+        // The version belongs to the first piece of a file.
+        let begins = piece.begins_file();
+        let at = if begins { 0 } else { piece.at };
+        let bytes = match begins {
+            true => [&VERSION, &piece.bytes[..]].concat(),
+            false => piece.bytes.clone(),
+        };
+        if len < at {
+            log::error!(
+                "STREAM: channel {name:?}: {} ends at byte {len}; what the log has from byte {at} on cannot be put there",
+                data.display()
+            );
+            return Ok(());
+        }
+        let mut there = vec![0; (len.min(piece.end()) - at) as usize];
+        file.read_exact_at(&mut there, at).map_err(failed)?;
+        if there != bytes {
+            log::warn!(
+                "STREAM: channel {name:?}: {} is restored from the log, bytes {at} to {}",
+                data.display(),
+                piece.end()
+            );
+            cut_index(index, at)?;
+            file.write_all_at(&bytes, at)
+                .and_then(|()| file.set_len(piece.end()))
+                .map_err(failed)?;
+        }
+        file.sync_all().map_err(failed)
+    }
+}
+
+/// Entries of what is restored are made again.
+fn cut_index(path: &Path, from: u64) -> Result<(), StoreError> {
+    let failed = |error| io_error("restoring", path, error);
+    let file = File::make(path).map_err(failed)?;
+    let len = file.metadata().map_err(failed)?.len();
+    let mut bytes = vec![0; len as usize];
+    file.read_exact_at(&mut bytes, 0).map_err(failed)?;
+    let entries = bytes.get(VERSION.len()..).unwrap_or_default();
+    let before = |entry: &[u8]| {
+        let offset = entry.get(8..16).and_then(|bytes| bytes.first_chunk());
+        offset.is_some_and(|bytes| u64::from_le_bytes(*bytes) < from)
+    };
+    let kept = entries
+        .chunks(INDEX_BYTES)
+        .take_while(|e| before(e))
+        .count();
+    let kept = (VERSION.len() + kept * INDEX_BYTES) as u64;
+    if kept < len {
+        file.set_len(kept).map_err(failed)?;
+    }
+    Ok(())
+}

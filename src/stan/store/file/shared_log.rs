@@ -1,0 +1,323 @@
+//! The log that all channels share: what a turn stored goes to the disk as one write, wherever it belongs.
+//!
+//! ```text
+//!   file:  Free --first batch--> Active --full, or idle--> Retiring --everything it has is in the files--> Free
+//! ```
+//!
+//! There are two files, of which one is active. docs/STORE-FORMAT.md says why what it holds survives a crash, and
+//! `log_format.rs` how it looks.
+
+use super::disk::File;
+use super::files::StoreFile;
+use super::io_error;
+use super::log_format::{self, BLOCK_BYTES, Entry};
+use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty};
+use crate::stan::store::StoreError;
+use crate::util::random::Random;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Of the files in the root of the store. The original looks at directories there and at names it knows.
+pub const NAMES: [&str; 2] = ["midge.log.1", "midge.log.2"];
+/// While the other one is still retiring, the active one may grow to so many times its size.
+const OVERGROWTH: u64 = 4;
+const GROW_BYTES_MAX: u64 = 1 << 20;
+/// Rounds of `maintain` without a commit after which the log is emptied.
+const IDLE_ROUNDS: u32 = 5;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    Active,
+    Retiring,
+}
+
+struct LogFile {
+    file: Arc<File>,
+    state: State,
+    /// Where the next batch goes.
+    end: u64,
+    /// Bytes the file has.
+    len: u64,
+}
+
+pub struct SharedLog {
+    root: PathBuf,
+    /// A file that has reached this is retired.
+    bytes_max: u64,
+    files: [LogFile; 2],
+    active: usize,
+    generation: u64,
+    /// Of the next batch, within the generation.
+    number: u64,
+    /// Entries of the next batch beside messages.
+    notes: Vec<u8>,
+    notes_under_way: Vec<u8>,
+    spare: Vec<u8>,
+    under_way: bool,
+    /// Commits begun and done since the start.
+    begun: u64,
+    done: u64,
+    /// `begun` when `maintain` looked last, and how often it has been the same.
+    seen: u64,
+    idle_rounds: u32,
+    syncer: Syncer,
+}
+
+/// What has come to an end.
+pub enum Event {
+    /// The batch is durable.
+    Written,
+    /// There was no room for it: nothing of it counts.
+    NoRoom(StoreError),
+    /// A log may be used again.
+    Emptied,
+}
+
+impl SharedLog {
+    /// Makes the files, or empties what they hold: it must have been replayed.
+    pub fn open(root: &Path, bytes_max: u64, syncer: Syncer) -> Result<Self, StoreError> {
+        let [first, second] = NAMES.map(|name| LogFile::open(&root.join(name)));
+        let files = [first?, second?];
+        super::disk::sync_folder(root).map_err(|error| io_error("syncing", root, error))?;
+        Ok(Self {
+            root: root.to_owned(),
+            bytes_max,
+            files,
+            active: 0,
+            // Not one that what is left of earlier processes may have.
+            generation: Random::from_entropy().next_u64() >> 1,
+            number: 0,
+            notes: Vec::new(),
+            notes_under_way: Vec::new(),
+            spare: Vec::new(),
+            under_way: false,
+            begun: 0,
+            done: 0,
+            seen: 0,
+            idle_rounds: 0,
+            syncer,
+        })
+    }
+
+    /// For the next batch.
+    pub fn note(&mut self, entry: &Entry<'_>) {
+        entry.put(&mut self.notes);
+    }
+
+    pub fn has_notes(&self) -> bool {
+        !self.notes.is_empty()
+    }
+
+    pub fn under_way(&self) -> bool {
+        self.under_way
+    }
+
+    /// The number of the commit that holds what was noted last.
+    pub fn last_noted(&self) -> u64 {
+        match self.notes.is_empty() {
+            true => self.begun,
+            false => self.begun + 1,
+        }
+    }
+
+    /// Commits up to this one are durable.
+    pub fn committed(&self) -> u64 {
+        self.done
+    }
+
+    pub fn is_full(&self) -> bool {
+        self.files[self.active].end >= self.bytes_max
+    }
+
+    /// Whether a batch may be begun in the active file, full as it may be.
+    pub fn has_room(&self) -> bool {
+        self.files[self.active].end < OVERGROWTH * self.bytes_max
+    }
+
+    pub fn can_retire(&self) -> bool {
+        self.files[1 - self.active].state == State::Free && !self.under_way
+    }
+
+    /// A buffer with the header and the notes of a batch; the messages follow, and then `submit`.
+    pub fn begin(&mut self, entries_bytes: usize) -> (Vec<u8>, usize) {
+        assert!(!self.under_way, "one batch at a time");
+        let mut buffer = std::mem::take(&mut self.spare);
+        buffer.clear();
+        buffer.reserve(entries_bytes + self.notes.len() + 4 * BLOCK_BYTES);
+        let from = buffer.as_ptr().align_offset(BLOCK_BYTES);
+        buffer.resize(from, 0);
+        log_format::begin(&mut buffer);
+        buffer.extend_from_slice(&self.notes);
+        self.notes_under_way.clear();
+        std::mem::swap(&mut self.notes, &mut self.notes_under_way);
+        (buffer, from)
+    }
+
+    pub fn submit(&mut self, mut buffer: Vec<u8>, from: usize) {
+        log_format::finish(&mut buffer, from, self.generation, self.number);
+        let aligned = buffer[from..].as_ptr().align_offset(BLOCK_BYTES) == 0;
+        assert!(aligned, "room for all of it was reserved");
+        let step = GROW_BYTES_MAX.min(self.bytes_max);
+        let log = &mut self.files[self.active];
+        let end = log.end + (buffer.len() - from) as u64;
+        let len = log.len.max(end.next_multiple_of(step));
+        log.state = State::Active;
+        self.under_way = true;
+        self.begun += 1;
+        self.syncer.write(LogWrite {
+            file: log.file.clone(),
+            from,
+            at: log.end,
+            grow: log.len..if end > log.len { len } else { log.len },
+            buffer,
+        });
+    }
+
+    /// Goes on in the other file; this one is free again when these are synced.
+    pub fn retire(&mut self, files: Vec<Arc<StoreFile>>, folders: Vec<PathBuf>) {
+        assert!(self.can_retire());
+        let which = self.active;
+        let checkpoint = self.checkpoint(which, files, folders);
+        self.files[which].state = State::Retiring;
+        self.active = 1 - which;
+        self.generation += 1;
+        self.number = 0;
+        self.syncer.checkpoint(checkpoint);
+    }
+
+    fn checkpoint(
+        &self,
+        which: usize,
+        files: Vec<Arc<StoreFile>>,
+        folders: Vec<PathBuf>,
+    ) -> Checkpoint {
+        let log = self.files[which].file.clone();
+        Checkpoint {
+            files,
+            folders,
+            log,
+            which,
+        }
+    }
+
+    /// The next thing that is over. After an error it is not known what the disk has.
+    pub fn completed(&mut self) -> Option<Result<Event, StoreError>> {
+        let done = self.syncer.completed()?;
+        Some(self.note_done(done))
+    }
+
+    pub fn wait(&mut self) -> Result<Event, StoreError> {
+        let done = self.syncer.wait();
+        self.note_done(done)
+    }
+
+    fn note_done(&mut self, done: Done) -> Result<Event, StoreError> {
+        match done {
+            Done::Log { write, result, .. } => {
+                self.under_way = false;
+                let log = &mut self.files[self.active];
+                let path = self.root.join(NAMES[self.active]);
+                if let Err(error) = result {
+                    let no_room = error.kind() == io::ErrorKind::StorageFull;
+                    let error = io_error("writing", &path, error);
+                    if !no_room {
+                        return Err(error);
+                    }
+                    self.begun -= 1;
+                    // The notes are tried again with the next batch, in their order.
+                    self.notes_under_way.append(&mut self.notes);
+                    std::mem::swap(&mut self.notes, &mut self.notes_under_way);
+                    return Ok(Event::NoRoom(error));
+                }
+                log.len = log.len.max(write.grow.end);
+                log.end = write.at + (write.buffer.len() - write.from) as u64;
+                self.number += 1;
+                self.done = self.begun;
+                self.spare = write.buffer;
+                Ok(Event::Written)
+            }
+            Done::Checkpoint { which, result } => {
+                result.map_err(|error| io_error("syncing the files of", &self.root, error))?;
+                let log = &mut self.files[which];
+                log.state = State::Free;
+                log.end = 0;
+                if log.len > self.bytes_max && log.file.set_len(self.bytes_max).is_ok() {
+                    log.len = self.bytes_max;
+                }
+                Ok(Event::Emptied)
+            }
+        }
+    }
+
+    /// Whether nothing has come for a while, and the log holds something.
+    pub fn is_idle(&mut self) -> bool {
+        let quiet = std::mem::replace(&mut self.seen, self.begun) == self.begun;
+        self.idle_rounds = if quiet { self.idle_rounds + 1 } else { 0 };
+        self.idle_rounds >= IDLE_ROUNDS && self.files[self.active].end > 0 && self.can_retire()
+    }
+
+    pub fn retiring(&self) -> bool {
+        self.files.iter().any(|file| file.state == State::Retiring)
+    }
+
+    /// Syncs these, here and now, and empties the active file; nothing may be under way, nor retiring.
+    pub fn empty(
+        &mut self,
+        files: Vec<Arc<StoreFile>>,
+        folders: Vec<PathBuf>,
+    ) -> Result<(), StoreError> {
+        assert!(!self.under_way && !self.retiring());
+        let checkpoint = self.checkpoint(self.active, files, folders);
+        checkpoint
+            .perform(1)
+            .map_err(|error| io_error("syncing the files of", &self.root, error))?;
+        let log = &mut self.files[self.active];
+        (log.state, log.end) = (State::Free, 0);
+        self.generation += 1;
+        self.number = 0;
+        Ok(())
+    }
+}
+
+/// Nothing needs the files any more.
+pub fn remove(root: &Path) {
+    for name in NAMES {
+        let path = root.join(name);
+        if let Err(error) = super::disk::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            log::warn!("STREAM: removing {}: {error}", path.display());
+        }
+    }
+}
+
+impl LogFile {
+    fn open(path: &Path) -> Result<Self, StoreError> {
+        let failed = |error| io_error("opening", path, error);
+        let open = |direct| -> io::Result<File> {
+            let file = File::open_durable(path, direct)?;
+            let len = file.metadata()?.len();
+            match mark_empty(&file) {
+                // A full disk, and nothing there to be marked.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull && len == 0 => {}
+                result => result?,
+            }
+            Ok(file)
+        };
+        let file = match open(true) {
+            // Not every file system lets files be written past its cache.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => open(false),
+            result => result,
+        };
+        let file = file.map_err(failed)?;
+        let len = file.metadata().map_err(failed)?.len() / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
+        Ok(Self {
+            file: Arc::new(file),
+            state: State::Free,
+            end: 0,
+            len,
+        })
+    }
+}
