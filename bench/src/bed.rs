@@ -2,6 +2,7 @@
 
 use crate::load::{Result, Target};
 use crate::server::{Program, Server, free_port};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -31,9 +32,11 @@ pub struct Bed {
     pub servers: Vec<Server>,
     tls: Option<Arc<rustls::ClientConfig>>,
     cluster: Option<Cluster>,
-    /// How a server with a store is started: program, CPU and arguments.
-    store: Option<(Program, usize, Vec<String>)>,
-    _folder: tempfile::TempDir,
+    /// How a server with a store is started.
+    store: Option<(Program, Vec<String>)>,
+    /// Where the servers run.
+    pub cpu: usize,
+    folder: tempfile::TempDir,
 }
 
 /// How further servers join the first one.
@@ -85,7 +88,8 @@ impl Bed {
                     tls: None,
                     cluster: None,
                     store: None,
-                    _folder: folder,
+                    cpu,
+                    folder,
                 });
             }
             Setup::Tls => {
@@ -111,7 +115,8 @@ impl Bed {
                     tls: None,
                     cluster: Some(cluster),
                     store: None,
-                    _folder: folder,
+                    cpu,
+                    folder,
                 });
             }
             Setup::Streaming(store) => {
@@ -127,13 +132,14 @@ impl Bed {
             }
         };
         let servers = starts.iter().map(|more| program.start(cpu, more));
-        let store = || (program.clone(), cpu, starts[0].clone());
+        let store = || (program.clone(), starts[0].clone());
         Ok(Self {
             servers: servers.collect::<Result<_>>()?,
             tls,
             cluster: None,
             store: matches!(setup, Setup::Streaming(_)).then(store),
-            _folder: folder,
+            cpu,
+            folder,
         })
     }
 
@@ -144,7 +150,8 @@ impl Bed {
             tls: None,
             cluster: None,
             store: None,
-            _folder: tempfile::tempdir().map_err(|error| error.to_string())?,
+            cpu: 0,
+            folder: tempfile::tempdir().map_err(|error| error.to_string())?,
         })
     }
 
@@ -157,10 +164,15 @@ impl Bed {
     /// Ends the server and starts it again on what it stored; the time goes from then on.
     pub fn start_again(&self) -> Result<(Server, Instant)> {
         let store = self.store.as_ref();
-        let (program, cpu, arguments) = store.ok_or("the server has no store")?;
+        let (program, arguments) = store.ok_or("the server has no store")?;
         self.servers[0].end()?;
         let start = Instant::now();
-        Ok((program.start(*cpu, arguments)?, start))
+        Ok((program.start(self.cpu, arguments)?, start))
+    }
+
+    /// Where a server with a store has it, on the same disk.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub fn target(&self) -> Target {

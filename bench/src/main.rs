@@ -5,6 +5,7 @@
 //! generator is, as long as the server keeps up.
 
 mod bed;
+mod compare;
 mod html;
 mod load;
 mod report;
@@ -18,6 +19,7 @@ use clap::{Parser, Subcommand};
 use report::{Report, Row};
 use scenarios::{Scenario, Setting};
 use server::Program;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 #[derive(Parser)]
@@ -36,6 +38,19 @@ enum Command {
     List,
     /// Runs scenarios against servers, in turn
     Run(Box<RunArguments>),
+    /// Holds two reports against each other: their ratios, and whether those agree
+    Compare(CompareArguments),
+}
+
+#[derive(clap::Args)]
+struct CompareArguments {
+    /// A report of `run --json`
+    first: String,
+    /// Another one, of the same servers
+    second: String,
+    /// Percent a ratio may be apart
+    #[arg(long, default_value_t = 15.0)]
+    within: f64,
 }
 
 #[derive(clap::Args)]
@@ -88,21 +103,39 @@ struct RunArguments {
 }
 
 fn main() -> ExitCode {
-    match Arguments::parse().command {
-        Command::List => {
-            for scenario in scenarios::all() {
-                println!("{:<24} {}", scenario.name, scenario.about);
+    let done = match Arguments::parse().command {
+        Command::List => list(),
+        Command::Run(arguments) => run(&arguments),
+        Command::Compare(CompareArguments {
+            first,
+            second,
+            within,
+        }) => compare::compare(&first, &second, within).and_then(|(table, agree)| {
+            print!("{table}");
+            match agree {
+                true => Ok(()),
+                false => Err("the two reports do not agree".into()),
             }
-            ExitCode::SUCCESS
+        }),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("midge-bench: {error}");
+            ExitCode::FAILURE
         }
-        Command::Run(arguments) => match run(&arguments) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("midge-bench: {error}");
-                ExitCode::FAILURE
-            }
-        },
     }
+}
+
+fn list() -> Result<(), String> {
+    let mut out = std::io::stdout().lock();
+    for scenario in scenarios::all() {
+        if writeln!(out, "{:<35} {}", scenario.name, scenario.about).is_err() {
+            // Whoever reads has seen enough.
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The programs that take part in a scenario.
@@ -188,6 +221,7 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
     let mut report = Report::new(&field.all());
     let runs = chosen.iter().map(|scenario| field.of(scenario).len());
     let (total, mut done) = (runs.sum::<usize>() * repeat, 0);
+    let mut failures = Vec::new();
     for scenario in &chosen {
         let programs = field.of(scenario);
         let mut rows: Vec<Row> = programs
@@ -197,17 +231,24 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
         for _ in 0..repeat {
             for (program, row) in programs.iter().zip(&mut rows) {
                 done += 1;
-                eprint!(
-                    "\r[{done}/{total}] {} on {}\x1b[K",
-                    scenario.name, program.name
-                );
+                let what = format!("{} on {}", scenario.name, program.name);
+                eprint!("\r[{done}/{total}] {what}\x1b[K");
                 let bed = match &arguments.url {
-                    Some(url) => Bed::running(url)?,
-                    None => Bed::new(program, scenario.setup, server_cpu)?,
+                    Some(url) => Bed::running(url),
+                    None => Bed::new(program, scenario.setup, server_cpu),
                 };
-                let outcome = (scenario.run)(&bed, &setting)
-                    .map_err(|error| format!("{} on {}: {error}", scenario.name, program.name))?;
-                row.add(outcome, bed.servers[0].peak_memory());
+                let outcome = bed.and_then(|bed| {
+                    let outcome = (scenario.run)(&bed, &setting)?;
+                    Ok((outcome, bed.servers[0].peak_memory()))
+                });
+                match outcome {
+                    Ok((outcome, peak_memory)) => row.add(outcome, peak_memory),
+                    // The others are worth having all the same.
+                    Err(error) => {
+                        eprintln!("\r{what}: {error}\x1b[K");
+                        failures.push(format!("{what}: {error}"));
+                    }
+                }
             }
         }
         eprint!("\r\x1b[K");
@@ -216,7 +257,15 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
     println!("{}", report.table());
     write(&arguments.json, || Ok(report.json()))?;
     write(&arguments.markdown, || Ok(report.markdown()))?;
-    write(&arguments.html, || html::page(&report))
+    write(&arguments.html, || html::page(&report))?;
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(format!(
+            "{} runs failed:\n{}",
+            failures.len(),
+            failures.join("\n")
+        )),
+    }
 }
 
 fn write(

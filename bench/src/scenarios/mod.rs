@@ -566,6 +566,16 @@ fn streaming() -> Vec<Scenario> {
             None,
             Box::new(|bed, setting| streaming::publish(bed, setting, 1, 1)),
         ),
+        Scenario {
+            unit: "p50, fdatasyncs",
+            ..new(
+                "stan-file-synchronous-latency",
+                "file store, one publish at a time",
+                Store::File,
+                Some(1.3),
+                Box::new(streaming::synchronous),
+            )
+        },
         recovery("stan-recovery", 1, Recovery::Milliseconds),
         recovery("stan-recovery-memory", 1, Recovery::PeakMegabytes),
         recovery("stan-recovery-1000-channels", 1000, Recovery::Milliseconds),

@@ -1,10 +1,12 @@
 //! NATS Streaming: acknowledged publishes, and their delivery.
 
-use super::{Outcome, Setting};
+use super::{Outcome, Setting, histogram};
 use crate::bed::Bed;
 use crate::load::{Connection, Result, Target};
+use crate::server;
 use crate::stan::{self, Publisher, Subscriber};
 use crate::stats::Latency;
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 const PAYLOAD: usize = 128;
@@ -46,7 +48,43 @@ pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> 
     ))
 }
 
-/// The same with a subscriber on the channel, from which every message must come, in order.
+/// One publish at a time: how many times as long the median one takes as an append with its fdatasync
+/// on the same disk and CPU, timed before and after.
+pub fn synchronous(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+    let syncs = setting.scaled(1000);
+    let before = time_syncs(bed, syncs)?;
+    let outcome = publish(bed, setting, 1, 1)?;
+    let after = time_syncs(bed, syncs)?;
+    let latency = outcome.latency.as_ref().ok_or("nothing was timed")?;
+    Ok(Outcome {
+        figure: latency.p50 * 2.0 / (before + after),
+        ..outcome
+    })
+}
+
+/// Median microseconds of an append of a payload and the fdatasync that makes it safe.
+fn time_syncs(bed: &Bed, count: usize) -> Result<f64> {
+    let path = bed.folder().join("syncs");
+    let failed = |error: std::io::Error| format!("{}: {error}", path.display());
+    let mut file = std::fs::File::create(&path).map_err(failed)?;
+    let mut times = histogram();
+    std::thread::scope(|scope| {
+        let syncs = scope.spawn(|| -> Result<()> {
+            server::pin(0, bed.cpu)?;
+            for _ in 0..count {
+                let start = Instant::now();
+                file.write_all(&[b'x'; PAYLOAD]).map_err(failed)?;
+                file.sync_data().map_err(failed)?;
+                times.saturating_record(start.elapsed().as_nanos() as u64);
+            }
+            Ok(())
+        });
+        syncs.join().expect("it does not panic")
+    })?;
+    Ok(Latency::of(&times).p50)
+}
+
+/// Publishes with a subscriber on the channel, from which every message must come, in order.
 pub fn with_subscriber(bed: &Bed, setting: &Setting, acks: bool) -> Result<Outcome> {
     let target = bed.target();
     let (connection, session) = connect(&target, "subscriber")?;

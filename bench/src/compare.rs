@@ -1,0 +1,142 @@
+//! Two reports of the same comparison side by side: how far their ratios are apart.
+
+use crate::report::short;
+use crate::stats::spread;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+/// What is read of a report's JSON.
+#[derive(Deserialize)]
+struct Run {
+    rows: Vec<Vec<Measured>>,
+}
+
+#[derive(Deserialize)]
+struct Measured {
+    scenario: String,
+    server: String,
+    /// None: not a number.
+    figures: Vec<Option<f64>>,
+}
+
+impl Measured {
+    fn median(&self) -> f64 {
+        let figures = self.figures.iter().map(|figure| figure.unwrap_or(f64::NAN));
+        spread(&figures.collect::<Vec<_>>()).median
+    }
+}
+
+/// A scenario and the server the first one is compared with.
+type Key = (String, String);
+
+impl Run {
+    fn read(path: &str) -> Result<Self, String> {
+        let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
+        serde_json::from_str(&text)
+            .map_err(|error| format!("{path}: no report of `midge-bench run --json`: {error}"))
+    }
+
+    /// How many times more each server needs than the first.
+    fn ratios(&self) -> BTreeMap<Key, f64> {
+        let rows = self.rows.iter().filter_map(|rows| rows.split_first());
+        let pairs = rows.flat_map(|(first, others)| others.iter().map(move |other| (first, other)));
+        pairs
+            .map(|(first, other)| {
+                let key = (first.scenario.clone(), other.server.clone());
+                (key, other.median() / first.median())
+            })
+            .collect()
+    }
+}
+
+/// Reads two reports; the table of their ratios, and whether all of them agree within so many percent.
+pub fn compare(first: &str, second: &str, within: f64) -> Result<(String, bool), String> {
+    let (first, second) = (Run::read(first)?.ratios(), Run::read(second)?.ratios());
+    if first.is_empty() {
+        return Err("the first report compares nothing: it has one server only".into());
+    }
+    Ok(table(&first, &second, within))
+}
+
+fn table(first: &BTreeMap<Key, f64>, second: &BTreeMap<Key, f64>, within: f64) -> (String, bool) {
+    let mut text = format!(
+        "{:<35} {:<22} {:>8} {:>8} {:>7}\n",
+        "scenario", "server", "first", "second", "apart"
+    );
+    let mut far = 0;
+    for (key, one) in first {
+        let other = second.get(key).copied().unwrap_or(f64::NAN);
+        // The same whichever of the two is the larger one.
+        let apart = ((one / other).max(other / one) - 1.0) * 100.0;
+        // What is not a number is not near anything.
+        let near = apart <= within;
+        far += usize::from(!near);
+        let _ = writeln!(
+            text,
+            "{:<35} {:<22} {:>8} {:>8} {:>6}%{}",
+            key.0,
+            key.1,
+            short(*one),
+            short(other),
+            short(apart),
+            if near { "" } else { "  <- too far" }
+        );
+    }
+    for key in second.keys().filter(|key| !first.contains_key(key)) {
+        far += 1;
+        let _ = writeln!(
+            text,
+            "{:<35} {:<22} in the second report only",
+            key.0, key.1
+        );
+    }
+    let _ = writeln!(
+        text,
+        "{} ratios, {far} of them more than {within} % apart",
+        first.len()
+    );
+    (text, far == 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn written(folder: &tempfile::TempDir, name: &str, figures: [&str; 2]) -> String {
+        let path = folder.path().join(name);
+        let row = |server: &str, figures: &str| {
+            format!(
+                r#"{{"scenario": "publish", "server": "{server}", "figures": {figures}, "more": 1}}"#
+            )
+        };
+        let (a, b) = (row("a", figures[0]), row("b", figures[1]));
+        std::fs::write(&path, format!(r#"{{"rows": [[{a}, {b}]]}}"#)).unwrap();
+        path.display().to_string()
+    }
+
+    #[test]
+    fn ratios_of_medians_are_compared() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = written(&folder, "1", ["[10, 11, 90]", "[110, 1, 200]"]);
+        let near = written(&folder, "2", ["[20.0]", "[200]"]);
+        let far = written(&folder, "3", ["[10]", "[120]"]);
+        assert!(compare(&first, &near, 1.0).unwrap().1);
+        let (table, agree) = compare(&first, &far, 15.0).unwrap();
+        assert!(!agree && table.contains("20.0%  <- too far"), "{table}");
+        assert!(compare(&far, &first, 21.0).unwrap().1);
+    }
+
+    #[test]
+    fn what_was_not_measured_agrees_with_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let whole = written(&folder, "1", ["[10]", "[100]"]);
+        let without = written(&folder, "2", ["[null]", "[100]"]);
+        assert!(!compare(&whole, &without, 1000.0).unwrap().1);
+        let empty = folder.path().join("3").display().to_string();
+        std::fs::write(&empty, r#"{"rows": []}"#).unwrap();
+        assert!(!compare(&whole, &empty, 15.0).unwrap().1);
+        assert!(compare(&empty, &whole, 15.0).is_err());
+        assert!(compare("/no/such/report", &whole, 15.0).is_err());
+    }
+}
