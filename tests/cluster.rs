@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::io::BufRead;
 use support::{Client, Op, Server, free_port, until};
 
 /// A server that takes routes; and its port for them.
@@ -41,6 +42,32 @@ fn settle(publisher: &mut Client, subscriber: &mut Client) {
     subscriber.send(b"UNSUB settle\r\n");
     subscriber.ping();
     subscriber.kept();
+}
+
+#[test]
+fn a_cluster_has_a_name_for_clients_that_its_routes_do_not_ask_for() {
+    let named = |name: &str, routes: &str| {
+        let cluster = format!("nats://127.0.0.1:{}", free_port());
+        let arguments = ["--cluster", &cluster, "--cluster_name", name];
+        let server = Server::start(&[&arguments[..], &["--routes", routes]].concat());
+        (server, cluster)
+    };
+    let (a, seed) = named("east", "");
+    let (b, _) = named("west", &seed);
+    let info = |server: &Server| {
+        let mut line = String::new();
+        let stream = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        std::io::BufReader::new(stream)
+            .read_line(&mut line)
+            .unwrap();
+        line
+    };
+    assert!(info(&a).contains(r#""cluster":"east""#), "{}", info(&a));
+    assert!(info(&b).contains(r#""cluster":"west""#), "{}", info(&b));
+    let (mut publisher, mut subscriber) = (a.client(), b.client());
+    settle(&mut publisher, &mut subscriber);
+    b.stop();
+    a.stop();
 }
 
 #[test]

@@ -141,6 +141,8 @@ impl TlsOptions {
 /// The cluster block: where routes are taken, and which ones are solicited.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ClusterOptions {
+    /// As clients see it.
+    pub name: String,
     pub host: String,
     /// 0: no clustering; -1: any free port.
     pub port: i32,
@@ -162,6 +164,7 @@ pub struct ClusterOptions {
 impl Default for ClusterOptions {
     fn default() -> Self {
         Self {
+            name: String::new(),
             host: "0.0.0.0".into(),
             port: 0,
             user: String::new(),

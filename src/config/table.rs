@@ -726,6 +726,8 @@ static CORE: &[Row] = &[
         |o, v| { o.cluster.host = text(v)?; Ok(()) }, cluster.host),
     row!("cluster.port" [], [], Int, Cluster, "0 (off)", (no "cluster port"), "Port for routes; -1 takes any free one.",
         |o, v| { o.cluster.port = port(v)?; Ok(()) }, cluster.port),
+    row!("cluster.name" [], ["cluster_name"], Text, Cluster, "", (quiet "Reloaded: cluster"), "Name of the cluster, shown to clients and in monitoring. Servers that name it otherwise are not refused.",
+        |o, v| { o.cluster.name = text(v)?; Ok(()) }, cluster.name),
     row!("cluster.authorization" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "User, password and timeout for routes.",
         |o, v| cluster_authorization(&mut o.cluster, v), cluster.user, cluster.password, cluster.auth_timeout),
     row!("cluster.routes" [], [], Block, Cluster, "", (quiet "Reloaded: cluster routes"), "List of routes to solicit, as URLs.",

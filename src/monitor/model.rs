@@ -69,6 +69,8 @@ pub struct LoopEntry {
 
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct ClusterVarz {
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub name: String,
     pub addr: String,
     pub cluster_port: i32,
     pub auth_timeout: f64,

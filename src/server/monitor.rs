@@ -298,6 +298,7 @@ impl Monitor {
             auth_timeout: options.auth_timeout,
             max_control_line: options.max_control_line,
             cluster: ClusterVarz {
+                name: options.cluster.name.clone(),
                 addr: options.cluster.host.clone(),
                 cluster_port: i32::from(self.identity.cluster_port.unwrap_or(0)),
                 auth_timeout: options.cluster.auth_timeout,

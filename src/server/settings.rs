@@ -51,6 +51,7 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
         max_payload: options.max_payload,
         proto: 1,
         headers: !options.no_header_support,
+        cluster: options.cluster.name.clone(),
         ..Info::default()
     };
     let cluster = match identity.cluster_port {

@@ -35,6 +35,9 @@ pub struct Info {
     pub client_id: u64,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub client_ip: String,
+    /// Name of the cluster, for clients.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub cluster: String,
 }
 
 fn is_false(value: &bool) -> bool {
