@@ -16,6 +16,9 @@ const SUBSCRIPTIONS: usize = 100_000;
 const WATCHED: usize = 50;
 const PROBE_EVERY: Duration = Duration::from_millis(1);
 const ASK_EVERY: Duration = Duration::from_millis(5);
+/// Messages flow so long before anything happens, and so long while a client's subscriptions go.
+const BEFORE: Duration = Duration::from_millis(100);
+const AFTER_LEAVING: Duration = Duration::from_millis(800);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// From the start of the first of five servers, which only know that one, until a message of each
@@ -60,9 +63,20 @@ pub fn mesh(bed: &Bed, _: &Setting) -> Result<Outcome> {
     })
 }
 
-/// What is measured while a second server joins one that has many subscriptions.
+/// What makes a server tell another of many subscriptions at once.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Burst {
+    /// The other one joins.
+    Join,
+    /// A client makes them.
+    Arrive,
+    /// The client that had them goes.
+    Leave,
+}
+
+/// What is measured meanwhile.
 struct Storm {
-    /// From the second server's first answer until it knows the subscriptions.
+    /// From the beginning until the other server knows the subscriptions.
     settled: Duration,
     /// Of messages that flowed meanwhile: among clients of each server, and from the first to the
     /// second over the route the subscriptions go over.
@@ -70,8 +84,8 @@ struct Storm {
 }
 
 /// Longest delay of a message, in milliseconds.
-pub fn storm_delay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let delays = storm(bed, setting)?.delays;
+pub fn storm_delay(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Outcome> {
+    let delays = storm(bed, setting, burst)?.delays;
     Ok(Outcome {
         figure: delays.max() as f64 / 1e6,
         latency: Some(Latency::of(&delays)),
@@ -79,47 +93,75 @@ pub fn storm_delay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     })
 }
 
-pub fn storm_settles(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let settled = storm(bed, setting)?.settled;
+pub fn storm_settles(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Outcome> {
+    let settled = storm(bed, setting, burst)?.settled;
     let count = setting.scaled(SUBSCRIPTIONS) as u64;
     Ok(Outcome::of(settled.as_secs_f64() * 1000.0, count, settled))
 }
 
-fn storm(bed: &Bed, setting: &Setting) -> Result<Storm> {
+fn storm(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Storm> {
     let count = setting.scaled(SUBSCRIPTIONS);
     let first = bed.target();
     let mut holder = Connection::open(&first)?;
     let lines: String = (0..count)
         .map(|n| format!("SUB storm.{n:06} {n}\r\n"))
         .collect();
-    holder.write(lines.as_bytes())?;
-    holder.settle()?;
-    // It stays to the end: to lose it would be a storm of its own.
-    let mut holder = Crowd::new(vec![holder])?;
+    if burst != Burst::Arrive {
+        holder.write(lines.as_bytes())?;
+        holder.settle()?;
+    }
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let measured = (|| {
-            let here = vec![Path::new("here", &first, &first, true)?];
-            let here = scope.spawn(|| probe(here, &stop));
-            std::thread::sleep(Duration::from_millis(100));
+            let mut probes = Vec::new();
+            let mut start_probe = |paths| probes.push(scope.spawn(|| probe(paths, &stop)));
+            let here = || Ok::<_, String>(vec![Path::new("here", &first, &first, true)?]);
+            let there = |second: &Target| {
+                Ok::<_, String>(vec![
+                    Path::new("there", second, second, true)?,
+                    Path::new("across", &first, second, false)?,
+                ])
+            };
+            if burst == Burst::Join {
+                start_probe(here()?);
+                std::thread::sleep(BEFORE);
+            }
             let server = bed.start_member()?;
-            let start = Instant::now();
+            let mut start = Instant::now();
             let second = Target {
                 address: server.address,
                 tls: None,
             };
-            let there = vec![
-                Path::new("there", &second, &second, true)?,
-                Path::new("across", &first, &second, false)?,
-            ];
-            let there = scope.spawn(|| probe(there, &stop));
-            let settled = settles(&mut Connection::open(&second)?, &mut holder, count, start)?;
+            let mut publisher = Connection::open(&second)?;
+            if burst == Burst::Join {
+                start_probe(there(&second)?);
+            } else if burst == Burst::Arrive {
+                start_probe(here()?);
+                start_probe(there(&second)?);
+                std::thread::sleep(BEFORE);
+                start = Instant::now();
+                holder.write(lines.as_bytes())?;
+                holder.settle()?;
+            }
+            // It stays to the end, unless it is to go: to lose what it had would be a storm of its own.
+            let mut holder = Crowd::new(vec![holder])?;
+            settles(&mut publisher, &mut holder, count, start)?;
+            let settled = start.elapsed();
+            if burst == Burst::Leave {
+                start_probe(here()?);
+                start_probe(there(&second)?);
+                std::thread::sleep(BEFORE);
+                drop(holder);
+                std::thread::sleep(AFTER_LEAVING);
+            }
             std::thread::sleep(Duration::from_millis(200));
             stop.store(true, SeqCst);
-            let mut delays = joined(here)?;
-            delays
-                .add(joined(there)?)
-                .map_err(|error| error.to_string())?;
+            let mut delays = histogram();
+            for probe in probes {
+                delays
+                    .add(joined(probe)?)
+                    .map_err(|error| error.to_string())?;
+            }
             Ok(Storm { settled, delays })
         })();
         // Also where something failed: the probes must end.
@@ -140,7 +182,7 @@ fn settles(
     holder: &mut Crowd,
     count: usize,
     start: Instant,
-) -> Result<Duration> {
+) -> Result<()> {
     let mut missing: Vec<usize> = (0..WATCHED)
         .map(|n| n * (count - 1) / (WATCHED - 1))
         .collect();
@@ -170,7 +212,7 @@ fn settles(
             })?;
         }
     }
-    Ok(start.elapsed())
+    Ok(())
 }
 
 /// Where probes go from and to.

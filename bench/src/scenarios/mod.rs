@@ -11,6 +11,7 @@ mod subjects;
 use crate::bed::{Bed, Setup, Store};
 use crate::load::Result;
 use crate::stats::Latency;
+use cluster::Burst;
 use flow::{FLOW, Flow, flow};
 pub use latency::histogram;
 use std::time::Duration;
@@ -447,13 +448,31 @@ fn clusters() -> Vec<Scenario> {
             "join-100k",
             "a server joins one with 100000 subscriptions: until it knows them",
             2000.0,
-            cluster::storm_settles,
+            |bed, setting| cluster::storm_settles(bed, setting, Burst::Join),
         ),
         new(
             "join-100k-delay",
             "the same: longest delay of a message meanwhile, on each server and across",
             50.0,
-            cluster::storm_delay,
+            |bed, setting| cluster::storm_delay(bed, setting, Burst::Join),
+        ),
+        new(
+            "arrive-100k",
+            "a client makes 100000 subscriptions: until the other server knows them",
+            2000.0,
+            |bed, setting| cluster::storm_settles(bed, setting, Burst::Arrive),
+        ),
+        new(
+            "arrive-100k-delay",
+            "the same: longest delay of a message meanwhile, on each server and across",
+            50.0,
+            |bed, setting| cluster::storm_delay(bed, setting, Burst::Arrive),
+        ),
+        new(
+            "leave-100k-delay",
+            "a client with 100000 subscriptions goes: longest delay of a message meanwhile",
+            50.0,
+            |bed, setting| cluster::storm_delay(bed, setting, Burst::Leave),
         ),
     ]
 }
