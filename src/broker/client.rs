@@ -3,7 +3,8 @@
 //! ```text
 //!            handle_bytes / delivery            error, limit, peer gone
 //!    Open ------------------------------> Open -------------------------> Closing ---> (released)
-//!      its subscriptions are in the table           they are out; what is pending may still leave
+//!      its subscriptions are in the table           they go (`broker::pace`) and get nothing; what is
+//!                                                    pending may still leave
 //! ```
 
 use super::outbox::Outbox;
@@ -85,6 +86,12 @@ pub struct Client {
     pub pings_out: u32,
     /// Its own output is so far behind that nothing more is read from it.
     pub choked: bool,
+    /// It made many changes of interest, and is not read from until other servers have taken them in.
+    pub paced: bool,
+    /// Closed, and its subscriptions are being taken out.
+    pub leaving: bool,
+    /// The kernel holds nothing of it any more.
+    pub released: bool,
     /// Receivers whose backlog holds this publisher back.
     pub held_by: u32,
     pub kind: Kind,
@@ -156,6 +163,9 @@ impl Client {
             stuck: false,
             pings_out: 0,
             choked: false,
+            paced: false,
+            leaving: false,
+            released: false,
             held_by: 0,
             watched: false,
             kind,

@@ -35,6 +35,7 @@ impl Broker {
             client.deferred.extend_from_slice(bytes);
             return;
         }
+        let told_before = self.pace.told();
         let mut parser = std::mem::replace(&mut client.parser, Parser::new(client.kind));
         let (result, messages, payload_bytes) = match client.kind {
             Kind::Client => {
@@ -74,6 +75,9 @@ impl Broker {
             client.active_at = Some(now);
         }
         client.choked = client.outbox.pending() > super::hold::HIGH_WATER_BYTES;
+        if self.pace.told() != told_before {
+            self.pace_client(slot, told_before);
+        }
         if let Err(fault) = result {
             self.handle_fault(slot, &fault);
         }

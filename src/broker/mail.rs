@@ -14,6 +14,8 @@
 //!             publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
 //!             in it the tails lie
 //!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | next u32 | lines
+//!   mark:     kind u8 | - | position u64
+//!   taken in: kind u8 | - | position u64
 //!   wanted:   kind u8 | - | route's slot u32, cid u64 | from u32
 //! ```
 
@@ -29,6 +31,8 @@ const KIND_MESSAGE: u8 = 2;
 const KIND_ROUTE_LINES: u8 = 3;
 const KIND_INTEREST_WANTED: u8 = 4;
 const KIND_RUN: u8 = 5;
+const KIND_MARK: u8 = 6;
+const KIND_TAKEN_IN: u8 = 7;
 const RUN_HEAD_BYTES: usize = 32;
 const NO_HEADERS: u32 = u32::MAX;
 
@@ -91,6 +95,10 @@ pub enum Record<'a> {
     },
     /// The receiver is to tell a new route a batch of its subscriptions, from this number on.
     InterestWanted { route: RouteRef, from: u32 },
+    /// Routes are to say when they have taken in the lines before this.
+    Mark { position: u64 },
+    /// All of them have, as far as the receiver's lines before this are concerned.
+    TakenIn { position: u64 },
 }
 
 /// Names a route of loop 0 for the other loops.
@@ -244,6 +252,16 @@ impl Batch {
         self.push_route(route);
         self.bytes.extend_from_slice(&from.to_le_bytes());
         self.weight += 16;
+    }
+
+    pub fn push_mark(&mut self, position: u64) {
+        self.bytes.extend_from_slice(&[KIND_MARK, 0, 0, 0]);
+        self.bytes.extend_from_slice(&position.to_le_bytes());
+    }
+
+    pub fn push_taken_in(&mut self, position: u64) {
+        self.bytes.extend_from_slice(&[KIND_TAKEN_IN, 0, 0, 0]);
+        self.bytes.extend_from_slice(&position.to_le_bytes());
     }
 
     fn push_route(&mut self, route: RouteRef) {
@@ -414,6 +432,12 @@ impl<'a> Iterator for Records<'a> {
                 route: self.route(),
                 from: self.number(),
             }),
+            KIND_MARK => Some(Record::Mark {
+                position: self.long_number(),
+            }),
+            KIND_TAKEN_IN => Some(Record::TakenIn {
+                position: self.long_number(),
+            }),
             other => unreachable!("record of kind {other}"),
         }
     }
@@ -469,6 +493,8 @@ mod tests {
         batch.push_route_lines(Some(route), Some(5), b"SUB a  RSID:1:1\r\n");
         batch.push_route_lines(None, None, b"UNSUB RSID:1:1\r\n");
         batch.push_interest_wanted(route, 5);
+        batch.push_mark(1 << 40);
+        batch.push_taken_in(7);
         let input = b"5\r\nhello\r\nre 2\r\nhi\r\n";
         let tail = |at: usize, len, reply_bytes, body_bytes| {
             let message = Message {
@@ -510,6 +536,8 @@ mod tests {
                     let cid = route.map(|route| route.cid);
                     format!("lines {cid:?} {next:?} {}", lines.escape_ascii())
                 }
+                Record::Mark { position } => format!("mark {position}"),
+                Record::TakenIn { position } => format!("taken in {position}"),
                 Record::InterestWanted { route, from } => format!("wanted {} {from}", route.cid),
                 Record::Run { run, envelope: e } => {
                     assert_eq!((e.publisher, run.body_bytes), (publisher, 7));
@@ -552,6 +580,8 @@ mod tests {
                 "lines Some(9) Some(5) SUB a  RSID:1:1\\r\\n",
                 "lines None None UNSUB RSID:1:1\\r\\n",
                 "wanted 9 5",
+                "mark 1099511627776",
+                "taken in 7",
                 r#"run foo ["None hello\\r\\n", "Some(2) hi\\r\\n"]"#,
                 r#"7:1 foo None None hi\r\n false 1 5 [] true"#,
             ]

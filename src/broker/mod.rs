@@ -17,6 +17,7 @@ pub mod fuzz;
 mod hold;
 pub mod mail;
 pub mod outbox;
+mod pace;
 mod peers;
 pub mod perms;
 pub mod propagate;
@@ -81,6 +82,7 @@ pub struct Broker {
     untold: Vec<u32>,
     /// Routes that are still being told what there was when they came, and until when that is believed.
     catching_up: Vec<(mail::RouteRef, Instant)>,
+    pace: pace::Pace,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -150,6 +152,7 @@ impl Broker {
             departed: propagate::Departed::default(),
             untold: Vec::new(),
             catching_up: Vec::new(),
+            pace: pace::Pace::default(),
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),
@@ -212,6 +215,7 @@ impl Broker {
             .is_some_and(|client| {
                 client.held_by == 0
                     && !client.choked
+                    && !client.paced
                     && !client.verifying
                     && client.phase == Phase::Open
             })
@@ -328,28 +332,29 @@ impl Broker {
         }
         client.phase = Phase::Closing;
         client.ticket = None;
-        let (kind, cid) = (client.kind, client.cid);
+        let kind = client.kind;
         match kind {
             Kind::Client => log::debug!("{} - Client connection closed", client.label()),
             Kind::Route => log::debug!("{} - Router connection closed", client.label()),
         }
-        let subscriptions = std::mem::take(&mut client.subscriptions);
-        for subscription in subscriptions {
-            self.forget_subscription(subscription);
-        }
         self.let_publishers_go(slot);
-        match kind {
-            Kind::Client => drop(self.slots.remove(&cid)),
-            Kind::Route => self.route_closed(slot),
+        if kind == Kind::Route {
+            self.route_closed(slot);
         }
+        self.leave(slot);
         self.effects.push(Effect::Close { slot, why });
     }
 
-    /// The kernel holds nothing of this connection any more; the slot is free after this.
+    /// The kernel holds nothing of this connection any more; the slot is free when its last
+    /// subscription has gone.
     pub fn release(&mut self, slot: Slot) {
-        let mut client = self.receivers.clients.remove(slot as usize);
+        let client = &mut self.receivers.clients[slot as usize];
         assert_eq!(client.phase, Phase::Closing, "released while open");
         client.outbox.clear(&mut self.receivers.pool);
+        client.released = true;
+        if !client.leaving {
+            self.receivers.clients.remove(slot as usize);
+        }
         self.tidy_timers();
     }
 
@@ -357,6 +362,7 @@ impl Broker {
 
     /// The last call of a turn, before mail and output are taken.
     pub fn end_turn(&mut self) {
+        self.pace.end_turn();
         if !self.untold.is_empty() {
             self.tell_untold();
         }

@@ -8,6 +8,7 @@ use super::Broker;
 use super::client::PublisherRef;
 use super::deliver::Origin;
 use super::mail::{Batch, Record};
+use super::pace::Mark;
 use super::subs::{Care, Target};
 use crate::subject::sublist::{InterestId, QueueId};
 use std::collections::HashMap;
@@ -185,6 +186,11 @@ impl Broker {
                 } => self.pass_to_route(route, from, next, lines),
                 Record::RouteLines { lines, .. } => self.pass_to_routes(lines),
                 Record::InterestWanted { route, from } => self.tell_batch(route, from),
+                Record::Mark { position } => self.set_mark(Mark {
+                    loop_index: from,
+                    position,
+                }),
+                Record::TakenIn { position } => self.note_taken_in(position),
             }
         }
     }

@@ -16,7 +16,7 @@
 //! others.
 
 use super::mail::RouteRef;
-use super::route::Rest;
+use super::route::{Asked, Rest};
 use super::subs::{Subscription, Target};
 use super::{Broker, Slot};
 use crate::wire::args::number;
@@ -187,6 +187,7 @@ impl Broker {
             self.outgoing(ROUTE_LOOP)
                 .push_route_lines(None, None, &line);
         }
+        self.note_told(line.len());
         self.route_line = line;
     }
 
@@ -246,7 +247,8 @@ impl Broker {
         }
         if let Some(from) = next {
             self.append(slot, encode::PING);
-            self.route(slot).rest.push(Rest { loop_index, from });
+            let rest = Asked::Rest(Rest { loop_index, from });
+            self.route(slot).asked.push_back(rest);
         }
     }
 
@@ -262,12 +264,12 @@ impl Broker {
     }
 
     /// A route has taken in what it was told so far.
-    pub(super) fn tell_rest(&mut self, slot: Slot) {
-        let rest = &mut self.route(slot).rest;
-        if rest.is_empty() {
-            return;
-        }
-        let Rest { loop_index, from } = rest.remove(0);
+    pub(super) fn route_has_taken_in(&mut self, slot: Slot) {
+        let Rest { loop_index, from } = match self.route(slot).asked.pop_front() {
+            None => return,
+            Some(Asked::Mark(mark)) => return self.mark_answered(mark),
+            Some(Asked::Rest(rest)) => rest,
+        };
         let route = self.route_ref(slot);
         if loop_index == self.loop_index {
             self.tell_batch(route, from);
@@ -461,7 +463,7 @@ mod tests {
         );
         assert!(at < request && lines.contains("SUB new  RSID:1:500"));
         let mut rest = String::new();
-        while broker.route(route).rest.len() == 1 {
+        while broker.route(route).asked.len() == 1 {
             broker.handle_bytes(route, b"PONG\r\n", now);
             rest += &written(&mut broker, route, now);
         }
@@ -479,7 +481,7 @@ mod tests {
         assert!(broker.catching_up.is_empty());
         let stale = RouteRef { slot, cid: 99 };
         broker.pass_to_route(stale, 0, Some(1), b"SUB x  RSID:1:1\r\n");
-        assert!(broker.route(slot).rest.is_empty());
+        assert!(broker.route(slot).asked.is_empty());
     }
 
     #[test]
@@ -509,7 +511,184 @@ mod tests {
         let lines: String = (0..1000)
             .map(|sid| format!("SUB a.{sid} {sid}\r\n"))
             .collect();
-        assert_eq!(told(&lines).lines().count(), 1000);
+        let told = told(&lines);
+        let subs = told.lines().filter(|line| line.starts_with("SUB "));
+        assert_eq!(subs.count(), 1000);
+    }
+
+    fn pongs(broker: &mut Broker, route: Slot, lines: &str, now: Instant) {
+        for _ in lines.lines().filter(|line| *line == "PING") {
+            broker.handle_bytes(route, b"PONG\r\n", now);
+        }
+    }
+
+    #[test]
+    fn a_client_that_leaves_is_taken_out_bit_by_bit() {
+        let now = Instant::now();
+        for (answers, count) in [(true, 50), (true, 1000), (false, 1000)] {
+            let (mut broker, client) = broker(now);
+            let route = route(&mut broker, 2, now);
+            broker.handle_bytes(client, subscriptions(count).as_bytes(), now);
+            let lines = written(&mut broker, route, now);
+            pongs(&mut broker, route, &lines, now);
+            broker.handle_gone(client, now);
+            broker.release(client);
+            let (mut told, mut turns, mut at) = (Vec::new(), 0, now);
+            while broker.client(client).is_some() {
+                let lines = written(&mut broker, route, at);
+                assert!(lines.len() < 1024, "{} bytes", lines.len());
+                if answers {
+                    pongs(&mut broker, route, &lines, at);
+                }
+                told.extend(lines.lines().map(str::to_owned));
+                at = at.max(broker.next_deadline().unwrap());
+                broker.handle_timeouts(at);
+                turns += 1;
+            }
+            told.extend(written(&mut broker, route, at).lines().map(str::to_owned));
+            told.retain(|line| line != "PING");
+            told.sort();
+            let mut expected: Vec<String> =
+                (0..count).map(|n| format!("UNSUB RSID:1:{n}")).collect();
+            expected.sort();
+            assert_eq!(told, expected);
+            assert!(turns > count / 20, "{turns} turns");
+            assert!(answers == (at == now), "after {:?}", at - now);
+        }
+    }
+
+    #[test]
+    fn nothing_comes_to_a_client_that_is_being_taken_out() {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        let route = route(&mut broker, 2, now);
+        let members: String = (0..100).map(|n| format!("SUB x q {n}\r\n")).collect();
+        broker.handle_bytes(client, members.as_bytes(), now);
+        let other = broker.open(3, PEER, now);
+        broker.handle_bytes(other, b"SUB x q 1\r\nSUB x r 2\r\n", now);
+        written(&mut broker, other, now);
+        broker.handle_gone(client, now);
+        broker.release(client);
+        assert_eq!(broker.subscription_count(), 100 - 16 + 2 + 1);
+        // Wherever it is chosen, the other member of its group gets the message.
+        for sid in 0..100 {
+            broker.handle_bytes(
+                route,
+                format!("MSG x QRSID:1:{sid} 0\r\n\r\n").as_bytes(),
+                now,
+            );
+        }
+        let got = written(&mut broker, other, now);
+        assert_eq!(got.matches("MSG x 1 0").count(), 100, "{got}");
+        assert_eq!(
+            broker.open(4, PEER, now),
+            other + 1,
+            "its slot is not given out"
+        );
+    }
+
+    #[test]
+    fn whoever_leaves_behind_a_burst_is_not_forgotten() {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        broker.handle_bytes(client, subscriptions(100).as_bytes(), now);
+        let idle = broker.open(3, PEER, now);
+        for slot in [client, idle] {
+            broker.handle_gone(slot, now);
+            broker.release(slot);
+        }
+        for _ in 0..10 {
+            broker.end_turn();
+            broker.handle_timeouts(now);
+        }
+        assert_eq!(broker.clients().count(), 0);
+        assert!(broker.next_deadline().is_none_or(|at| at > now));
+    }
+
+    #[test]
+    fn a_burst_waits_for_the_routes_but_not_for_ever() {
+        let now = Instant::now();
+        for answers in [true, false] {
+            let (mut broker, client) = broker(now);
+            let route = route(&mut broker, 2, now);
+            let innocent = broker.open(3, PEER, now);
+            broker.handle_bytes(client, subscriptions(500).as_bytes(), now);
+            broker.handle_bytes(innocent, b"SUB a 1\r\n", now);
+            assert!(!broker.wants_bytes(client) && broker.wants_bytes(innocent));
+            let lines = written(&mut broker, route, now);
+            assert_eq!(
+                lines
+                    .lines()
+                    .filter(|line| line.starts_with("SUB "))
+                    .count(),
+                501
+            );
+            broker.handle_timeouts(now);
+            assert!(!broker.wants_bytes(client));
+            if answers {
+                pongs(&mut broker, route, &lines, now);
+                broker.handle_timeouts(now);
+            } else {
+                let at = broker.next_deadline().unwrap();
+                assert!(at > now && at < now + Duration::from_millis(100));
+                broker.handle_timeouts(at);
+            }
+            assert!(broker.wants_bytes(client));
+            let mut effects = Vec::new();
+            broker.take_effects(&mut effects);
+            use crate::broker::effect::Effect;
+            let resumed =
+                |effect: &Effect| matches!(effect, Effect::Resume { slot } if *slot == client);
+            assert!(effects.iter().any(resumed));
+        }
+    }
+
+    #[test]
+    fn a_route_that_goes_is_not_waited_for() {
+        let now = Instant::now();
+        let (mut broker, client) = broker(now);
+        let route = route(&mut broker, 2, now);
+        broker.handle_bytes(client, subscriptions(500).as_bytes(), now);
+        assert!(!broker.wants_bytes(client));
+        broker.handle_gone(route, now);
+        broker.handle_timeouts(now);
+        assert!(broker.wants_bytes(client));
+    }
+
+    #[test]
+    fn another_loop_hears_when_its_burst_is_taken_in() {
+        let now = Instant::now();
+        let settings = Settings {
+            cluster: Some(ClusterSettings::default()),
+            ..Settings::default()
+        };
+        let settings = Arc::new(settings);
+        let mut loops: Vec<Broker> = (0..2)
+            .map(|index| {
+                let region = RegionMut::map(1 << 20).unwrap();
+                Broker::new(settings.clone(), index, 2, region, Random::new(1), now)
+            })
+            .collect();
+        let route = route(&mut loops[0], 1, now);
+        let client = loops[1].open(2, PEER, now);
+        loops[1].handle_bytes(client, subscriptions(500).as_bytes(), now);
+        assert!(!loops[1].wants_bytes(client));
+        let mail = |loops: &mut Vec<Broker>, from: usize| {
+            loops[from].end_turn();
+            let batch = loops[from].take_mail(1 - from as u16, Default::default());
+            loops[1 - from].handle_mail(from as u16, &batch, now);
+        };
+        mail(&mut loops, 1);
+        let lines = written(&mut loops[0], route, now);
+        assert!(lines.contains("SUB a.499 "));
+        for answered in [false, true] {
+            if answered {
+                pongs(&mut loops[0], route, &lines, now);
+            }
+            mail(&mut loops, 0);
+            loops[1].handle_timeouts(now);
+            assert_eq!(loops[1].wants_bytes(client), answered);
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::auth::{Shown, Verdict};
 use super::client::{Client, Phase};
 use super::deliver::Origin;
 use super::effect::{CloseReason, Dial, Effect};
+use super::pace::Mark;
 use super::propagate::QUEUE_SID_PREFIX;
 use super::subs::Care;
 use super::timers::Timer;
@@ -27,6 +28,7 @@ use crate::wire::parser::{Kind, Message, Sink, Stop};
 use crate::wire::run::Run;
 use crate::wire::{encode, errors};
 use bytes::Bytes;
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -59,8 +61,17 @@ pub struct Route {
     /// Closed because nothing came or went any more: the other side may only be cut off from us, and
     /// is dialled again, whoever dialled it before.
     pub given_up: bool,
-    /// What it was not told yet of the subscriptions there were when it came.
-    pub rest: Vec<Rest>,
+    /// What its next PONGs are for.
+    pub asked: VecDeque<Asked>,
+}
+
+/// Why a route got a PING that is not the timer's.
+#[derive(Clone, Copy, Debug)]
+pub enum Asked {
+    /// Then it is told what is left of the subscriptions there were when it came.
+    Rest(Rest),
+    /// Interest up to there has been taken in.
+    Mark(Mark),
 }
 
 /// The subscriptions of one loop from this number on.
@@ -139,11 +150,16 @@ impl Broker {
         slot
     }
 
-    /// Called when a route is closed, after its interest has gone.
+    /// Called when a route is closed; its interest goes after this.
     pub(super) fn route_closed(&mut self, slot: Slot) {
         self.routes.registered.retain(|other| *other != slot);
         self.catching_up.retain(|(route, _)| route.slot != slot);
         let record = std::mem::take(self.route(slot));
+        for asked in &record.asked {
+            if let Asked::Mark(mark) = asked {
+                self.mark_answered(*mark);
+            }
+        }
         if let Some(info) = &record.info {
             self.forget_urls(&info.connect_urls);
         }
@@ -613,7 +629,7 @@ impl Sink for RouteSession<'_> {
     fn pong(&mut self) -> Result<(), Stop> {
         self.trace(format_args!("PONG"));
         self.client().pings_out = 0;
-        self.broker.tell_rest(self.slot);
+        self.broker.route_has_taken_in(self.slot);
         Ok(())
     }
 

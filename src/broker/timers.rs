@@ -52,11 +52,16 @@ impl Broker {
     }
 
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.timers.0.peek().map(|Reverse((at, ..))| *at)
+        let timer = self.timers.0.peek().map(|Reverse((at, ..))| *at);
+        [timer, self.pace.deadline(self.now)]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     pub fn handle_timeouts(&mut self, now: Instant) {
         self.now = now;
+        self.keep_pace();
         while let Some(Reverse((at, slot, cid, timer))) = self.timers.0.peek().copied() {
             if at > now {
                 break;

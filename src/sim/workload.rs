@@ -139,7 +139,8 @@ fn step(world: &mut World, changes: bool) {
         0..12 if changes => subscribe(world, client),
         12..20 if changes => unsubscribe(world),
         20..23 if changes => world.close_client(client),
-        23..26 if changes => flicker(world, client),
+        23..25 if changes => flicker(world, client),
+        25 if changes => burst(world, client),
         26..40 => request(world, client),
         _ => {
             let subject = world.random.choice(SUBJECTS).expect("there are some");
@@ -176,6 +177,38 @@ fn flicker(world: &mut World, client: usize) {
         let pattern = world.random.choice(PATTERNS).expect("there are some");
         let id = world.subscribe(client, pattern, None, None);
         world.unsubscribe(id);
+    }
+}
+
+/// Many subscriptions at once, which stay, end one by one, or go with their client; and a request
+/// behind them.
+fn burst(world: &mut World, client: usize) {
+    let count = world.random.usize(20..150);
+    let (first, max) = (world.random.usize(..1000), world.random.u8(..4) == 0);
+    let ids: Vec<SubscriptionId> = (first..first + count)
+        .map(|n| world.subscribe(client, &format!("burst.{n}"), None, max.then_some(3)))
+        .collect();
+    let n = world.random.usize(first..first + count);
+    world.publish(client, &format!("burst.{n}"), "", None);
+    request(world, client);
+    let wait = world.random.u64(..30 * MILLI);
+    if world.random.bool() {
+        world.run_for(wait);
+    }
+    if !world.clients[client].open {
+        return;
+    }
+    match world.random.u8(..4) {
+        0 => world.close_client(client),
+        1 => {}
+        _ => {
+            for id in ids {
+                if world.ledger.subscriptions[id].ended.is_none() {
+                    world.unsubscribe(id);
+                }
+            }
+            request(world, client);
+        }
     }
 }
 

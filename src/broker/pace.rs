@@ -1,0 +1,259 @@
+//! Bursts of interest, told in portions: a message waits for one of them at most, not for all.
+//!
+//! A client may make or end a hundred thousand subscriptions at once, or leave with that many. Each
+//! change costs this loop, the other loops and other servers some time, and a message behind all of
+//! them would wait for it. So:
+//!
+//! - what had a connection that leaves is taken out a portion per turn; meanwhile it gets nothing, and
+//!   its slot stays taken;
+//! - every so many bytes of lines for the routes there is a PING, a *mark*. When a whole window is on its
+//!   way, and until all routes have answered all marks, a client that brings changes in bulk is not
+//!   read from, and connections that leave stand still.
+//!
+//! Nothing changes its place: lines go to the routes when the change happens, and what a client says
+//! behind its changes is read behind them. Who waits is asked to go on after `PATIENCE` in any case, so
+//! a route that takes nothing, or is far away, slows bursts down and stops nobody.
+//!
+//! ```text
+//!   told ------ mark ------ mark ------ mark --->   bytes of lines, of one loop
+//!                 |<-------- window ------->|
+//!            answered by all routes      behind: bursts wait
+//! ```
+//!
+//! The routes, and so the answers, are on loop 0; a mark of another loop goes there by mail behind the
+//! lines, and the answer comes back by mail.
+
+use super::client::Phase;
+use super::effect::Effect;
+use super::propagate::ROUTE_LOOP;
+use super::route::Asked;
+use super::{Broker, Slot};
+use crate::wire::encode;
+use crate::wire::parser::Kind;
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Some 1500 lines, and the 3000 one read of a client may cause come on top: a millisecond or two for
+/// midge, about 20 for gnatsd 1.1.0. Tests have small bursts.
+const WINDOW_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 32 << 10 };
+const MARK_BYTES: u64 = WINDOW_BYTES / 4;
+/// Lines one read of a client must cause for it to be taken for a burst.
+const BULK_BYTES: u64 = WINDOW_BYTES / 32;
+
+/// Subscriptions of those that leave, taken out per turn: half a millisecond.
+const PORTION: usize = if cfg!(test) { 16 } else { 1024 };
+
+/// Without an answer, bursts go on after this time.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Clients that go on in one turn; each may bring a burst.
+const RESUMED_MAX: usize = 4;
+
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    /// Bytes of lines for routes so far: all, up to the last mark, and taken in by all routes.
+    told: u64,
+    marked: u64,
+    taken_in: u64,
+    /// While a window's worth was not taken in, and until all marks are answered: since the last answer.
+    behind_since: Option<Instant>,
+    /// Clients that are not read from, by slot and cid.
+    waiting: VecDeque<(Slot, u64)>,
+    /// Closed connections that still have subscriptions.
+    leaving: VecDeque<Slot>,
+    /// Subscriptions taken out in this turn.
+    taken_out: usize,
+    /// On the loop of the routes: marks of all loops that some routes have not answered.
+    open_marks: Vec<OpenMark>,
+}
+
+/// A place in the lines of a loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Mark {
+    pub loop_index: u16,
+    pub position: u64,
+}
+
+#[derive(Debug)]
+struct OpenMark {
+    mark: Mark,
+    routes_missing: usize,
+}
+
+impl Pace {
+    pub fn told(&self) -> u64 {
+        self.told
+    }
+
+    fn on_their_way(&self) -> u64 {
+        self.told - self.taken_in
+    }
+
+    fn is_behind(&self) -> bool {
+        self.behind_since.is_some()
+    }
+
+    /// When something is to be done, if it is not brought about by an answer.
+    pub fn deadline(&self, now: Instant) -> Option<Instant> {
+        if self.waiting.is_empty() && self.leaving.is_empty() {
+            return None;
+        }
+        let late = self.behind_since.map(|since| since + PATIENCE);
+        Some(late.unwrap_or(now))
+    }
+
+    /// The next turn has a portion of its own.
+    pub fn end_turn(&mut self) {
+        self.taken_out = 0;
+    }
+}
+
+impl Broker {
+    /// Bursts that may go on do so.
+    pub(super) fn keep_pace(&mut self) {
+        let pace = &mut self.pace;
+        let late = |since: Instant| self.now >= since + PATIENCE;
+        if pace.behind_since.is_some_and(late) {
+            pace.taken_in = pace.told;
+            pace.behind_since = None;
+        }
+        for _ in 0..RESUMED_MAX {
+            if self.pace.is_behind() {
+                break;
+            }
+            let Some((slot, cid)) = self.pace.waiting.pop_front() else {
+                break;
+            };
+            let client = self.receivers.clients.get_mut(slot as usize);
+            if let Some(client) = client.filter(|client| client.cid == cid) {
+                client.paced = false;
+                self.effects.push(Effect::Resume { slot });
+            }
+        }
+        self.take_out_leavers();
+    }
+
+    // ---- connections that leave
+
+    /// A connection was closed: its subscriptions go.
+    pub(super) fn leave(&mut self, slot: Slot) {
+        self.receivers.clients[slot as usize].leaving = true;
+        self.pace.leaving.push_back(slot);
+        self.take_out_leavers();
+    }
+
+    fn take_out_leavers(&mut self) {
+        while let Some(slot) = self.pace.leaving.front().copied() {
+            let client = &mut self.receivers.clients[slot as usize];
+            if !client.subscriptions.is_empty() {
+                let room = PORTION.saturating_sub(self.pace.taken_out);
+                if room == 0 || self.pace.is_behind() {
+                    return;
+                }
+                let all = client.subscriptions.extract_if(|_| true);
+                let portion: Vec<u32> = all.take(room).collect();
+                self.pace.taken_out += portion.len();
+                for id in portion {
+                    self.forget_subscription(id);
+                }
+                continue;
+            }
+            // Until here its members of queue groups could be looked up, to find another of their group.
+            let (kind, cid, released) = (client.kind, client.cid, client.released);
+            client.leaving = false;
+            self.pace.leaving.pop_front();
+            if kind == Kind::Client {
+                self.slots.remove(&cid);
+            }
+            if released {
+                self.receivers.clients.remove(slot as usize);
+            }
+        }
+    }
+
+    // ---- clients that make many changes
+
+    /// A client was read from when so much had been told: if it brought a burst, it may have to wait.
+    pub(super) fn pace_client(&mut self, slot: Slot, told_before: u64) {
+        let pace = &mut self.pace;
+        let client = &mut self.receivers.clients[slot as usize];
+        if pace.told - told_before >= BULK_BYTES
+            && pace.is_behind()
+            && client.kind == Kind::Client
+            && client.phase == Phase::Open
+            && !std::mem::replace(&mut client.paced, true)
+        {
+            pace.waiting.push_back((slot, client.cid));
+        }
+    }
+
+    // ---- marks
+
+    /// This loop caused a line for all routes.
+    pub(super) fn note_told(&mut self, bytes: usize) {
+        let pace = &mut self.pace;
+        pace.told += bytes as u64;
+        if pace.on_their_way() >= WINDOW_BYTES {
+            pace.behind_since.get_or_insert(self.now);
+        }
+        if pace.told - pace.marked < MARK_BYTES {
+            return;
+        }
+        pace.marked = pace.told;
+        let position = pace.told;
+        match self.loop_index {
+            ROUTE_LOOP => self.set_mark(Mark {
+                loop_index: ROUTE_LOOP,
+                position,
+            }),
+            _ => self.outgoing(ROUTE_LOOP).push_mark(position),
+        }
+    }
+
+    /// All routes are to say when they have taken in what stands before this.
+    pub(super) fn set_mark(&mut self, mark: Mark) {
+        let routes = self.routes.registered.len();
+        if routes == 0 {
+            return self.mark_taken_in(mark);
+        }
+        for index in 0..routes {
+            let slot = self.routes.registered[index];
+            self.append(slot, encode::PING);
+            self.route(slot).asked.push_back(Asked::Mark(mark));
+        }
+        self.pace.open_marks.push(OpenMark {
+            mark,
+            routes_missing: routes,
+        });
+    }
+
+    /// A route has answered a mark, or has gone.
+    pub(super) fn mark_answered(&mut self, mark: Mark) {
+        let marks = &mut self.pace.open_marks;
+        let Some(index) = marks.iter().position(|open| open.mark == mark) else {
+            return;
+        };
+        marks[index].routes_missing -= 1;
+        if marks[index].routes_missing == 0 {
+            marks.remove(index);
+            self.mark_taken_in(mark);
+        }
+    }
+
+    fn mark_taken_in(&mut self, mark: Mark) {
+        match mark.loop_index == self.loop_index {
+            true => self.note_taken_in(mark.position),
+            false => self.outgoing(mark.loop_index).push_taken_in(mark.position),
+        }
+    }
+
+    /// All routes have taken in what this loop told before this position.
+    pub(super) fn note_taken_in(&mut self, position: u64) {
+        let pace = &mut self.pace;
+        if position > pace.taken_in {
+            pace.taken_in = position;
+            let more = pace.is_behind() && pace.on_their_way() >= MARK_BYTES;
+            pace.behind_since = more.then_some(self.now);
+        }
+    }
+}
