@@ -3,6 +3,8 @@
 
 mod support;
 
+use rustls::pki_types::{CertificateDer, pem::PemObject};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use support::Server;
 
@@ -95,6 +97,54 @@ async fn a_client_with_tls_of_either_kind() {
         drop(client);
         server.stop();
     }
+}
+
+/// Python's asyncio and others say that they are done, and close the socket when the server has.
+#[test]
+fn a_client_that_says_goodbye_is_let_go() {
+    let authority = Authority::new();
+    authority.issue("server");
+    let config = authority.config(", handshake_first: true");
+    let server = Server::start(&["--threads", "1", "-c", &config]);
+    let mut roots = rustls::RootCertStore::empty();
+    let ca = std::fs::read(authority.path("ca.pem")).unwrap();
+    roots
+        .add(CertificateDer::from_pem_slice(&ca).unwrap())
+        .unwrap();
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let config = std::sync::Arc::new(config);
+    let open = || {
+        let name = "localhost".try_into().unwrap();
+        let session = rustls::ClientConnection::new(config.clone(), name).unwrap();
+        let socket = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        let patience = Some(std::time::Duration::from_secs(60));
+        socket.set_read_timeout(patience).unwrap();
+        BufReader::new(rustls::StreamOwned::new(session, socket))
+    };
+    let mut subscriber = open();
+    let stream = subscriber.get_mut();
+    stream
+        .write_all(b"CONNECT {\"verbose\":false}\r\nSUB last.words 1\r\nPING\r\n")
+        .unwrap();
+    let mut lines = subscriber.by_ref().lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "PONG"));
+    let mut leaver = open();
+    let stream = leaver.get_mut();
+    stream
+        .write_all(b"CONNECT {\"verbose\":false}\r\nPUB last.words 3\r\nbye\r\n")
+        .unwrap();
+    stream.conn.send_close_notify();
+    stream.flush().unwrap();
+    let mut lines = subscriber.by_ref().lines().map(Result::unwrap);
+    assert!(lines.any(|line| line == "bye"));
+    // INFO, and the end.
+    leaver.read_to_end(&mut Vec::new()).unwrap();
+    server.stop();
 }
 
 #[tokio::test]

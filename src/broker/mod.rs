@@ -570,7 +570,7 @@ impl Broker {
         self.receivers.pool.bytes(offset, len)
     }
 
-    /// Closes a connection whose carrier has failed; what that has to say may still leave.
+    /// Closes a connection whose carrier has failed or ended; what that has to say may still leave.
     pub fn hang_up(&mut self, slot: Slot) {
         self.close(slot, CloseReason::Told);
     }

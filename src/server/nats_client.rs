@@ -391,6 +391,9 @@ impl NatsClient {
             input = &self.plain;
         }
         match self.parser.parse(input, sink) {
+            Ok(()) if self.tls.as_ref().is_some_and(|tls| tls.has_ended()) => {
+                Err(io::ErrorKind::UnexpectedEof.into())
+            }
             Ok(()) => Ok(bytes),
             Err(Fault::Stopped) => Err(io::Error::other(sink.refusal.clone())),
             Err(fault) => Err(io::Error::other(fault.to_string())),

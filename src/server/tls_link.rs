@@ -163,6 +163,10 @@ impl<I: Io> EventLoop<I> {
         }
         self.plain = plain;
         match result {
+            Ok(()) if self.link(slot).is_some_and(|link| link.session.has_ended()) => {
+                // Not just gone: it waits for what is pending, and for our goodbye.
+                self.broker.hang_up(slot);
+            }
             Ok(()) => self.write(slot),
             Err(fault) => self.fail(slot, &fault),
         }

@@ -16,6 +16,8 @@ pub struct Session {
     connection: Connection,
     /// Nothing has come in yet.
     fresh: bool,
+    /// The peer said that nothing follows.
+    ended: bool,
 }
 
 /// Why a session ended.
@@ -64,11 +66,18 @@ impl Session {
         Self {
             connection,
             fresh: true,
+            ended: false,
         }
     }
 
     pub fn is_handshaking(&self) -> bool {
         self.connection.is_handshaking()
+    }
+
+    /// Whether the peer has said that nothing follows (`close_notify`): the end of its stream, as much as
+    /// that of the socket. Many close the socket only when we have.
+    pub fn has_ended(&self) -> bool {
+        self.ended
     }
 
     /// Takes ciphertext in and appends the plain text in it to `plain`. There may be output
@@ -87,9 +96,9 @@ impl Session {
                 break;
             }
             let state = self.connection.process_new_packets();
-            let ready = state
-                .map_err(|error| broken(&error))?
-                .plaintext_bytes_to_read();
+            let state = state.map_err(|error| broken(&error))?;
+            self.ended = state.peer_has_closed();
+            let ready = state.plaintext_bytes_to_read();
             let at = plain.len();
             plain.resize(at + ready, 0);
             let read = self.connection.reader().read_exact(&mut plain[at..]);
@@ -204,7 +213,9 @@ mod tests {
             prop_assert_eq!(&pump(&mut client, &mut server, &mut sizes).unwrap(), &payload);
             server.send(&payload);
             server.close();
+            prop_assert!(!client.has_ended());
             prop_assert_eq!(&pump(&mut server, &mut client, &mut sizes).unwrap(), &payload);
+            prop_assert!(client.has_ended() && !server.has_ended());
         }
 
         #[test]
