@@ -17,10 +17,11 @@
 //! for as long as they make progress.
 
 use super::client::{Holding, Phase, PublisherRef};
-use super::effect::Effect;
+use super::effect::{CloseReason, Effect};
 use super::timers::Timer;
 use super::{Broker, Slot};
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
 
 /// Backlog above which a receiver may hold publishers, and below which it lets them go.
 pub const HIGH_WATER_BYTES: usize = 1 << 20;
@@ -33,6 +34,20 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// that long.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
+
+/// One connection that was cut off because it did not read.
+#[derive(Clone, Debug)]
+pub struct SlowConsumer {
+    pub cid: u64,
+    pub peer: SocketAddr,
+    pub name: String,
+    pub pending_bytes: usize,
+    pub cause: String,
+    pub at: SystemTime,
+}
+
+/// The latest slow consumers kept for monitoring.
+const SLOW_CONSUMERS_KEPT: usize = 64;
 
 impl Broker {
     /// Some of the `receivers` of a message of this publisher are behind: hold it back.
@@ -169,5 +184,166 @@ impl Broker {
         // From here on its backlog grows, until it catches up or is cut off.
         client.stuck = true;
         self.let_publishers_go(receiver);
+    }
+
+    pub(super) fn cut_off(&mut self, slot: Slot, cause: String) {
+        let client = &self.receivers.clients[slot as usize];
+        if client.phase == Phase::Closing {
+            return;
+        }
+        let slow = SlowConsumer {
+            cid: client.cid,
+            peer: client.peer,
+            name: client.name().to_owned(),
+            pending_bytes: client.outbox.pending(),
+            cause,
+            at: SystemTime::now(),
+        };
+        log::info!(
+            "{} - Slow Consumer Detected: name {:?}, {} bytes pending, {}",
+            client.label(),
+            slow.name,
+            slow.pending_bytes,
+            slow.cause
+        );
+        self.totals.slow_consumers += 1;
+        if self.slow_consumers.len() == SLOW_CONSUMERS_KEPT {
+            self.slow_consumers.remove(0);
+        }
+        self.slow_consumers.push(slow);
+        self.give_up(slot);
+        self.close(slot, CloseReason::SlowConsumer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::settings::Settings;
+    use super::*;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+    use std::sync::Arc;
+    use std::time::Instant;
+
+    fn broker(settings: Settings) -> (Broker, Instant) {
+        let now = Instant::now();
+        let region = RegionMut::map(1 << 20).unwrap();
+        (
+            Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now),
+            now,
+        )
+    }
+
+    fn open(broker: &mut Broker, cid: u64, now: Instant) -> Slot {
+        let slot = broker.open(cid, SocketAddr::from(([127, 0, 0, 1], 1)), now);
+        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
+        drain(broker, slot, now);
+        slot
+    }
+
+    fn drain(broker: &mut Broker, slot: Slot, now: Instant) -> usize {
+        let pending = broker.client(slot).unwrap().outbox.pending();
+        broker.handle_written(slot, pending, now);
+        pending
+    }
+
+    fn resumed(broker: &mut Broker) -> Vec<Slot> {
+        let mut effects = Vec::new();
+        broker.take_effects(&mut effects);
+        effects
+            .iter()
+            .filter_map(|e| {
+                if let Effect::Resume { slot } = e {
+                    Some(*slot)
+                } else {
+                    None
+                }
+            })
+            .collect()
+    }
+
+    #[test]
+    fn answers_nobody_reads_do_not_pile_up() {
+        let (mut broker, now) = broker(Settings::default());
+        let slot = open(&mut broker, 1, now);
+        let pings = b"PING\r\n".repeat(10_000);
+        let mut rounds = 0;
+        while broker.wants_bytes(slot) {
+            broker.handle_bytes(slot, &pings, now);
+            rounds += 1;
+            assert!(rounds < 100, "read from without end");
+        }
+        drain(&mut broker, slot, now);
+        assert_eq!(resumed(&mut broker), [slot]);
+        assert!(broker.wants_bytes(slot));
+    }
+
+    #[test]
+    fn a_publisher_waits_for_its_only_receiver_but_not_for_a_stuck_one() {
+        let (mut broker, now) = broker(Settings::default());
+        let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
+        broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
+        let message = [
+            b"PUB x 10000\r\n".to_vec(),
+            vec![b'.'; 10_000],
+            b"\r\n".to_vec(),
+        ]
+        .concat();
+        while broker.wants_bytes(publisher) {
+            broker.handle_bytes(publisher, &message, now);
+        }
+        assert!(drain(&mut broker, receiver, now) < 2 << 20);
+        assert_eq!(resumed(&mut broker), [publisher]);
+        // Again, but now the receiver takes nothing: the publisher is let go.
+        while broker.wants_bytes(publisher) {
+            broker.handle_bytes(publisher, &message, now);
+        }
+        let mut pieces = Vec::new();
+        broker.start_write(receiver, 64, usize::MAX, &mut pieces);
+        let later = now + Duration::from_millis(500);
+        broker.handle_timeouts(later);
+        assert_eq!(resumed(&mut broker), [publisher]);
+        broker.handle_bytes(publisher, &message, later);
+        assert!(broker.wants_bytes(publisher));
+        // And in the end the receiver is cut off.
+        broker.handle_timeouts(now + Duration::from_secs(3));
+        assert_eq!(broker.totals().slow_consumers, 1);
+    }
+
+    #[test]
+    fn one_receiver_of_many_holds_its_publisher_for_a_moment_only() {
+        let (mut broker, now) = broker(Settings::default());
+        let publisher = open(&mut broker, 1, now);
+        let receivers: Vec<Slot> = (2..10).map(|cid| open(&mut broker, cid, now)).collect();
+        for receiver in &receivers {
+            broker.handle_bytes(*receiver, b"SUB x 1\r\n", now);
+        }
+        let message = [
+            b"PUB x 10000\r\n".to_vec(),
+            vec![b'.'; 10_000],
+            b"\r\n".to_vec(),
+        ]
+        .concat();
+        let (mut at, mut held, step) = (now, Duration::ZERO, Duration::from_millis(1));
+        for _ in 0..3000 {
+            if broker.wants_bytes(publisher) {
+                broker.handle_bytes(publisher, &message, at);
+            } else {
+                held += step;
+            }
+            // All but the first keep up; that one takes a little.
+            for receiver in &receivers[1..] {
+                drain(&mut broker, *receiver, at);
+            }
+            let pending = broker.client(receivers[0]).unwrap().outbox.pending();
+            broker.handle_written(receivers[0], pending.min(1000), at);
+            at += step;
+            broker.handle_timeouts(at);
+            resumed(&mut broker);
+        }
+        assert!(
+            held < Duration::from_millis(150),
+            "held for {held:?} of 3 s"
+        );
     }
 }

@@ -7,6 +7,7 @@
 //! Everything with interest in a subject is a target of delivery: connections by their slot, the
 //! other loops of the process by their index.
 
+mod admission;
 pub mod auth;
 pub mod client;
 mod deliver;
@@ -32,18 +33,17 @@ use crate::subject::sublist::{InterestId, Sublist};
 use crate::util::pool::Pool;
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
-use crate::wire::errors;
 use crate::wire::parser::Kind;
 use client::{Client, Phase, PublisherRef, Traffic};
 use deliver::Receivers;
 use effect::{CloseReason, Effect};
 use foldhash::fast::FixedState;
+pub use hold::SlowConsumer;
 use outbox::Piece;
 use peers::Peer;
 use settings::Settings;
 use std::collections::HashMap;
 use std::collections::hash_map::RandomState;
-use std::hash::BuildHasher;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -103,20 +103,6 @@ pub struct Totals {
     /// Most receivers a message had.
     pub fanout_max: u32,
 }
-
-/// One connection that was cut off because it did not read.
-#[derive(Clone, Debug)]
-pub struct SlowConsumer {
-    pub cid: u64,
-    pub peer: SocketAddr,
-    pub name: String,
-    pub pending_bytes: usize,
-    pub cause: String,
-    pub at: std::time::SystemTime,
-}
-
-/// The latest slow consumers kept for monitoring.
-const SLOW_CONSUMERS_KEPT: usize = 64;
 
 impl Broker {
     /// `loops` is the number of event loops in the process, this one included.
@@ -280,37 +266,6 @@ impl Broker {
         info.client_line()
     }
 
-    /// What this connection is told to sign: a keyed hash of its number, so that nobody can know it
-    /// before, and it need not be kept.
-    fn nonce(&self, slot: Slot) -> Option<auth::Nonce> {
-        let cid = self.receivers.clients[slot as usize].cid;
-        self.settings.nonces.then(|| {
-            let half = |index: u8| self.nonce_key.hash_one((cid, index)).to_le_bytes();
-            let (first, second) = (half(0), half(1));
-            let bytes = std::array::from_fn(|i| if i < 8 { first[i] } else { second[i - 8] });
-            crate::util::nkey::encode_nonce(bytes)
-        })
-    }
-
-    /// Has a proof checked; until the answer comes, nothing is read from the connection.
-    fn verify(
-        &mut self,
-        slot: Slot,
-        proof: auth::Proof,
-        permissions: Option<Arc<perms::Permissions>>,
-    ) {
-        let client = &mut self.receivers.clients[slot as usize];
-        client.verifying = true;
-        let ticket = client.ticket.insert(Arc::new(()));
-        self.effects.push(Effect::Verify {
-            slot,
-            cid: client.cid,
-            proof,
-            permissions,
-            ticket: Arc::downgrade(ticket),
-        });
-    }
-
     /// The peer closed the connection or the socket failed.
     pub fn handle_gone(&mut self, slot: Slot, now: Instant) {
         self.now = now;
@@ -426,114 +381,7 @@ impl Broker {
         }
     }
 
-    fn cut_off(&mut self, slot: Slot, cause: String) {
-        let client = &self.receivers.clients[slot as usize];
-        if client.phase == Phase::Closing {
-            return;
-        }
-        let slow = SlowConsumer {
-            cid: client.cid,
-            peer: client.peer,
-            name: client.name().to_owned(),
-            pending_bytes: client.outbox.pending(),
-            cause,
-            at: std::time::SystemTime::now(),
-        };
-        log::info!(
-            "{} - Slow Consumer Detected: name {:?}, {} bytes pending, {}",
-            client.label(),
-            slow.name,
-            slow.pending_bytes,
-            slow.cause
-        );
-        self.totals.slow_consumers += 1;
-        if self.slow_consumers.len() == SLOW_CONSUMERS_KEPT {
-            self.slow_consumers.remove(0);
-        }
-        self.slow_consumers.push(slow);
-        self.give_up(slot);
-        self.close(slot, CloseReason::SlowConsumer);
-    }
-
     // ---- commands
-
-    /// New settings. Who would not get in any more, client or server, is told so and closed; subscriptions
-    /// that are not allowed any more end.
-    pub fn reconfigure(&mut self, settings: Arc<Settings>, now: Instant) {
-        self.now = now;
-        self.receivers.set_limits(&settings);
-        let route_auth = |settings: &Settings| settings.cluster.as_ref().map(|c| c.auth.clone());
-        let clients_too = settings.auth != self.settings.auth;
-        let routes_too = route_auth(&settings) != route_auth(&self.settings);
-        self.settings = settings;
-        if !clients_too && !routes_too {
-            return;
-        }
-        let slots = self.clients().map(|(slot, client)| (slot, client.kind));
-        for (slot, kind) in slots.collect::<Vec<_>>() {
-            match kind {
-                Kind::Client if clients_too => self.judge_again(slot),
-                Kind::Route if routes_too => self.judge_route_again(slot),
-                Kind::Client | Kind::Route => {}
-            }
-        }
-    }
-
-    fn judge_again(&mut self, slot: Slot) {
-        let nonce = self.nonce(slot);
-        let client = &mut self.receivers.clients[slot as usize];
-        if client.phase == Phase::Closing || client.internal {
-            return;
-        }
-        let default = crate::wire::connect::Connect::default();
-        let connect = client.connect.as_deref().unwrap_or(&default);
-        let verdict = self.settings.auth.judge(connect, client.shown(nonce));
-        match verdict {
-            auth::Verdict::Granted(permissions) if client.verifying => {
-                // The answer that is under way is to a question of yesterday.
-                let (cid, now) = (client.cid, self.now);
-                self.handle_verdict(slot, cid, permissions, true, now);
-            }
-            auth::Verdict::Granted(permissions) => {
-                client.permissions = permissions;
-                self.end_forbidden_subscriptions(slot);
-            }
-            auth::Verdict::Denied => self.refuse(slot, errors::AUTHORIZATION_VIOLATION),
-            auth::Verdict::Verify { proof, permissions } => {
-                // A CONNECT whose check is under way still waits for its +OK.
-                let login = client.verifying && client.answer_connect;
-                client.answer_connect = login;
-                self.verify(slot, proof, permissions);
-            }
-        }
-    }
-
-    fn end_forbidden_subscriptions(&mut self, slot: Slot) {
-        let client = &self.receivers.clients[slot as usize];
-        let Some(permissions) = client.permissions.clone() else {
-            return;
-        };
-        let all: Vec<u32> = client.subscriptions.iter().copied().collect();
-        for id in all {
-            let record = &self.receivers.subscriptions[id as usize];
-            let subject = self.sublist.pattern(record.place.interest);
-            let queue = record.queue.map(|queue| self.sublist.queue_name(queue));
-            let verdict = permissions.may_subscribe(subject, queue);
-            if verdict == perms::Subscribing::Denied {
-                let sid = String::from_utf8_lossy(self.sid(id));
-                let text = format!(
-                    "{} (sid {sid})",
-                    errors::subscription_violation(subject, None)
-                );
-                self.append(slot, crate::wire::encode::error_line(&text).as_bytes());
-                self.remove_subscription(slot, id);
-            } else {
-                let filtered = verdict == perms::Subscribing::Filtered;
-                let record = &mut self.receivers.subscriptions[id as usize];
-                record.care = record.care.with_filter(filtered);
-            }
-        }
-    }
 
     /// Sends INFO to every client that understands another one (protocol 1, first PONG sent).
     pub fn announce(&mut self) {
@@ -583,58 +431,6 @@ impl Broker {
         }
     }
 
-    /// The answer to `Effect::Verify`.
-    pub fn handle_verdict(
-        &mut self,
-        slot: Slot,
-        cid: u64,
-        permissions: Option<Arc<perms::Permissions>>,
-        good: bool,
-        now: Instant,
-    ) {
-        self.now = now;
-        let Some(client) = self.receivers.clients.get_mut(slot as usize) else {
-            return;
-        };
-        if client.cid != cid || client.phase == Phase::Closing {
-            return;
-        }
-        client.verifying = false;
-        client.ticket = None;
-        let answer = std::mem::take(&mut client.answer_connect);
-        if !good {
-            let who = client
-                .connect
-                .as_ref()
-                .filter(|_| self.settings.auth.has_users());
-            let label = client.label();
-            match who {
-                Some(connect) if connect.user.is_empty() && !connect.nkey.is_empty() => {
-                    log::error!("{label} - Authorization Error - Nkey {:?}", connect.nkey);
-                }
-                Some(connect) => {
-                    log::error!("{label} - Authorization Error - User {:?}", connect.user);
-                }
-                None => log::error!("{label} - Authorization Error"),
-            }
-            return self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
-        }
-        client.unauthorized = false;
-        client.permissions = permissions;
-        let (verbose, deferred) = (client.verbose, std::mem::take(&mut client.deferred));
-        if answer {
-            log::debug!("{} - {}", client.label(), client.introduction());
-            if verbose {
-                self.append(slot, crate::wire::encode::OK);
-            }
-        }
-        self.end_forbidden_subscriptions(slot);
-        self.handle_bytes(slot, &deferred, now);
-        if self.wants_bytes(slot) {
-            self.effects.push(Effect::Resume { slot });
-        }
-    }
-
     fn publisher(&self, slot: Slot) -> PublisherRef {
         PublisherRef {
             loop_index: self.loop_index,
@@ -649,148 +445,5 @@ fn mark_dirty(client: &mut Client, slot: Slot, dirty: &mut Vec<Slot>) {
     if !client.dirty {
         client.dirty = true;
         dirty.push(slot);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::time::Duration;
-
-    fn broker(settings: Settings) -> (Broker, Instant) {
-        let now = Instant::now();
-        let region = RegionMut::map(1 << 20).unwrap();
-        (
-            Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now),
-            now,
-        )
-    }
-
-    fn open(broker: &mut Broker, cid: u64, now: Instant) -> Slot {
-        let slot = broker.open(cid, SocketAddr::from(([127, 0, 0, 1], 1)), now);
-        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
-        drain(broker, slot, now);
-        slot
-    }
-
-    fn drain(broker: &mut Broker, slot: Slot, now: Instant) -> usize {
-        let pending = broker.client(slot).unwrap().outbox.pending();
-        broker.handle_written(slot, pending, now);
-        pending
-    }
-
-    fn resumed(broker: &mut Broker) -> Vec<Slot> {
-        let mut effects = Vec::new();
-        broker.take_effects(&mut effects);
-        effects
-            .iter()
-            .filter_map(|e| {
-                if let Effect::Resume { slot } = e {
-                    Some(*slot)
-                } else {
-                    None
-                }
-            })
-            .collect()
-    }
-
-    #[test]
-    fn answers_nobody_reads_do_not_pile_up() {
-        let (mut broker, now) = broker(Settings::default());
-        let slot = open(&mut broker, 1, now);
-        let pings = b"PING\r\n".repeat(10_000);
-        let mut rounds = 0;
-        while broker.wants_bytes(slot) {
-            broker.handle_bytes(slot, &pings, now);
-            rounds += 1;
-            assert!(rounds < 100, "read from without end");
-        }
-        drain(&mut broker, slot, now);
-        assert_eq!(resumed(&mut broker), [slot]);
-        assert!(broker.wants_bytes(slot));
-    }
-
-    #[test]
-    fn a_publisher_waits_for_its_only_receiver_but_not_for_a_stuck_one() {
-        let (mut broker, now) = broker(Settings::default());
-        let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
-        broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
-        let message = [
-            b"PUB x 10000\r\n".to_vec(),
-            vec![b'.'; 10_000],
-            b"\r\n".to_vec(),
-        ]
-        .concat();
-        while broker.wants_bytes(publisher) {
-            broker.handle_bytes(publisher, &message, now);
-        }
-        assert!(drain(&mut broker, receiver, now) < 2 << 20);
-        assert_eq!(resumed(&mut broker), [publisher]);
-        // Again, but now the receiver takes nothing: the publisher is let go.
-        while broker.wants_bytes(publisher) {
-            broker.handle_bytes(publisher, &message, now);
-        }
-        let mut pieces = Vec::new();
-        broker.start_write(receiver, 64, usize::MAX, &mut pieces);
-        let later = now + Duration::from_millis(500);
-        broker.handle_timeouts(later);
-        assert_eq!(resumed(&mut broker), [publisher]);
-        broker.handle_bytes(publisher, &message, later);
-        assert!(broker.wants_bytes(publisher));
-        // And in the end the receiver is cut off.
-        broker.handle_timeouts(now + Duration::from_secs(3));
-        assert_eq!(broker.totals().slow_consumers, 1);
-    }
-
-    #[test]
-    fn one_receiver_of_many_holds_its_publisher_for_a_moment_only() {
-        let (mut broker, now) = broker(Settings::default());
-        let publisher = open(&mut broker, 1, now);
-        let receivers: Vec<Slot> = (2..10).map(|cid| open(&mut broker, cid, now)).collect();
-        for receiver in &receivers {
-            broker.handle_bytes(*receiver, b"SUB x 1\r\n", now);
-        }
-        let message = [
-            b"PUB x 10000\r\n".to_vec(),
-            vec![b'.'; 10_000],
-            b"\r\n".to_vec(),
-        ]
-        .concat();
-        let (mut at, mut held, step) = (now, Duration::ZERO, Duration::from_millis(1));
-        for _ in 0..3000 {
-            if broker.wants_bytes(publisher) {
-                broker.handle_bytes(publisher, &message, at);
-            } else {
-                held += step;
-            }
-            // All but the first keep up; that one takes a little.
-            for receiver in &receivers[1..] {
-                drain(&mut broker, *receiver, at);
-            }
-            let pending = broker.client(receivers[0]).unwrap().outbox.pending();
-            broker.handle_written(receivers[0], pending.min(1000), at);
-            at += step;
-            broker.handle_timeouts(at);
-            resumed(&mut broker);
-        }
-        assert!(
-            held < Duration::from_millis(150),
-            "held for {held:?} of 3 s"
-        );
-    }
-
-    #[test]
-    fn timers_of_connections_that_left_do_not_stay() {
-        let (mut broker, now) = broker(Settings::default());
-        for cid in 0..50_000 {
-            let slot = open(&mut broker, cid, now);
-            broker.handle_gone(slot, now);
-            broker.release(slot);
-        }
-        assert!(
-            broker.timers.len() < 10_000,
-            "{} timers",
-            broker.timers.len()
-        );
     }
 }

@@ -7,7 +7,7 @@
 use super::Broker;
 use super::client::PublisherRef;
 use super::deliver::Origin;
-use super::mail::{Batch, Record};
+use super::mail::{Batch, Envelope, Record};
 use super::pace::Mark;
 use super::subs::{Care, Target};
 use crate::subject::sublist::{InterestId, QueueId};
@@ -158,25 +158,11 @@ impl Broker {
                     envelope,
                     groups,
                 } => {
-                    let origin = Origin {
-                        no_echo: None,
-                        publisher: envelope.publisher,
-                        from_loop: Some(from),
-                        hops: envelope.hops,
-                        others: envelope.others,
-                        from_route: false,
-                    };
+                    let origin = origin_of(from, &envelope);
                     self.deliver_from_loop(&origin, &message, owned, envelope.plain, groups);
                 }
                 Record::Run { run, envelope } => {
-                    let origin = Origin {
-                        no_echo: None,
-                        publisher: envelope.publisher,
-                        from_loop: Some(from),
-                        hops: envelope.hops,
-                        others: envelope.others,
-                        from_route: false,
-                    };
+                    let origin = origin_of(from, &envelope);
                     self.deliver_run(&origin, &run);
                 }
                 Record::RouteLines {
@@ -265,5 +251,17 @@ impl Broker {
             waiting.push(publisher);
             self.handle_hold(publisher, true);
         }
+    }
+}
+
+/// Where a message of another loop comes from.
+fn origin_of(from_loop: u16, envelope: &Envelope) -> Origin {
+    Origin {
+        no_echo: None,
+        publisher: envelope.publisher,
+        from_loop: Some(from_loop),
+        hops: envelope.hops,
+        others: envelope.others,
+        from_route: false,
     }
 }

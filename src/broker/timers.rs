@@ -126,3 +126,26 @@ impl Broker {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+
+    #[test]
+    fn timers_of_connections_that_left_do_not_stay() {
+        let (now, region) = (Instant::now(), RegionMut::map(1 << 20).unwrap());
+        let mut broker = Broker::new(Default::default(), 0, 1, region, Random::new(1), now);
+        for cid in 0..50_000 {
+            let slot = broker.open(cid, ([127, 0, 0, 1], 1).into(), now);
+            broker.handle_gone(slot, now);
+            broker.release(slot);
+        }
+        assert!(
+            broker.timers.len() < 10_000,
+            "{} timers",
+            broker.timers.len()
+        );
+    }
+}
