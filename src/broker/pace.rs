@@ -44,7 +44,7 @@ const BULK_BYTES: u64 = WINDOW_BYTES / 32;
 const PORTION: usize = if cfg!(test) { 16 } else { 1024 };
 
 /// Without an answer, bursts go on after this time.
-const PATIENCE: Duration = Duration::from_millis(20);
+pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Clients that go on in one turn; each may bring a burst.
 const RESUMED_MAX: usize = 4;
