@@ -1,8 +1,7 @@
 //! A client of NATS Streaming, made for load: batches prepared as far as can be.
 
 use crate::load::{Connection, Result};
-use crate::scenarios::histogram;
-use crate::stats::Latency;
+use crate::stats::{Latency, histogram};
 use hdrhistogram::Histogram;
 use prost::Message;
 use std::collections::VecDeque;

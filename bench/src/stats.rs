@@ -25,6 +25,11 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
+/// Nanoseconds up to a minute, to three digits.
+pub fn histogram() -> Histogram<u64> {
+    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds")
+}
+
 /// Microseconds.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Latency {

@@ -1,10 +1,9 @@
 //! Clusters that form: how soon they are whole, and what that does to messages meanwhile.
 
-use super::latency::histogram;
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{Connection, Crowd, Result, Target};
-use crate::stats::Latency;
+use crate::stats::{Latency, histogram};
 use hdrhistogram::Histogram;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread::ScopedJoinHandle;

@@ -3,8 +3,7 @@
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{Connection, Crowd, Result};
-use crate::stats::Latency;
-use hdrhistogram::Histogram;
+use crate::stats::{Latency, histogram};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -96,11 +95,6 @@ pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
         latency: Some(latency),
         ..Outcome::of(cpu / done as f64, done, elapsed)
     })
-}
-
-/// Nanoseconds up to a minute, to three digits.
-pub fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds")
 }
 
 /// Requests leave when they are due, however the ones before fare; each is timed from then.

@@ -13,7 +13,6 @@ use crate::load::Result;
 use crate::stats::Latency;
 use cluster::Burst;
 use flow::{FLOW, Flow, flow};
-pub use latency::histogram;
 use std::time::Duration;
 use streaming::Recovery;
 

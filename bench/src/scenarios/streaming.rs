@@ -1,11 +1,11 @@
 //! NATS Streaming: acknowledged publishes, and their delivery.
 
-use super::{Outcome, Setting, histogram};
+use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{Connection, Result, Target};
 use crate::server;
 use crate::stan::{self, Publisher, Subscriber};
-use crate::stats::Latency;
+use crate::stats::{Latency, histogram};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
