@@ -157,7 +157,7 @@ impl Server {
         let pid = Pid::from_raw(self.id());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT)
             .map_err(|error| format!("SIGINT: {error}"))?;
-        let end = Instant::now() + Duration::from_secs(30);
+        let end = Instant::now() + Duration::from_secs(10);
         // It stays as a zombie until it is dropped.
         let is_there = || {
             let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
@@ -229,8 +229,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // Asked first: what it writes at its end (a store, a profile for the compiler) is to be whole.
+        let ended = self.process.is_some() && self.end().is_ok();
         if let Some(child) = &mut self.process {
-            let _ = child.kill();
+            if !ended {
+                let _ = child.kill();
+            }
             let _ = child.wait();
         }
     }
