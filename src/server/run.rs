@@ -105,6 +105,8 @@ pub fn hold_signals() -> nix::Result<SigSet> {
         Signal::SIGUSR2,
     ]);
     signals.thread_block()?;
+    // A file that may grow no further (RLIMIT_FSIZE) is an error to whoever writes it, not the end of the process.
+    SigSet::from_iter([Signal::SIGXFSZ]).thread_block()?;
     Ok(signals)
 }
 

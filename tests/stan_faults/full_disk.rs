@@ -172,3 +172,35 @@ fn check(messages: &[(u64, String)], acknowledged: &[String]) {
     let numbers: Vec<u64> = messages.iter().map(|(seq, _)| *seq).collect();
     assert_eq!(numbers, (1..=messages.len() as u64).collect::<Vec<_>>());
 }
+
+#[test]
+fn files_that_may_not_grow_are_an_error_and_no_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let mut server = Server::start(&["-st", "FILE", "-dir", dir]);
+    let mut publisher = Client::connect(server.port, "publisher").unwrap();
+    publisher.publish_one("before").unwrap();
+    let limit = |bytes: &str| {
+        let id = server.id().to_string();
+        let size = format!("--fsize={bytes}:unlimited");
+        let status = Command::new("prlimit").args(["--pid", &id, &size]).status();
+        assert!(status.unwrap().success());
+    };
+    limit("8192");
+    let mut acknowledged = vec!["before".to_owned()];
+    // What the log and the files have room for is taken.
+    let error = loop {
+        let text = format!("message-{}", acknowledged.len());
+        let error = publisher.try_publish(&text).unwrap();
+        match error.is_empty() {
+            true => acknowledged.push(text),
+            false => break error,
+        }
+    };
+    assert!(error.contains("File too large"), "{error}");
+    limit("unlimited");
+    acknowledged.push("end".into());
+    check(&replay(&server, "end"), &acknowledged);
+    assert!(server.is_running());
+    server.stop();
+}

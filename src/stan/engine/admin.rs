@@ -4,6 +4,7 @@
 //! are always answered; those that change something where the settings say so.
 
 use super::Engine;
+use super::answers::Refusal;
 use crate::stan::channel::Channel;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::names::is_valid_channel;
@@ -81,9 +82,14 @@ impl Engine {
     ) {
         let verb = subject.rsplit('.').next().unwrap_or("");
         let answer = self.administer(verb, payload, out);
-        let answer = answer.unwrap_or_else(|error| json!({ "error": error }));
-        if let Some(reply) = reply {
-            out.publish(reply, None, answer.to_string().as_bytes());
+        // Marks of single messages are with the system and no commit has them: losing one repeats a delivery.
+        let refusal = (answer.is_ok() && verb == "remove-durable").then_some(refusal as Refusal);
+        let answer = answer.map_or_else(|error| refusal_of(&error), |answer| answer.to_string());
+        match refusal {
+            Some(_) => self.answer_durably(reply, answer.into_bytes(), refusal, None, out),
+            None => reply
+                .into_iter()
+                .for_each(|reply| out.publish(reply, None, answer.as_bytes())),
         }
     }
 
@@ -441,6 +447,14 @@ impl Engine {
         }
         Ok(json!({ "channel": request.channel, "subscription": id, "skipped": seq }))
     }
+}
+
+fn refusal_of(error: &str) -> String {
+    json!({ "error": error }).to_string()
+}
+
+fn refusal(error: &str) -> Vec<u8> {
+    refusal_of(error).into_bytes()
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> Result<T, String> {

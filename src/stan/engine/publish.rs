@@ -114,6 +114,7 @@ impl Engine {
                     self.take_back(index, &error, out);
                 }
             }
+            idle &= !self.refuse_answers(out);
             self.release_answers(out);
             if idle && self.dirty.is_empty() {
                 return Ok(());

@@ -1,7 +1,7 @@
 //! Requests of clients: connect, subscribe, unsubscribe, close, ping; and their heartbeats.
 
 use super::Engine;
-use super::answers::About;
+use super::answers::{About, Refusal};
 use super::timers::Timer;
 use crate::stan::channel::durable_key;
 use crate::stan::clients::{Challenger, ChannelIndex};
@@ -52,6 +52,10 @@ fn sub_error(error: &str) -> pb::SubscriptionResponse {
         error: error.to_owned(),
         ..Default::default()
     }
+}
+
+fn sub_refusal(error: &str) -> Vec<u8> {
+    sub_error(error).encode_to_vec()
 }
 
 impl Engine {
@@ -153,7 +157,11 @@ impl Engine {
         let response = pb::CloseResponse {
             error: error.to_owned(),
         };
-        self.answer_durably(reply, response.encode_to_vec(), None, out);
+        let refusal: Option<Refusal> = error.is_empty().then_some(|error| {
+            let error = error.to_owned();
+            pb::CloseResponse { error }.encode_to_vec()
+        });
+        self.answer_durably(reply, response.encode_to_vec(), refusal, None, out);
     }
 
     /// Ends everything a client has; false when there is no such client.
@@ -462,7 +470,13 @@ impl Engine {
                 id,
                 resumed: false,
             };
-            self.answer_durably(reply, response.encode_to_vec(), Some(about), out);
+            self.answer_durably(
+                reply,
+                response.encode_to_vec(),
+                Some(sub_refusal),
+                Some(about),
+                out,
+            );
             return Ok(());
         }
         answer(reply, &response, out);
@@ -589,7 +603,13 @@ impl Engine {
             id,
             resumed: true,
         };
-        self.answer_durably(reply, response.encode_to_vec(), Some(about), out);
+        self.answer_durably(
+            reply,
+            response.encode_to_vec(),
+            Some(sub_refusal),
+            Some(about),
+            out,
+        );
         Ok(())
     }
 
@@ -609,7 +629,8 @@ impl Engine {
                 Err(error) => sub_error(error),
             },
         };
-        self.answer_durably(reply, response.encode_to_vec(), None, out);
+        let refusal: Option<Refusal> = response.error.is_empty().then_some(sub_refusal);
+        self.answer_durably(reply, response.encode_to_vec(), refusal, None, out);
     }
 
     fn unsubscribe(

@@ -2,6 +2,7 @@
 
 mod admin;
 mod dead;
+mod full_disk;
 mod model;
 
 use super::*;

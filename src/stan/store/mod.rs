@@ -173,6 +173,11 @@ pub trait Store: Send {
     fn committed(&self) -> u64 {
         0
     }
+    /// The last commit that found no room since this was asked, and what the system said: what it and those before it
+    /// recorded is kept in memory, and comes with a later one.
+    fn refused(&mut self) -> Option<(u64, StoreError)> {
+        None
+    }
     /// Bytes in memory that wait for a commit under way.
     fn backlog_bytes(&self) -> usize {
         0

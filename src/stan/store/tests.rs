@@ -1,5 +1,7 @@
 //! One suite over every store, and what is left of a file store after damage.
 
+mod faults;
+
 use super::file::{FileOptions, FileStore, Wake};
 use super::memory::MemoryStore;
 use super::*;

@@ -23,6 +23,10 @@ pub struct Commits {
     /// Those with messages in the batch under way.
     under_way: Vec<ChannelId>,
     completions: VecDeque<Completion>,
+    /// There was no room: nothing is tried again before there is more to write, or a second is over.
+    pub held: bool,
+    /// The last commit that found no room, to be told.
+    pub refused: Option<(u64, StoreError)>,
     /// It is not known what the disk has.
     failure: Option<StoreError>,
 }
@@ -34,6 +38,8 @@ impl Commits {
             queued: Vec::new(),
             under_way: Vec::new(),
             completions: VecDeque::new(),
+            held: false,
+            refused: None,
             failure: None,
         }
     }
@@ -43,7 +49,14 @@ impl Commits {
         self.failure = Some(error);
     }
 
+    /// For the next batch.
+    pub fn note(&mut self, entry: &Entry<'_>) {
+        self.held = false;
+        self.log.note(entry);
+    }
+
     pub fn queue(&mut self, channel: ChannelId) {
+        self.held = false;
         self.queued.push(channel);
     }
 
@@ -59,7 +72,10 @@ impl FileStore {
         let Some(commits) = &mut self.commits else {
             return false;
         };
-        if commits.log.under_way() || (commits.queued.is_empty() && !commits.log.has_notes()) {
+        if commits.held
+            || commits.log.under_way()
+            || (commits.queued.is_empty() && !commits.log.has_notes())
+        {
             return false;
         }
         if commits.log.is_full() {
@@ -134,7 +150,16 @@ impl FileStore {
         let no_room = match event {
             Event::Emptied => return,
             Event::Written => None,
-            Event::NoRoom(error) => Some(error.to_string()),
+            Event::NoRoom { commit, error } => {
+                let text = error.to_string();
+                // Notes without messages need less room, and say what of the messages in the log counts: they are
+                // tried alone at once.
+                if commits.under_way.is_empty() {
+                    commits.held = commits.queued.is_empty();
+                    commits.refused = Some((commit, error));
+                }
+                Some(text)
+            }
         };
         for id in commits.under_way.drain(..) {
             let channel = &mut channels[id as usize];

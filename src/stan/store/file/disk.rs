@@ -15,6 +15,8 @@ pub struct File {
     synchronous: bool,
     #[cfg(test)]
     trace: Option<super::trace::Node>,
+    #[cfg(test)]
+    path: std::path::PathBuf,
 }
 
 impl File {
@@ -23,6 +25,8 @@ impl File {
         Self {
             #[cfg(test)]
             trace: super::trace::opened(path),
+            #[cfg(test)]
+            path: path.to_owned(),
             file,
             synchronous,
         }
@@ -63,6 +67,8 @@ impl File {
 
     /// A write that is on the disk when it returns.
     pub fn write_durably(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+        #[cfg(test)]
+        super::faults::before_sync(&self.path)?;
         self.write_all_at(bytes, at)?;
         match self.synchronous {
             true => self.traced_sync(),
@@ -79,11 +85,15 @@ impl File {
     }
 
     pub fn sync_data(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::faults::before_sync(&self.path)?;
         self.file.sync_data()?;
         self.traced_sync()
     }
 
     pub fn sync_all(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::faults::before_sync(&self.path)?;
         self.file.sync_all()?;
         self.traced_sync()
     }
@@ -108,6 +118,7 @@ impl From<std::fs::File> for File {
             file,
             synchronous: false,
             trace: None,
+            path: Default::default(),
         }
     }
 }
@@ -118,6 +129,8 @@ impl FileExt for File {
     }
 
     fn write_at(&self, bytes: &[u8], at: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        super::faults::before_write(&self.path, self.metadata()?.len(), at + bytes.len() as u64)?;
         let written = self.file.write_at(bytes, at)?;
         #[cfg(test)]
         if let Some(node) = &self.trace {

@@ -8,6 +8,8 @@ mod commit;
 pub mod crash;
 mod damage;
 mod disk;
+#[cfg(test)]
+pub mod faults;
 mod files;
 mod identity;
 mod log_format;
@@ -171,6 +173,12 @@ fn io_error(what: &'static str, path: &Path, error: std::io::Error) -> StoreErro
     }
 }
 
+/// No room for what is written, which may change; other errors say nothing of what the disk has.
+fn is_full(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
+}
+
 struct Channel {
     name: String,
     folder: PathBuf,
@@ -212,7 +220,7 @@ impl FileStore {
 
     fn note_client(&mut self, kind: u8, payload: &[u8]) {
         if let Some(commits) = &mut self.commits {
-            commits.log.note(&Entry::Client { kind, payload });
+            commits.note(&Entry::Client { kind, payload });
         }
     }
 
@@ -221,7 +229,7 @@ impl FileStore {
             channels, commits, ..
         } = self;
         if let Some(commits) = commits {
-            commits.log.note(&Entry::Sub {
+            commits.note(&Entry::Sub {
                 channel: &channels[channel as usize].name,
                 kind: *kind,
                 payload,
@@ -331,7 +339,7 @@ impl Store for FileStore {
         channel.made = true;
         self.channels.push(channel);
         if let Some(commits) = &mut self.commits {
-            commits.log.note(&Entry::Created { channel: name });
+            commits.note(&Entry::Created { channel: name });
         }
         Ok(self.channels.len() as ChannelId - 1)
     }
@@ -503,6 +511,10 @@ impl Store for FileStore {
             .map_or(0, |commits| commits.log.committed())
     }
 
+    fn refused(&mut self) -> Option<(u64, StoreError)> {
+        self.commits.as_mut()?.refused.take()
+    }
+
     fn backlog_bytes(&self) -> usize {
         match &self.commits {
             Some(commits) if commits.log.under_way() => commits.queued_bytes(&self.channels),
@@ -516,6 +528,9 @@ impl Store for FileStore {
             channel.log.close_old_files();
         }
         self.retire_idle_log();
+        if let Some(commits) = &mut self.commits {
+            commits.held = false;
+        }
     }
 
     fn close(&mut self) {

@@ -150,10 +150,12 @@ impl FileStore {
             synced.map_err(|error| io_error("syncing", file.path(), error))
         };
         if !logged.clients.is_empty() {
+            self.clients.rewrite()?;
             sync(self.clients.file())?;
         }
         for channel in &self.channels {
             if logged.channels.contains_key(&channel.name) {
+                channel.subs.rewrite()?;
                 sync(channel.subs.file())?;
             }
         }
@@ -163,7 +165,8 @@ impl FileStore {
                 .iter()
                 .any(|channel| channel.subs.has_unwritten());
         if let Some(syncer) = syncer {
-            let mut log = SharedLog::open(&self.root, self.options.log_bytes_max, syncer)?;
+            let kept = if unwritten { logged.tails } else { [None; 2] };
+            let mut log = SharedLog::open(&self.root, self.options.log_bytes_max, syncer, kept)?;
             self.note_unwritten(logged, &mut log);
             self.commits = Some(Commits::new(log));
         } else if !unwritten {
@@ -172,7 +175,7 @@ impl FileStore {
         Ok(())
     }
 
-    /// Records that found no room in their files are in the log again.
+    /// Records that found no room in their files go to the log again, with the first commit.
     fn note_unwritten(&self, logged: &Logged, log: &mut SharedLog) {
         if self.clients.gathered() > 0 {
             for (kind, payload) in &logged.clients {

@@ -22,6 +22,17 @@ pub type TypedRecord = (u8, Vec<u8>);
 pub struct Logged {
     pub channels: BTreeMap<String, LoggedChannel>,
     pub clients: Vec<TypedRecord>,
+    /// Of each log that holds something.
+    pub tails: [Option<Tail>; 2],
+}
+
+/// Where a log goes on.
+#[derive(Clone, Copy, Debug)]
+pub struct Tail {
+    pub generation: u64,
+    /// Of the next batch, and its place.
+    pub number: u64,
+    pub at: u64,
 }
 
 #[derive(Debug, Default)]
@@ -54,18 +65,33 @@ pub fn replay(root: &Path) -> Result<Logged, StoreError> {
     let mut logs = Vec::new();
     for name in NAMES {
         let path = root.join(name);
-        match std::fs::read(&path) {
-            Ok(bytes) => logs.push((path, bytes)),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(io_error("reading", &path, error)),
-        }
+        };
+        logs.push((path, bytes));
     }
     let mut chains: Vec<Vec<(&Path, usize, Batch<'_>)>> = logs
         .iter()
         .map(|(path, bytes)| chain(path, bytes))
         .collect();
+    let tail = |chain: &Vec<(&Path, usize, Batch<'_>)>| {
+        chain.last().map(|(.., batch)| Tail {
+            generation: batch.generation,
+            number: batch.number + 1,
+            at: batch.next as u64,
+        })
+    };
+    let tails = [tail(&chains[0]), tail(&chains[1])];
+    for ((path, bytes), tail) in logs.iter().zip(&tails) {
+        give_back_room(path, bytes.len() as u64, tail.map_or(0, |tail| tail.at))?;
+    }
     chains.sort_by_key(|chain| chain.first().map_or(0, |(.., batch)| batch.generation));
-    let mut logged = Logged::default();
+    let mut logged = Logged {
+        tails,
+        ..Logged::default()
+    };
     for (path, at, batch) in chains.into_iter().flatten() {
         for entry in batch.entries() {
             let entry = entry.map_err(|why| StoreError::Damaged {
@@ -78,6 +104,15 @@ pub fn replay(root: &Path) -> Result<Logged, StoreError> {
     }
     logged.apply(root)?;
     Ok(logged)
+}
+
+/// What a log keeps behind its last batch is room for later ones. On a full disk what is restored needs it more.
+fn give_back_room(path: &Path, len: u64, end: u64) -> Result<(), StoreError> {
+    if len <= end {
+        return Ok(());
+    }
+    let cut = File::make(path).and_then(|file| file.set_len(end));
+    cut.map_err(|error| io_error("cutting", path, error))
 }
 
 /// The batches of one log, in order, with their places.
@@ -267,8 +302,20 @@ impl LoggedChannel {
             file.write_all_at(&bytes, at)
                 .and_then(|()| file.set_len(piece.end()))
                 .map_err(failed)?;
+        } else {
+            rewrite(&file, &bytes, at).map_err(failed)?;
         }
         file.sync_all().map_err(failed)
+    }
+}
+
+/// Writes what is there already: after a sync that failed, what is read may be in the system's cache alone, and the next sync
+/// would not know of it.
+pub fn rewrite(file: &File, bytes: &[u8], at: u64) -> io::Result<()> {
+    match file.write_all_at(bytes, at) {
+        // A file system that never writes in place, and is full. There is nothing new in it.
+        Err(error) if super::is_full(&error) => Ok(()),
+        result => result,
     }
 }
 

@@ -4,6 +4,9 @@
 //!   file:  Free --first batch--> Active --full, or idle--> Retiring --everything it has is in the files--> Free
 //! ```
 //!
+//! A file that holds what could not be replayed wholly, because the disk was full, is `Kept` at the start, or stays active:
+//! it is given up when the first commit has all of that again.
+//!
 //! There are two files, of which one is active. docs/STORE-FORMAT.md says why what it holds survives a crash, and
 //! `log_format.rs` how it looks.
 
@@ -11,6 +14,7 @@ use super::disk::File;
 use super::files::StoreFile;
 use super::io_error;
 use super::log_format::{self, BLOCK_BYTES, Entry};
+use super::replay::Tail;
 use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty};
 use crate::stan::store::StoreError;
 use crate::util::random::Random;
@@ -31,6 +35,7 @@ enum State {
     Free,
     Active,
     Retiring,
+    Kept,
 }
 
 struct LogFile {
@@ -69,26 +74,41 @@ pub struct SharedLog {
 pub enum Event {
     /// The batch is durable.
     Written,
-    /// There was no room for it: nothing of it counts.
-    NoRoom(StoreError),
+    /// There was no room for it: of its messages nothing counts, its notes come with the next one.
+    NoRoom { commit: u64, error: StoreError },
     /// A log may be used again.
     Emptied,
 }
 
 impl SharedLog {
-    /// Makes the files, or empties what they hold: it must have been replayed.
-    pub fn open(root: &Path, bytes_max: u64, syncer: Syncer) -> Result<Self, StoreError> {
-        let [first, second] = NAMES.map(|name| LogFile::open(&root.join(name)));
-        let files = [first?, second?];
+    /// Makes the files, or empties what they hold: it must have been replayed. With tails they are kept, and go on there.
+    pub fn open(
+        root: &Path,
+        bytes_max: u64,
+        syncer: Syncer,
+        kept: [Option<Tail>; 2],
+    ) -> Result<Self, StoreError> {
+        let open = |which: usize| LogFile::open(&root.join(NAMES[which]), kept[which]);
+        let mut files = [open(0)?, open(1)?];
         super::disk::sync_folder(root).map_err(|error| io_error("syncing", root, error))?;
+        let generation_of = |which: &usize| kept[*which].map(|tail| tail.generation);
+        let active = usize::from(generation_of(&1) > generation_of(&0));
+        // Not one that what is left of earlier processes may have.
+        let new = Random::from_entropy().next_u64() >> 1;
+        let (generation, number) = match kept[active] {
+            Some(tail) => {
+                files[active].state = State::Active;
+                (tail.generation, tail.number)
+            }
+            None => (new, 0),
+        };
         Ok(Self {
             root: root.to_owned(),
             bytes_max,
             files,
-            active: 0,
-            // Not one that what is left of earlier processes may have.
-            generation: Random::from_entropy().next_u64() >> 1,
-            number: 0,
+            active,
+            generation,
+            number,
             notes: Vec::new(),
             notes_under_way: Vec::new(),
             spare: Vec::new(),
@@ -133,7 +153,8 @@ impl SharedLog {
 
     /// Whether a batch may be begun in the active file, full as it may be.
     pub fn has_room(&self) -> bool {
-        self.files[self.active].end < OVERGROWTH * self.bytes_max
+        // Before the first commit a kept one cannot be given up.
+        self.done == 0 || self.files[self.active].end < OVERGROWTH * self.bytes_max
     }
 
     pub fn can_retire(&self) -> bool {
@@ -220,22 +241,23 @@ impl SharedLog {
                 let log = &mut self.files[self.active];
                 let path = self.root.join(NAMES[self.active]);
                 if let Err(error) = result {
-                    let no_room = error.kind() == io::ErrorKind::StorageFull;
+                    let no_room = super::is_full(&error);
                     let error = io_error("writing", &path, error);
                     if !no_room {
                         return Err(error);
                     }
-                    self.begun -= 1;
                     // The notes are tried again with the next batch, in their order.
                     self.notes_under_way.append(&mut self.notes);
                     std::mem::swap(&mut self.notes, &mut self.notes_under_way);
-                    return Ok(Event::NoRoom(error));
+                    let commit = self.begun;
+                    return Ok(Event::NoRoom { commit, error });
                 }
                 log.len = log.len.max(write.grow.end);
                 log.end = write.at + (write.buffer.len() - write.from) as u64;
                 self.number += 1;
                 self.done = self.begun;
                 self.spare = write.buffer;
+                self.give_up_kept()?;
                 Ok(Event::Written)
             }
             Done::Checkpoint { which, result } => {
@@ -249,6 +271,22 @@ impl SharedLog {
                 Ok(Event::Emptied)
             }
         }
+    }
+
+    /// What it held is in the files, and what is not is in the commit that has just been written.
+    fn give_up_kept(&mut self) -> Result<(), StoreError> {
+        for (log, name) in self.files.iter_mut().zip(NAMES) {
+            if log.state != State::Kept {
+                continue;
+            }
+            match mark_empty(&log.file) {
+                Ok(()) => (log.state, log.end) = (State::Free, 0),
+                // Tried again with the next commit.
+                Err(error) if super::is_full(&error) => {}
+                Err(error) => return Err(io_error("writing", &self.root.join(name), error)),
+            }
+        }
+        Ok(())
     }
 
     /// Whether nothing has come for a while, and the log holds something.
@@ -277,7 +315,13 @@ impl SharedLog {
         (log.state, log.end) = (State::Free, 0);
         self.generation += 1;
         self.number = 0;
-        Ok(())
+        // What was noted is in the files as well.
+        if self.has_notes() {
+            self.notes.clear();
+            self.begun += 1;
+        }
+        self.done = self.begun;
+        self.give_up_kept()
     }
 }
 
@@ -294,14 +338,17 @@ pub fn remove(root: &Path) {
 }
 
 impl LogFile {
-    fn open(path: &Path) -> Result<Self, StoreError> {
+    fn open(path: &Path, kept: Option<Tail>) -> Result<Self, StoreError> {
         let failed = |error| io_error("opening", path, error);
         let open = |direct| -> io::Result<File> {
             let file = File::open_durable(path, direct)?;
             let len = file.metadata()?.len();
+            if kept.is_some() {
+                return Ok(file);
+            }
             match mark_empty(&file) {
                 // A full disk, and nothing there to be marked.
-                Err(error) if error.kind() == io::ErrorKind::StorageFull && len == 0 => {}
+                Err(error) if super::is_full(&error) && len == 0 => {}
                 result => result?,
             }
             Ok(file)
@@ -315,8 +362,12 @@ impl LogFile {
         let len = file.metadata().map_err(failed)?.len() / BLOCK_BYTES as u64 * BLOCK_BYTES as u64;
         Ok(Self {
             file: Arc::new(file),
-            state: State::Free,
-            end: 0,
+            state: if kept.is_some() {
+                State::Kept
+            } else {
+                State::Free
+            },
+            end: kept.map_or(0, |tail| tail.at),
             len,
         })
     }

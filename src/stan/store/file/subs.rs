@@ -198,6 +198,11 @@ impl SubsLog {
         Ok(())
     }
 
+    /// So that the next sync brings all of the file to the disk.
+    pub fn rewrite(&self) -> Result<(), StoreError> {
+        self.log.rewrite()
+    }
+
     /// Whether the file lacks records that are here.
     pub fn has_unwritten(&self) -> bool {
         self.log.gathered() > 0

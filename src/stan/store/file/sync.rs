@@ -44,8 +44,12 @@ impl LogWrite {
             let mut at = self.grow.start;
             while at < self.grow.end {
                 let bytes = (self.grow.end - at).min(ZEROS_BYTES as u64);
-                self.file
-                    .write_durably(&zeros[skew..skew + bytes as usize], at)?;
+                let zeros = &zeros[skew..skew + bytes as usize];
+                if let Err(error) = self.file.write_durably(zeros, at) {
+                    // What there was of room is for the files.
+                    let _ = self.file.set_len(self.grow.start);
+                    return Err(error);
+                }
                 at += bytes;
             }
         }

@@ -92,6 +92,17 @@ impl TypedLog {
         Ok(())
     }
 
+    /// Writes the file as it is, so that the next sync brings all of it to the disk (`replay::rewrite`).
+    pub fn rewrite(&self) -> Result<(), StoreError> {
+        let rewrite = |file: Arc<File>| {
+            let mut bytes = vec![0; self.end as usize];
+            file.read_exact_at(&mut bytes, 0)?;
+            super::replay::rewrite(&file, &bytes, 0)
+        };
+        let written = self.file.get().and_then(rewrite);
+        written.map_err(|error| io_error("writing", self.file.path(), error))
+    }
+
     pub fn file(&self) -> Arc<StoreFile> {
         self.file.clone()
     }

@@ -1,0 +1,129 @@
+//! Requests that find no room on the disk.
+
+use super::*;
+use crate::config::streaming::StreamingOptions;
+use crate::stan::store::file::faults::{Fault, Planted, plant};
+use crate::stan::store::file::steps::Steps;
+use crate::stan::store::file::{FileOptions, FileStore};
+use std::sync::Arc;
+
+struct Disk {
+    world: World,
+    steps: Arc<Steps>,
+    folder: tempfile::TempDir,
+}
+
+impl Disk {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let steps = Arc::new(Steps::default());
+        let options = FileOptions::new(&StreamingOptions::default().file);
+        let limits = Box::new(|_: &str| ChannelLimits::default());
+        let opened = FileStore::open_in_steps(folder.path(), options, limits, &steps);
+        let world = World::with(|_| {}, opened.unwrap().0);
+        let mut disk = Self {
+            world,
+            steps,
+            folder,
+        };
+        disk.world.connect("me");
+        disk.world.connect("you");
+        disk.world.publish("me", "foo");
+        disk.settle();
+        disk.world.took();
+        disk
+    }
+
+    /// The disk is done with what it was asked for.
+    fn settle(&mut self) {
+        while self.steps.waiting() > 0 {
+            self.steps.step(0);
+            let World { engine, out, now } = &mut self.world;
+            engine.end_turn(*now, out).unwrap();
+        }
+    }
+
+    fn request(&mut self, inlet: Inlet, request: &impl Message) -> Vec<u8> {
+        self.world.send(inlet, "", request.encode_to_vec());
+        self.settle();
+        let mut answers = self.world.took().into_iter();
+        let answer = answers.find(|(subject, ..)| subject == "reply.to");
+        answer.expect("an answer").2
+    }
+
+    fn subscribe(&mut self) -> pb::SubscriptionResponse {
+        let request = pb::SubscriptionRequest {
+            client_id: "me".into(),
+            subject: "foo".into(),
+            inbox: "in".into(),
+            max_in_flight: 10,
+            ack_wait_seconds: 5,
+            durable_name: "dur".into(),
+            ..Default::default()
+        };
+        let answer = self.request(Inlet::SUBSCRIBE, &request);
+        pb::SubscriptionResponse::decode(&answer[..]).unwrap()
+    }
+
+    fn unsubscribe(&mut self, inbox: &str) -> String {
+        let request = pb::UnsubscribeRequest {
+            client_id: "me".into(),
+            subject: "foo".into(),
+            inbox: inbox.into(),
+            ..Default::default()
+        };
+        let answer = self.request(Inlet::UNSUBSCRIBE, &request);
+        pb::SubscriptionResponse::decode(&answer[..]).unwrap().error
+    }
+
+    fn close(&mut self, id: &str) -> String {
+        let client_id = id.to_owned();
+        let answer = self.request(Inlet::CLOSE, &pb::CloseRequest { client_id });
+        pb::CloseResponse::decode(&answer[..]).unwrap().error
+    }
+
+    /// Not even the room that the log has already stays.
+    fn fill(&self) -> Planted {
+        let log = self.folder.path().join("midge.log.1");
+        nix::unistd::truncate(&log, 0).unwrap();
+        plant(self.folder.path(), Fault::Full)
+    }
+
+    fn subs(&self) -> usize {
+        let channels = self.world.engine.channels.iter().flatten();
+        channels.map(|channel| channel.subs.len()).sum()
+    }
+
+    fn tick(&mut self) {
+        let World { engine, out, now } = &mut self.world;
+        engine.maintain(*now);
+        engine.end_turn(*now, out).unwrap();
+    }
+}
+
+#[test]
+fn answers_say_that_there_was_no_room() {
+    const NO_ROOM: &str = "No space left on device";
+    let mut disk = Disk::new();
+    let full = disk.fill();
+    // A new durable is not there.
+    let answer = disk.subscribe();
+    assert!(answer.error.contains(NO_ROOM), "{answer:?}");
+    assert_eq!((answer.ack_inbox.as_str(), disk.subs()), ("", 0));
+    drop(full);
+    let inbox = disk.subscribe().ack_inbox;
+    assert_eq!(disk.subs(), 1);
+    // What ends has ended, though nobody promises that it lasts.
+    let full = disk.fill();
+    let error = disk.unsubscribe(&inbox);
+    assert!(error.contains(NO_ROOM), "{error}");
+    assert_eq!(disk.subs(), 0);
+    let error = disk.close("you");
+    assert!(error.contains(NO_ROOM), "{error}");
+    // An answer that is an error by itself stays what it is.
+    assert_eq!(disk.close("you"), "stan: unknown clientID");
+    drop(full);
+    disk.tick();
+    disk.settle();
+    assert_eq!(disk.close("me"), "");
+}

@@ -1,0 +1,58 @@
+//! For tests: errors of the system, for files below a path, from when they are planted until the guard goes.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// No file grows any further.
+    Full,
+    /// Every write, every sync is an error.
+    Write,
+    Sync,
+}
+
+static PLANTED: Mutex<Vec<(PathBuf, Fault)>> = Mutex::new(Vec::new());
+
+fn planted() -> MutexGuard<'static, Vec<(PathBuf, Fault)>> {
+    PLANTED
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+pub struct Planted(PathBuf, Fault);
+
+pub fn plant(path: &Path, fault: Fault) -> Planted {
+    planted().push((path.to_owned(), fault));
+    Planted(path.to_owned(), fault)
+}
+
+impl Drop for Planted {
+    fn drop(&mut self) {
+        planted().retain(|(path, fault)| (path, *fault) != (&self.0, self.1));
+    }
+}
+
+fn has(path: &Path, fault: Fault) -> bool {
+    planted()
+        .iter()
+        .any(|(below, other)| *other == fault && path.starts_with(below))
+}
+
+pub fn before_write(path: &Path, len: u64, end: u64) -> io::Result<()> {
+    if has(path, Fault::Write) {
+        return Err(nix::Error::EIO.into());
+    }
+    match end > len && has(path, Fault::Full) {
+        true => Err(nix::Error::ENOSPC.into()),
+        false => Ok(()),
+    }
+}
+
+pub fn before_sync(path: &Path) -> io::Result<()> {
+    match has(path, Fault::Sync) {
+        true => Err(nix::Error::EIO.into()),
+        false => Ok(()),
+    }
+}

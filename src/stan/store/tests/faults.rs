@@ -1,0 +1,229 @@
+//! The file store over a disk that is full, or fails.
+
+use super::*;
+use crate::stan::store::file::faults::{Fault, plant};
+use crate::stan::store::file::trace::{Op, Trace};
+
+fn synced() -> FileOptions {
+    options(|o| o.sync = true)
+}
+
+fn prepare(root: &Path) -> (FileStore, ChannelId) {
+    let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let channel = store.create_channel("foo").unwrap();
+    (store, channel)
+}
+
+fn durable(id: u64) -> pb::SubState {
+    pb::SubState {
+        id,
+        client_id: "me".into(),
+        durable_name: format!("durable-{id}"),
+        is_durable: true,
+        ..pb::SubState::default()
+    }
+}
+
+/// Until everything recorded is durable, or there is no room for it.
+fn settle(store: &mut FileStore) -> Result<(), StoreError> {
+    let wanted = store.next_commit().unwrap();
+    store.commit();
+    while store.committed() < wanted {
+        while let Some(completion) = store.completed() {
+            completion?;
+        }
+        if let Some((commit, error)) = store.refused() {
+            assert_eq!(commit, wanted);
+            return Err(error);
+        }
+        std::thread::yield_now();
+    }
+    Ok(())
+}
+
+fn subs(recovered: &Recovered) -> Vec<u64> {
+    let subs = recovered.channels[0].subscriptions.iter();
+    subs.map(|sub| sub.state.id).collect()
+}
+
+/// What was not synced of the file of subscriptions is lost, which is all of it but the version.
+fn lose_subs(root: &Path) {
+    let path = root.join("foo").join("subs.dat");
+    let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+    file.set_len(4).unwrap();
+}
+
+#[test]
+fn crashes_on_a_full_disk_lose_no_subscription() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, channel) = prepare(root);
+    store.add_sub(channel, &durable(1)).unwrap();
+    settle(&mut store).unwrap();
+    drop(store);
+    lose_subs(root);
+    for round in 0..3 {
+        let full = plant(root, Fault::Full);
+        for _ in 0..2 {
+            let (_, recovered) = open(root, synced(), limits(0, 0, 0));
+            assert_eq!(subs(&recovered), (1..=1 + round).collect::<Vec<_>>());
+        }
+        // There is room again while it runs; the file of subscriptions is not written to yet.
+        let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+        drop(full);
+        store.add_sub(0, &durable(2 + round)).unwrap();
+        settle(&mut store).unwrap();
+        drop(store);
+        lose_subs(root);
+    }
+    let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(subs(&recovered), [1, 2, 3, 4]);
+    store.close();
+    drop(store);
+    let (_, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(subs(&recovered), [1, 2, 3, 4]);
+}
+
+#[test]
+fn both_logs_are_kept_until_what_they_hold_is_written_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut options = synced();
+    options.log_bytes_max = 4096;
+    let open = || {
+        let steps = Arc::new(crate::stan::store::file::steps::Steps::default());
+        let (store, recovered) =
+            FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
+        (store, recovered, steps)
+    };
+    let (mut store, _, steps) = open();
+    store.save_server(&info()).unwrap();
+    store.create_channel("foo").unwrap();
+    for id in 1..=4 {
+        store.add_sub(0, &durable(id)).unwrap();
+        store.commit();
+        // The checkpoint that would free the other file waits.
+        while steps.waiting() > 0 && store.committed() < id {
+            steps.step(steps.waiting() - 1);
+            while store.completed().is_some() {}
+        }
+        assert_eq!(store.committed(), id);
+    }
+    drop(store);
+    lose_subs(root);
+    let full = plant(root, Fault::Full);
+    for _ in 0..2 {
+        let (_, recovered, _) = open();
+        assert_eq!(subs(&recovered), [1, 2, 3, 4]);
+    }
+    // The first commit fails, and comes again.
+    let (mut store, _, steps) = open();
+    store.commit();
+    steps.step(0);
+    while store.completed().is_some() {}
+    assert!(store.refused().is_some());
+    drop(full);
+    store.add_sub(0, &durable(5)).unwrap();
+    store.commit();
+    steps.step(0);
+    while store.completed().is_some() {}
+    drop(store);
+    lose_subs(root);
+    assert_eq!(subs(&open().1), [1, 2, 3, 4, 5]);
+}
+
+#[test]
+fn what_finds_no_room_is_told_and_comes_with_a_later_commit() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, channel) = prepare(root);
+    // Nothing in it yet, and no room that it has already.
+    std::fs::write(root.join("midge.log.1"), b"").unwrap();
+    let full = plant(root, Fault::Full);
+    store.add_sub(channel, &durable(1)).unwrap();
+    let error = settle(&mut store).unwrap_err().to_string();
+    assert!(error.contains("No space left on device"), "{error}");
+    // Nothing is tried again by itself.
+    assert!(store.completed().is_none());
+    store.maintain(0);
+    settle(&mut store).unwrap_err();
+    drop(full);
+    store.maintain(0);
+    settle(&mut store).unwrap();
+    drop(store);
+    let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(subs(&recovered), [1]);
+    // The end comes on a full disk as well.
+    let _full = plant(root, Fault::Full);
+    store.add_sub(0, &durable(2)).unwrap();
+    store.close();
+}
+
+#[test]
+fn nothing_is_durable_after_an_error_of_the_disk() {
+    for fault in [Fault::Write, Fault::Sync] {
+        let folder = tempfile::tempdir().unwrap();
+        let (mut store, channel) = prepare(folder.path());
+        store.append(channel, message("a", 1)).unwrap();
+        store.flush(channel).unwrap();
+        let _planted = plant(&folder.path().join("midge.log.1"), fault);
+        store.commit();
+        let failed = loop {
+            if let Some(completion) = store.completed() {
+                break completion.is_err();
+            }
+            std::thread::yield_now();
+        };
+        assert!(failed);
+        assert_eq!(store.committed(), 0);
+    }
+}
+
+#[test]
+fn after_a_sync_that_failed_everything_is_written_again_before_the_log_goes() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, channel) = prepare(root);
+    store.append(channel, message("a", 1)).unwrap();
+    store.add_sub(channel, &durable(1)).unwrap();
+    store.flush(channel).unwrap();
+    settle(&mut store).unwrap();
+    let planted = plant(&root.join("foo"), Fault::Sync);
+    let failed = loop {
+        store.maintain(0);
+        if let Some(completion) = store.completed() {
+            break completion.is_err();
+        }
+        std::thread::yield_now();
+    };
+    assert!(failed, "the checkpoint says that it failed");
+    drop(store);
+    drop(planted);
+    // The files read as they should, and the next sync of them would say that all is well.
+    let trace = Trace::begin(root);
+    let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+    trace.end();
+    assert_eq!(subs(&recovered), [1]);
+    assert_eq!(text(&mut store, 0, 1).as_deref(), Some("a"));
+    let (ops, before) = (trace.ops(), trace.before());
+    let id_of = |name: &str| {
+        let named = before.files.iter().find(|(path, ..)| path.ends_with(name));
+        named.unwrap().1
+    };
+    let log = id_of("midge.log.1");
+    let emptied = |op: &Op| matches!(op, Op::Write(id, 0, _) if *id == log);
+    let emptied = ops.iter().position(emptied).unwrap();
+    for (name, from) in [("msgs.1.dat", 4), ("subs.dat", 4)] {
+        let (id, len) = (id_of(name), root.join("foo").join(name));
+        let len = std::fs::metadata(len).unwrap().len();
+        let written = ops.iter().position(|op| {
+            matches!(op, Op::Write(of, at, bytes)
+                if *of == id && *at <= from && at + bytes.len() as u64 == len)
+        });
+        let written = written.unwrap_or_else(|| panic!("{name} is not written again"));
+        let synced = |op: &Op| matches!(op, Op::Sync(of) if *of == id);
+        let synced = ops[written..].iter().position(synced).unwrap();
+        assert!(written + synced < emptied, "{name}");
+    }
+}
