@@ -1,6 +1,6 @@
 //! Who gets in, and who may stay when the settings change.
 
-use super::client::Phase;
+use super::client::{Client, Phase};
 use super::effect::Effect;
 use super::settings::Settings;
 use super::{Broker, Slot, auth, perms};
@@ -57,7 +57,9 @@ impl Broker {
         if !clients_too && !routes_too {
             return;
         }
-        let slots = self.clients().map(|(slot, client)| (slot, client.kind));
+        let open = |client: &Client| client.phase == Phase::Open;
+        let clients = self.clients().filter(|(_, client)| open(client));
+        let slots = clients.map(|(slot, client)| (slot, client.kind));
         for (slot, kind) in slots.collect::<Vec<_>>() {
             match kind {
                 Kind::Client if clients_too => self.judge_again(slot),

@@ -88,6 +88,8 @@ pub struct Client {
     pub choked: bool,
     /// It made many changes of interest, and is not read from until other servers have taken them in.
     pub paced: bool,
+    /// Of its subscriptions, those that are members of queue groups.
+    pub members: u32,
     /// Closed, and its subscriptions are being taken out.
     pub leaving: bool,
     /// The kernel holds nothing of it any more.
@@ -164,6 +166,7 @@ impl Client {
             pings_out: 0,
             choked: false,
             paced: false,
+            members: 0,
             leaving: false,
             released: false,
             held_by: 0,

@@ -35,7 +35,7 @@ impl Broker {
             client.deferred.extend_from_slice(bytes);
             return;
         }
-        let told_before = self.pace.told();
+        let changes_before = self.pace.changes();
         let mut parser = std::mem::replace(&mut client.parser, Parser::new(client.kind));
         let (result, messages, payload_bytes) = match client.kind {
             Kind::Client => {
@@ -75,8 +75,8 @@ impl Broker {
             client.active_at = Some(now);
         }
         client.choked = client.outbox.pending() > super::hold::HIGH_WATER_BYTES;
-        if self.pace.told() != told_before {
-            self.pace_client(slot, told_before);
+        if self.pace.changes() != changes_before {
+            self.pace_client(slot, changes_before);
         }
         if let Err(fault) = result {
             self.handle_fault(slot, &fault);
@@ -418,6 +418,7 @@ impl Sink for Session<'_> {
             self.trace_in(format_args!("SUB {} {queue}{}", lossy(subject), lossy(sid)));
         }
         let now = self.broker.now;
+        self.broker.pace.note_change();
         // Limits are for those outside.
         let limited = !self.client().internal;
         let settings = &self.broker.settings;
@@ -474,6 +475,7 @@ impl Sink for Session<'_> {
             self.trace_in(format_args!("UNSUB {}{max}", String::from_utf8_lossy(sid)));
         }
         let now = self.broker.now;
+        self.broker.pace.note_change();
         self.client().active_at = Some(now);
         if let Some(id) = self.broker.find_subscription(self.slot, sid) {
             match max {

@@ -4,14 +4,15 @@
 //! change costs this loop, the other loops and other servers some time, and a message behind all of
 //! them would wait for it. So:
 //!
-//! - what had a connection that leaves is taken out a portion per turn; meanwhile it gets nothing, and
-//!   its slot stays taken;
+//! - what a connection with many subscriptions had is taken out a portion per turn when it leaves;
+//!   meanwhile it gets nothing, and its slot stays taken. Its members of queue groups go at once: a
+//!   group on another loop would choose among them as if they were there;
 //! - every so many bytes of lines for the routes there is a PING, a *mark*. When a whole window is on its
 //!   way, and until all routes have answered all marks, a client that brings changes in bulk is not
 //!   read from, and connections that leave stand still.
 //!
 //! Nothing changes its place: lines go to the routes when the change happens, and what a client says
-//! behind its changes is read behind them. Who waits is asked to go on after `PATIENCE` in any case, so
+//! behind its changes is read behind them. `PATIENCE` after the window was full all go on in any case, so
 //! a route that takes nothing, or is far away, slows bursts down and stops nobody.
 //!
 //! ```text
@@ -24,6 +25,7 @@
 //! lines, and the answer comes back by mail.
 
 use super::client::Phase;
+use super::deliver::Receivers;
 use super::effect::Effect;
 use super::propagate::ROUTE_LOOP;
 use super::route::Asked;
@@ -37,14 +39,20 @@ use std::time::{Duration, Instant};
 /// midge, about 20 for gnatsd 1.1.0. Tests have small bursts.
 const WINDOW_BYTES: u64 = if cfg!(test) { 4 << 10 } else { 32 << 10 };
 const MARK_BYTES: u64 = WINDOW_BYTES / 4;
-/// Lines one read of a client must cause for it to be taken for a burst.
-const BULK_BYTES: u64 = WINDOW_BYTES / 32;
+/// Changes in one read of a client that are a burst.
+const BULK_CHANGES: u64 = if cfg!(test) { 4 } else { 24 };
 
-/// Subscriptions of those that leave, taken out per turn: half a millisecond.
+/// Subscriptions of those that leave, taken out per turn: half a millisecond. Who has no more goes at once.
 const PORTION: usize = if cfg!(test) { 16 } else { 1024 };
 
-/// Without an answer, bursts go on after this time.
+/// Without all answers, bursts go on after this time.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
+
+/// Connections with many subscriptions that leave and wait for routes; more of them do not wait.
+const LEAVERS_WAITING_MAX: usize = 16;
+
+/// Marks a route has not answered; it is not asked for more.
+const MARKS_ASKED_MAX: usize = 256;
 
 /// Clients that go on in one turn; each may bring a burst.
 const RESUMED_MAX: usize = 4;
@@ -55,7 +63,9 @@ pub(super) struct Pace {
     told: u64,
     marked: u64,
     taken_in: u64,
-    /// While a window's worth was not taken in, and until all marks are answered: since the last answer.
+    /// Changes clients of this loop made so far.
+    changes: u64,
+    /// Since a window's worth was not taken in, until all marks are answered.
     behind_since: Option<Instant>,
     /// Clients that are not read from, by slot and cid.
     waiting: VecDeque<(Slot, u64)>,
@@ -81,8 +91,12 @@ struct OpenMark {
 }
 
 impl Pace {
-    pub fn told(&self) -> u64 {
-        self.told
+    pub fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    pub fn note_change(&mut self) {
+        self.changes += 1;
     }
 
     fn on_their_way(&self) -> u64 {
@@ -98,8 +112,14 @@ impl Pace {
         if self.waiting.is_empty() && self.leaving.is_empty() {
             return None;
         }
-        let late = self.behind_since.map(|since| since + PATIENCE);
-        Some(late.unwrap_or(now))
+        match self.behind_since {
+            Some(since) if !self.has_too_many_leavers() => Some(since + PATIENCE),
+            _ => Some(now),
+        }
+    }
+
+    fn has_too_many_leavers(&self) -> bool {
+        self.leaving.len() > LEAVERS_WAITING_MAX
     }
 
     /// The next turn has a portion of its own.
@@ -135,50 +155,79 @@ impl Broker {
 
     // ---- connections that leave
 
-    /// A connection was closed: its subscriptions go.
+    /// A connection was closed: its subscriptions go, at once where they are few. No other connection is
+    /// touched.
     pub(super) fn leave(&mut self, slot: Slot) {
-        self.receivers.clients[slot as usize].leaving = true;
-        self.pace.leaving.push_back(slot);
-        self.take_out_leavers();
+        let Receivers {
+            clients,
+            subscriptions,
+            ..
+        } = &mut self.receivers;
+        let client = &mut clients[slot as usize];
+        let few = client.subscriptions.len() <= PORTION;
+        let mut first = Vec::new();
+        if few || client.members > 0 {
+            let goes = |id: &mut u32| few || subscriptions[*id as usize].queue.is_some();
+            first.extend(client.subscriptions.extract_if(goes));
+        }
+        for id in first {
+            self.forget_subscription(id);
+        }
+        let client = &mut self.receivers.clients[slot as usize];
+        match client.subscriptions.is_empty() {
+            true => self.has_left(slot),
+            false => {
+                client.leaving = true;
+                self.pace.leaving.push_back(slot);
+            }
+        }
     }
 
     fn take_out_leavers(&mut self) {
         while let Some(slot) = self.pace.leaving.front().copied() {
             let client = &mut self.receivers.clients[slot as usize];
-            if !client.subscriptions.is_empty() {
-                let room = PORTION.saturating_sub(self.pace.taken_out);
-                if room == 0 || self.pace.is_behind() {
-                    return;
-                }
-                let all = client.subscriptions.extract_if(|_| true);
-                let portion: Vec<u32> = all.take(room).collect();
-                self.pace.taken_out += portion.len();
-                for id in portion {
-                    self.forget_subscription(id);
-                }
-                continue;
+            let room = PORTION.saturating_sub(self.pace.taken_out);
+            let waits = self.pace.is_behind() && !self.pace.has_too_many_leavers();
+            if room == 0 || waits {
+                return;
             }
-            // Until here its members of queue groups could be looked up, to find another of their group.
-            let (kind, cid, released) = (client.kind, client.cid, client.released);
-            client.leaving = false;
-            self.pace.leaving.pop_front();
-            if kind == Kind::Client {
-                self.slots.remove(&cid);
+            let all = client.subscriptions.extract_if(|_| true);
+            let portion: Vec<u32> = all.take(room).collect();
+            self.pace.taken_out += portion.len();
+            let was_last = client.subscriptions.is_empty();
+            for id in portion {
+                self.forget_subscription(id);
             }
-            if released {
-                self.receivers.clients.remove(slot as usize);
+            if was_last {
+                self.pace.leaving.pop_front();
+                self.has_left(slot);
             }
+        }
+    }
+
+    /// A closed connection has no subscriptions any more.
+    fn has_left(&mut self, slot: Slot) {
+        let client = &mut self.receivers.clients[slot as usize];
+        client.leaving = false;
+        let (kind, cid, released) = (client.kind, client.cid, client.released);
+        if kind == Kind::Client {
+            self.slots.remove(&cid);
+        }
+        if released {
+            self.receivers.clients.remove(slot as usize);
         }
     }
 
     // ---- clients that make many changes
 
-    /// A client was read from when so much had been told: if it brought a burst, it may have to wait.
-    pub(super) fn pace_client(&mut self, slot: Slot, told_before: u64) {
+    /// A client was read from when so many changes had been made: if it brought a burst, it may have to
+    /// wait. What others changed in the same turn is not its own.
+    pub(super) fn pace_client(&mut self, slot: Slot, changes_before: u64) {
         let pace = &mut self.pace;
         let client = &mut self.receivers.clients[slot as usize];
-        if pace.told - told_before >= BULK_BYTES
+        if pace.changes - changes_before >= BULK_CHANGES
             && pace.is_behind()
+            && !client.internal
             && client.kind == Kind::Client
             && client.phase == Phase::Open
             && !std::mem::replace(&mut client.paced, true)
@@ -212,19 +261,22 @@ impl Broker {
 
     /// All routes are to say when they have taken in what stands before this.
     pub(super) fn set_mark(&mut self, mark: Mark) {
-        let routes = self.routes.registered.len();
-        if routes == 0 {
-            return self.mark_taken_in(mark);
-        }
-        for index in 0..routes {
+        let mut routes_missing = 0;
+        for index in 0..self.routes.registered.len() {
             let slot = self.routes.registered[index];
-            self.append(slot, encode::PING);
-            self.route(slot).asked.push_back(Asked::Mark(mark));
+            if self.route(slot).asked.len() < MARKS_ASKED_MAX {
+                self.append(slot, encode::PING);
+                self.route(slot).asked.push_back(Asked::Mark(mark));
+                routes_missing += 1;
+            }
         }
-        self.pace.open_marks.push(OpenMark {
-            mark,
-            routes_missing: routes,
-        });
+        match routes_missing {
+            0 => self.mark_taken_in(mark),
+            _ => self.pace.open_marks.push(OpenMark {
+                mark,
+                routes_missing,
+            }),
+        }
     }
 
     /// A route has answered a mark, or has gone.
@@ -252,8 +304,12 @@ impl Broker {
         let pace = &mut self.pace;
         if position > pace.taken_in {
             pace.taken_in = position;
-            let more = pace.is_behind() && pace.on_their_way() >= MARK_BYTES;
-            pace.behind_since = more.then_some(self.now);
+            if pace.on_their_way() < MARK_BYTES {
+                pace.behind_since = None;
+            }
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -65,9 +65,11 @@ pub struct Route {
     pub asked: VecDeque<Asked>,
 }
 
-/// Why a route got a PING that is not the timer's.
+/// Why a route got a PING.
 #[derive(Clone, Copy, Debug)]
 pub enum Asked {
+    /// The timer wants to know whether it is there.
+    Sign,
     /// Then it is told what is left of the subscriptions there were when it came.
     Rest(Rest),
     /// Interest up to there has been taken in.

@@ -170,6 +170,7 @@ impl Broker {
                 };
                 sid_hash(state, sid)
             });
+        clients[slot as usize].members += u32::from(queue.is_some());
         self.totals.inserts += 1;
         self.tell_peers(id, Change::Added);
         self.tell_routes(id, News::Added);
@@ -211,6 +212,12 @@ impl Broker {
 
     /// Takes a subscription out of the tables; its connection no longer knows it.
     pub(super) fn forget_subscription(&mut self, id: u32) {
+        let subscription = &self.receivers.subscriptions[id as usize];
+        if subscription.queue.is_some()
+            && let Target::Client(slot) | Target::Route(slot) = subscription.target()
+        {
+            self.receivers.clients[slot as usize].members -= 1;
+        }
         self.totals.removes += 1;
         self.tell_peers(id, Change::Removing);
         self.tell_routes(id, News::Removing);

@@ -4,6 +4,7 @@
 //! when it comes up and dropped.
 
 use super::client::Phase;
+use super::route::Asked;
 use super::{Broker, Slot};
 use crate::wire::{encode, errors};
 use std::cmp::Reverse;
@@ -94,6 +95,9 @@ impl Broker {
                 }
                 log::debug!("{} - Client Ping Timer", client.label());
                 let cid = client.cid;
+                if let Some(route) = &mut client.route {
+                    route.asked.push_back(Asked::Sign);
+                }
                 self.append(slot, encode::PING);
                 self.timers
                     .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
