@@ -3,9 +3,11 @@
 
 mod support;
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::Command;
 use support::stan::Stan;
-use support::{Client, Server, free_port};
+use support::{Client, Server, free_port, until};
 
 fn file_server(port: u16, folder: &str, more: &[&str]) -> Server {
     let arguments = [&["-st", "FILE", "-dir", folder], more].concat();
@@ -376,6 +378,140 @@ fn behind_another_nats_server_with_tls_and_users() {
     let loose = Server::start(&["-ns", &plain, "-secure", "-cid", "loose"]);
     loose.wait_log("Streaming Server is ready");
     drop(network);
+}
+
+#[test]
+fn many_channels_fit_into_few_descriptors() {
+    const FILES: u32 = 256;
+    const CHANNELS: usize = 600;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let port = free_port();
+    let start = || {
+        let arguments = ["-st", "FILE", "-dir", path, "-mc", "0"];
+        let server = Server::start_with_files(FILES, port, &arguments);
+        server.wait_log("Streaming Server is ready");
+        server
+    };
+    let name = |number: usize| format!("many.{number}");
+    let publish_to_all = |client: &mut Stan, data: &[u8]| {
+        for number in 0..CHANNELS {
+            client.send_message(&name(number), data);
+        }
+        for _ in 0..CHANNELS {
+            client.wait_ack().unwrap();
+        }
+    };
+    let server = start();
+    let mut client = stan(&server, "me");
+    publish_to_all(&mut client, b"one");
+    // Some have a subscription of which something is kept.
+    for number in (0..CHANNELS).step_by(4) {
+        let durable = |r: &mut midge::stan::pb::SubscriptionRequest| r.durable_name = "d".into();
+        let sub = client.subscribe(&name(number), durable).unwrap();
+        assert_eq!(client.next(&sub).sequence, 1);
+        client.ack(&sub, 1);
+    }
+    assert_eq!(client.ping(), "");
+    server.stop();
+
+    let server = start();
+    client.reconnect(server.client());
+    publish_to_all(&mut client, b"two");
+    client.close();
+    server.kill();
+
+    let server = start();
+    let mut client = stan(&server, "me");
+    // Room for those who come is left.
+    let others: Vec<Client> = (0..32).map(|_| server.client()).collect();
+    for number in 0..CHANNELS {
+        let sub = client.subscribe(&name(number), |_| {}).unwrap();
+        for (sequence, data) in [(1, b"one"), (2, b"two")] {
+            let message = client.next(&sub);
+            assert_eq!((message.sequence, &message.data[..]), (sequence, &data[..]));
+        }
+    }
+    let open = std::fs::read_dir(format!("/proc/{}/fd", server.id())).unwrap();
+    assert!(open.count() <= FILES as usize - 32, "{}", server.log());
+    drop(others);
+    let log = server.log();
+    assert!(!log.contains("Too many open files"), "{log}");
+}
+
+/// What monitoring says under a path.
+fn monitored(port: u16, path: &str) -> serde_json::Value {
+    let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    let request = format!("GET {path} HTTP/1.0\r\n\r\n");
+    socket.write_all(request.as_bytes()).unwrap();
+    let mut text = String::new();
+    socket.read_to_string(&mut text).unwrap();
+    let (_, body) = text.split_once("\r\n\r\n").unwrap();
+    serde_json::from_str(body).unwrap()
+}
+
+#[test]
+fn while_the_other_nats_server_is_gone_time_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("stan.conf");
+    let text = "streaming { store_limits { channels { brief: { max_age: '2s' } } } }";
+    std::fs::write(&file, text).unwrap();
+    let (port, http) = (free_port(), free_port());
+    let network = Server::start_at(port, &[]);
+    let server = Server::start(&[
+        "-ns",
+        &format!("nats://127.0.0.1:{port}"),
+        "-sc",
+        file.to_str().unwrap(),
+        "-m",
+        &http.to_string(),
+        // Unanswered for 2 s: out.
+        "-hbi",
+        "300ms",
+        "-hbt",
+        "700ms",
+        "-hbf",
+        "1",
+    ]);
+    server.wait_log("Streaming Server is ready");
+    let mut client = stan(&network, "me");
+    let durable = client
+        .subscribe("long", |r| {
+            r.durable_name = "d".into();
+            r.max_in_flight = 1;
+            r.ack_wait_seconds = 1;
+        })
+        .unwrap();
+    for _ in 0..3 {
+        client.publish("long", b"kept").unwrap();
+    }
+    assert_eq!(client.next(&durable).sequence, 1);
+    client.publish("brief", b"old soon").unwrap();
+    network.kill();
+    server.wait_log("has been disconnected");
+    // It tells, and it forgets what is too old.
+    until("the end of a message", || {
+        let path = "/streaming/channelsz?channel=brief";
+        monitored(http, path)["msgs"] == 0
+    });
+    let clients = monitored(http, "/streaming/clientsz");
+    assert_eq!(clients["total"], 1, "{clients}");
+
+    let network = Server::start_at(port, &[]);
+    server.wait_log("reconnected to NATS Server at");
+    client.reconnect(network.client());
+    for sequence in 1..=3 {
+        let mut message = client.next(&durable);
+        // One that was sent again before we were back may have come twice.
+        while message.sequence < sequence {
+            message = client.next(&durable);
+        }
+        assert_eq!(message.sequence, sequence);
+        client.ack(&durable, sequence);
+    }
+    assert_eq!(client.ping(), "");
+    client.publish("long", b"as before").unwrap();
+    client.close();
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod monitor;
 mod monitor_http;
 mod monitor_streaming;
 pub mod nats_client;
+mod nats_link;
 pub mod nats_login;
 mod process;
 mod reload;

@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 
 /// Output waiting beyond which nothing more is read.
 pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
+/// What is kept for the time after an outage, as the original's client library has it.
+const HELD_BYTES_MAX: usize = 8 << 20;
 const READ_BYTES: usize = 256 << 10;
 /// Plain text encrypted at once.
 const CIPHER_BYTES: usize = 256 << 10;
@@ -75,6 +77,8 @@ pub struct NatsClient {
     violations: Vec<String>,
     /// Answers to `ping`.
     pongs: u64,
+    /// Where it leads to; empty: our own loops.
+    place: String,
 }
 
 /// Lines of the protocol on their way out.
@@ -85,6 +89,9 @@ pub struct Output {
     written: usize,
     /// Largest payload the server takes; 0: not known, or no limit.
     payload_bytes_max: usize,
+    /// There is no connection: what is published is kept for the next one, as far as there is room.
+    held: bool,
+    dropped: u64,
 }
 
 impl Outlet for Output {
@@ -103,6 +110,10 @@ impl Outlet for Output {
                 self.payload_bytes_max
             );
         }
+        if self.held && self.bytes.len() >= HELD_BYTES_MAX {
+            self.dropped += 1;
+            return;
+        }
         self.bytes.extend_from_slice(b"PUB ");
         self.bytes.extend_from_slice(subject.as_bytes());
         self.bytes.push(b' ');
@@ -117,15 +128,36 @@ impl Outlet for Output {
     }
 
     fn subscribe(&mut self, inlet: Inlet, subject: &str) {
+        if self.held {
+            return; // all of them are made anew
+        }
         let _ = write!(self.bytes, "SUB {subject} {}\r\n", inlet.0);
     }
 
     fn unsubscribe(&mut self, inlet: Inlet) {
+        if self.held {
+            return;
+        }
         let _ = write!(self.bytes, "UNSUB {}\r\n", inlet.0);
     }
 }
 
 impl Output {
+    /// For the time without a connection, after this one.
+    pub fn held(&self) -> Self {
+        Self {
+            payload_bytes_max: self.payload_bytes_max,
+            held: true,
+            ..Self::default()
+        }
+    }
+
+    /// What was held goes out behind what is here already. Returns how many messages there was no room for.
+    pub fn release(&mut self, held: &Self) -> u64 {
+        self.bytes.extend_from_slice(&held.bytes);
+        held.dropped
+    }
+
     fn len(&self) -> usize {
         self.bytes.len() - self.written
     }
@@ -191,7 +223,10 @@ impl NatsClient {
         let mut last = "nats: no servers available for connection".to_owned();
         for url in urls {
             match Self::connect_to(url, terms) {
-                Ok(client) => return Ok(client),
+                Ok(mut client) => {
+                    client.place = url.place.address();
+                    return Ok(client);
+                }
                 Err(error) => last = format!("nats: {}: {error}", url.place.address()),
             }
         }
@@ -248,6 +283,7 @@ impl NatsClient {
             cipher: Vec::new(),
             violations: Vec::new(),
             pongs: 0,
+            place: String::new(),
         }
     }
 
@@ -329,6 +365,11 @@ impl NatsClient {
             Socket::Own(socket) => socket.as_fd(),
             Socket::Other(socket) => socket.as_fd(),
         }
+    }
+
+    /// Host and port of the other server.
+    pub fn place(&self) -> &str {
+        &self.place
     }
 
     pub fn output(&mut self) -> &mut Output {

@@ -5,6 +5,7 @@
 
 use super::limits;
 use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Terms};
+use super::nats_link::Link;
 use super::nats_login::NatsUrl;
 use crate::config::Options;
 use crate::config::streaming::{StoreKind, StreamingOptions};
@@ -31,7 +32,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 const TURN_BYTES_MAX: usize = 4 << 20;
 /// Messages that wait for a slow disk, beyond which nothing more is read.
 const BACKLOG_BYTES_MAX: usize = 64 << 20;
-const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long another server of the same cluster ID has to answer at the start.
 const PROBE_TIME: Duration = Duration::from_millis(250);
@@ -114,7 +114,7 @@ impl Streaming {
         let (asks, queue) = channel();
         let mut host = Host {
             engine,
-            client,
+            link: Link::Up(client),
             urls,
             terms,
             event: event.clone(),
@@ -123,9 +123,7 @@ impl Streaming {
             maintained_at: Instant::now(),
             told_ready: false,
         };
-        let now = host.clock.now();
-        host.engine.start(host.client.output(), now);
-        host.client.ping();
+        host.begin();
         let thread = std::thread::Builder::new()
             .name("streaming".into())
             .spawn(move || host.run())
@@ -222,7 +220,7 @@ impl Clock {
 
 struct Host {
     engine: Engine,
-    client: NatsClient,
+    link: Link,
     /// Of another NATS server; empty: our own.
     urls: Vec<NatsUrl>,
     terms: Terms,
@@ -240,32 +238,36 @@ impl Host {
             if self.answer_asks() {
                 break;
             }
+            self.look_for_link();
             if let Err(error) = self.turn() {
                 log::error!(
                     "STREAM: connection {:?} has been disconnected: {error}",
                     self.terms.name
                 );
-                if self.urls.is_empty() || !self.reconnect() {
+                // Of our own loops: the server is ending.
+                if self.urls.is_empty() {
                     break;
                 }
+                self.lose_link();
             }
         }
         self.engine.close();
         log::info!("STREAM: Shutting down.");
     }
 
-    fn wait(&self) {
+    fn wait(&mut self) {
+        let reads = self.reads();
         let mut flags = PollFlags::empty();
-        if self.reads() {
+        if reads {
             flags |= PollFlags::POLLIN;
         }
-        if self.client.has_output() {
-            flags |= PollFlags::POLLOUT;
+        let mut fds = vec![PollFd::new(self.event.as_fd(), PollFlags::POLLIN)];
+        if let Link::Up(client) = &self.link {
+            if client.has_output() {
+                flags |= PollFlags::POLLOUT;
+            }
+            fds.push(PollFd::new(client.fd(), flags));
         }
-        let mut fds = [
-            PollFd::new(self.client.fd(), flags),
-            PollFd::new(self.event.as_fd(), PollFlags::POLLIN),
-        ];
         let maintain = MAINTAIN_EVERY.saturating_sub(self.maintained_at.elapsed());
         let due = self.engine.next_deadline().map_or(maintain, |at| {
             Duration::from_nanos(at.saturating_sub(self.clock.now()).max(0) as u64)
@@ -278,8 +280,11 @@ impl Host {
 
     /// Back-pressure: with much output waiting nothing more is read.
     fn reads(&self) -> bool {
-        self.client.output_len() < OUTPUT_BYTES_MAX
-            && self.engine.backlog_bytes() < BACKLOG_BYTES_MAX
+        let room = match &self.link {
+            Link::Up(client) => client.output_len() < OUTPUT_BYTES_MAX,
+            Link::Away(_) => false,
+        };
+        room && self.engine.backlog_bytes() < BACKLOG_BYTES_MAX
     }
 
     fn turn(&mut self) -> std::io::Result<()> {
@@ -287,7 +292,10 @@ impl Host {
         while self.reads() && bytes < TURN_BYTES_MAX {
             let now = self.clock.now();
             let engine = &mut self.engine;
-            let read = self.client.receive(|incoming, output| {
+            let Some(client) = self.link.client() else {
+                break;
+            };
+            let read = client.receive(|incoming, output| {
                 engine.handle_message(
                     incoming.inlet,
                     incoming.subject,
@@ -302,16 +310,24 @@ impl Host {
             }
             bytes += read;
         }
-        // Whoever waits for this line may rely on our subscriptions being there.
-        if self.client.pongs() > 0 && !std::mem::replace(&mut self.told_ready, true) {
-            log::info!("STREAM: Streaming Server is ready");
+        if let Some(client) = self.link.client() {
+            // Whoever waits for this line may rely on our subscriptions being there.
+            if client.pongs() > 0 && !std::mem::replace(&mut self.told_ready, true) {
+                log::info!("STREAM: Streaming Server is ready");
+            }
+            for violation in client.take_violations() {
+                log::error!("STREAM: NATS server: {violation}");
+            }
         }
-        for violation in self.client.take_violations() {
-            log::error!("STREAM: NATS server: {violation}");
-        }
+        self.act();
+        self.link.flush()
+    }
+
+    /// Everything of a turn but the connection.
+    fn act(&mut self) {
         let now = self.clock.now();
-        self.engine.handle_timeouts(now, self.client.output());
-        if let Err(error) = self.engine.end_turn(now, self.client.output()) {
+        self.engine.handle_timeouts(now, self.link.output());
+        if let Err(error) = self.engine.end_turn(now, self.link.output()) {
             // What the disk has is not known any more; nothing may be acknowledged on top of that.
             log::error!(target: crate::logging::FATAL, "STREAM: {error}");
             crate::logging::flush();
@@ -321,7 +337,6 @@ impl Host {
             self.maintained_at = Instant::now();
             self.engine.maintain(now);
         }
-        self.client.flush()
     }
 
     /// True: stop.
@@ -336,23 +351,40 @@ impl Host {
         false
     }
 
-    /// Tries until the server is back; false when told to stop meanwhile.
-    fn reconnect(&mut self) -> bool {
-        loop {
-            std::thread::sleep(RECONNECT_EVERY);
-            if self.answer_asks() {
-                return false;
-            }
-            if let Ok(client) = NatsClient::connect(&self.urls, &self.terms) {
+    /// Serves over the connection there is now.
+    fn begin(&mut self) {
+        let now = self.clock.now();
+        self.engine.start(self.link.output(), now);
+        if let Some(client) = self.link.client() {
+            client.ping();
+        }
+    }
+
+    fn lose_link(&mut self) {
+        self.engine.handle_disconnect();
+        self.link.lose(&self.urls, &self.terms, &self.event);
+        // What had come in before the loss is not left for the next deadline.
+        self.act();
+    }
+
+    fn look_for_link(&mut self) {
+        match self.link.found() {
+            Ok(None) => {}
+            Ok(Some(held)) => {
+                let place = self.link.client().map_or("", |client| client.place());
                 log::info!(
-                    "STREAM: connection {:?} reconnected to NATS Server",
+                    "STREAM: connection {:?} reconnected to NATS Server at \"nats://{place}\"",
                     self.terms.name
                 );
-                self.client = client;
-                let now = self.clock.now();
-                self.engine.start(self.client.output(), now);
-                return true;
+                self.begin();
+                match self.link.output().release(&held) {
+                    0 => {}
+                    dropped => log::error!(
+                        "STREAM: {dropped} answers and acks found no room while there was no NATS server"
+                    ),
+                }
             }
+            Err(_) => self.link.lose(&self.urls, &self.terms, &self.event),
         }
     }
 }

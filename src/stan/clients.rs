@@ -33,6 +33,8 @@ pub struct Client {
 pub struct Challenger {
     pub info: ClientInfo,
     pub reply: Box<str>,
+    /// How long it waits.
+    pub until: i64,
 }
 
 #[derive(Debug, Default)]

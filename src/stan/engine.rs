@@ -6,6 +6,7 @@
 
 mod admin;
 mod answers;
+mod away;
 mod dead;
 mod deliver;
 mod members;
@@ -68,6 +69,8 @@ pub struct Engine {
     dirty: Vec<ChannelIndex>,
     /// Answers to requests that wait for the disk, in order.
     waiting: VecDeque<Answer>,
+    /// Without a connection to NATS.
+    away: bool,
     now: i64,
 }
 
@@ -111,6 +114,7 @@ impl Engine {
             timers: Timers::default(),
             dirty: Vec::new(),
             waiting: VecDeque::new(),
+            away: false,
             now,
         };
         engine.recover(recovered.clients, recovered.channels);
@@ -125,9 +129,10 @@ impl Engine {
         &self.info
     }
 
-    /// Begins to serve: subscriptions, and what is due at once.
+    /// Begins to serve, or goes on with it over a new connection: subscriptions, and what is due at once.
     pub fn start(&mut self, out: &mut dyn Outlet, now: i64) {
         self.now = now;
+        self.come_back();
         for (inlet, subject) in [
             (Inlet::CONNECT, self.info.discovery.clone()),
             (Inlet::PUBLISH, format!("{}.>", self.info.publish)),

@@ -42,8 +42,21 @@ impl Server {
         Self::try_start(port, arguments).expect("the server starts")
     }
 
+    /// With so many descriptors and no more.
+    pub fn start_with_files(files: u32, port: u16, arguments: &[&str]) -> Server {
+        let mut shell = Command::new("sh");
+        let script = format!("ulimit -n {files} && exec \"$0\" \"$@\"");
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_midge")]);
+        Self::try_command(shell, port, arguments).expect("the server starts")
+    }
+
     fn try_start(port: u16, arguments: &[&str]) -> Option<Server> {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_midge"))
+        let command = Command::new(env!("CARGO_BIN_EXE_midge"));
+        Self::try_command(command, port, arguments)
+    }
+
+    fn try_command(mut command: Command, port: u16, arguments: &[&str]) -> Option<Server> {
+        let mut child = command
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .args(arguments)
             .stdin(Stdio::null())

@@ -25,6 +25,9 @@ enum Choice {
 impl Engine {
     /// New messages to everybody who has room for them.
     pub(super) fn deliver(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        if self.away {
+            return;
+        }
         for at in 0.. {
             let Some(id) = self.channel(index).plain.get(at).copied() else {
                 break;
@@ -63,7 +66,7 @@ impl Engine {
     }
 
     pub(super) fn deliver_to(&mut self, index: ChannelIndex, id: u64, out: &mut dyn Outlet) {
-        loop {
+        while !self.away {
             let Some(sub) = self.channel(index).subs.get(&id) else {
                 return;
             };
@@ -84,7 +87,7 @@ impl Engine {
         group: &str,
         out: &mut dyn Outlet,
     ) {
-        loop {
+        while !self.away {
             let Some(queue) = self.channel(index).queues.get(group) else {
                 return;
             };
@@ -194,7 +197,7 @@ impl Engine {
         at: i64,
         out: &mut dyn Outlet,
     ) {
-        let now = self.now;
+        let (now, away) = (self.now, self.away);
         let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
@@ -206,7 +209,7 @@ impl Engine {
             return;
         };
         sub.timer_at = None;
-        if !sub.is_open() {
+        if away || !sub.is_open() {
             return;
         }
         let group = sub.state.queue_group.clone();

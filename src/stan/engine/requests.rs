@@ -102,6 +102,7 @@ impl Engine {
         known.challenger = Some(Challenger {
             info,
             reply: reply.unwrap_or("").into(),
+            until: now + PROBE_TIME,
         });
         let probe = format!("{answers}.{PROBE_MARK}{serial}");
         out.publish(&known.info.heartbeat_inbox, Some(&probe), b"");
@@ -289,11 +290,12 @@ impl Engine {
         }
     }
 
-    pub(super) fn probe_over(&mut self, serial: u64, out: &mut dyn Outlet) {
+    pub(super) fn probe_over(&mut self, serial: u64, at: i64, out: &mut dyn Outlet) {
         let Some(client) = self.clients.with_serial(serial) else {
             return;
         };
-        let Some(challenger) = client.challenger.take() else {
+        // The timer may be of an earlier one, which was answered.
+        let Some(challenger) = client.challenger.take_if(|one| one.until == at) else {
             return;
         };
         let id = client.info.id.clone();

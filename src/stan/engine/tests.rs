@@ -1,6 +1,7 @@
 //! The engine over the memory store, with a clock of its own: requests in, publishes out.
 
 mod admin;
+mod away;
 mod dead;
 mod full_disk;
 mod model;

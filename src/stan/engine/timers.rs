@@ -52,7 +52,7 @@ impl Engine {
                 Timer::Due(index, id) => self.handle_due(index, id, at, out),
                 Timer::Heartbeat(serial) => self.handle_heartbeat(serial, at, out),
                 Timer::HeartbeatOver(serial) => self.heartbeat_over(serial, at, out),
-                Timer::ProbeOver(serial) => self.probe_over(serial, out),
+                Timer::ProbeOver(serial) => self.probe_over(serial, at, out),
                 Timer::Age(index) => self.handle_age(index),
                 Timer::Inactivity(index) => self.handle_inactivity(index, out),
             }
