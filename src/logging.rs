@@ -23,6 +23,8 @@ pub const FATAL: &str = "fatal";
 
 /// Target of the streaming part's debug lines, which have a switch of their own.
 pub const STREAM_DEBUG: &str = "stan-debug";
+/// And of its trace.
+pub const STREAM_TRACE: &str = "stan-trace";
 
 /// Lines waiting for the writer before more are dropped.
 const QUEUE_LINES: usize = 16 << 10;
@@ -104,6 +106,7 @@ pub fn init(options: &Options) -> Result<(), String> {
         .filter_module("midge", LevelFilter::Trace)
         .filter_module(FATAL, LevelFilter::Trace)
         .filter_module(STREAM_DEBUG, LevelFilter::Trace)
+        .filter_module(STREAM_TRACE, LevelFilter::Trace)
         .format(format_line)
         .target(env_logger::Target::Pipe(Box::new(Enqueue)))
         .try_init()
@@ -239,6 +242,7 @@ fn label(record: &Record<'_>) -> (&'static str, u8, u8) {
     match (record.target(), record.level()) {
         (FATAL, _) => ("FTL", 31, 2),
         (STREAM_DEBUG, _) => ("DBG", 36, 7),
+        (STREAM_TRACE, _) => ("TRC", 33, 5),
         (_, Level::Error) => ("ERR", 31, 3),
         (_, Level::Warn) => ("WRN", 33, 4),
         (_, Level::Info) => ("INF", 32, 5),

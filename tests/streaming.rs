@@ -439,6 +439,32 @@ fn many_channels_fit_into_few_descriptors() {
     assert!(!log.contains("Too many open files"), "{log}");
 }
 
+#[test]
+fn the_log_says_what_the_original_says() {
+    let server = memory_server(&["-SDV"]);
+    let mut client = stan(&server, "me");
+    client.publish("foo", b"x").unwrap();
+    let sub = client.subscribe("foo", |r| r.ack_wait_seconds = 1).unwrap();
+    client.next(&sub);
+    assert!(client.next(&sub).redelivered);
+    client.ack(&sub, 1);
+    assert!(client.subscribe("a..b", |_| {}).is_err());
+    assert!(client.publish("a..b", b"x").is_err());
+    client.close();
+    for line in [
+        "[INF] STREAM: ----------------------------------",
+        "[TRC] STREAM: [Client:me] Acking Publisher subj=foo guid=1",
+        "[TRC] STREAM: [Client:me] Delivering msg to subid=1, subject=foo, seq=1",
+        "[TRC] STREAM: [Client:me] Redelivering msg to subid=1, subject=foo, seq=1",
+        "[TRC] STREAM: [Client:me] Processing ack for subid=1, subject=foo, seq=1",
+        "[ERR] STREAM: [Client:me] Invalid channel \"a..b\" in subscription request from _STAN.sub.",
+        "[ERR] STREAM: Received invalid client publish message clientID:\"me\" guid:\"1\" subject:\"a..b\"",
+        "[DBG] STREAM: [Client:me] Closed (Inbox=",
+    ] {
+        server.wait_log(line);
+    }
+}
+
 /// What monitoring says under a path.
 fn monitored(port: u16, path: &str) -> serde_json::Value {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();

@@ -130,8 +130,8 @@ pub fn tell(options: &StreamingOptions) {
         for text in listed(options) {
             log::info!("STREAM: {text}");
         }
-        log::info!("STREAM: {}", "-".repeat(LINE_WIDTH));
     }
+    log::info!("STREAM: {}", "-".repeat(LINE_WIDTH));
 }
 
 /// Entries of single channels below those they inherit from, with what they have of their own.

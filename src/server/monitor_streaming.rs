@@ -149,7 +149,7 @@ fn clientsz(report: Report, query: Query<'_>, server_id: String, now: String) ->
     if let Some(id) = query.get("client").filter(|id| !id.is_empty()) {
         return match report.clients.iter().find(|client| client.id == id) {
             Some(found) => Response::json(json(&client(&report, found, with_subs))),
-            None => Response::text(404, &format!("Client {id} not found")),
+            None => Response::text(404, &format!("Client {id} not found\n")),
         };
     }
     let total = report.clients.len();
@@ -185,7 +185,7 @@ fn channelsz(report: Report, query: Query<'_>, server_id: String, now: String) -
     if let Some(name) = query.get("channel").filter(|name| !name.is_empty()) {
         return match report.channels.iter().find(|channel| channel.name == name) {
             Some(found) => Response::json(json(&channel(found, with_subs))),
-            None => Response::text(404, &format!("Channel {name} not found")),
+            None => Response::text(404, &format!("Channel {name} not found\n")),
         };
     }
     let total = report.channels.len();

@@ -402,6 +402,7 @@ fn settings(all: &Options) -> Settings {
         heartbeat_failures: u32::try_from(options.heartbeat_failures.max(0)).unwrap_or(u32::MAX),
         replace_durable: options.replace_durable,
         debug: options.debug,
+        trace: options.trace,
         admin: options.admin.unwrap_or(authorized),
         dead_letters: limits::dead_letters(options),
     }

@@ -12,6 +12,8 @@ pub struct WaitingAck {
     pub seq: Seq,
     pub reply: Box<str>,
     pub guid: String,
+    /// Who published it, where that is to be logged.
+    pub client: Option<Box<str>>,
 }
 
 /// A message that is leaving its subscription for this channel, as a dead letter.

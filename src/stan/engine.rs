@@ -12,6 +12,7 @@ mod deliver;
 mod members;
 mod publish;
 mod requests;
+mod tell;
 #[cfg(test)]
 mod tests;
 mod timers;
@@ -43,6 +44,8 @@ pub struct Settings {
     /// A second subscription of an active durable replaces the first.
     pub replace_durable: bool,
     pub debug: bool,
+    /// Every message is logged.
+    pub trace: bool,
     /// Requests of administration may change things.
     pub admin: bool,
     pub dead_letters: DeadLetters,
@@ -224,12 +227,6 @@ impl Engine {
         let channel = self.channel(index);
         if !std::mem::replace(&mut channel.dirty, true) {
             self.dirty.push(index);
-        }
-    }
-
-    fn debug(&self, line: std::fmt::Arguments<'_>) {
-        if self.settings.debug {
-            log::info!(target: "stan-debug", "STREAM: {line}");
         }
     }
 

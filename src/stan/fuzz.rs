@@ -78,6 +78,7 @@ pub fn check(mut data: &[u8]) {
         heartbeat_failures: 2,
         replace_durable: false,
         debug: false,
+        trace: false,
         admin: true,
         dead_letters: DeadLetters(Arc::new(|name| {
             let rule = DeadLetterRule {

@@ -326,6 +326,7 @@ fn settings() -> Settings {
         admin: true,
         dead_letters: DeadLetters::default(),
         debug: false,
+        trace: false,
     }
 }
 

@@ -1,6 +1,7 @@
 //! Delivery: new messages in order, old ones again when nobody acknowledged them.
 
 use super::Engine;
+use super::tell::trace_message;
 use super::timers::Timer;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
@@ -142,12 +143,15 @@ impl Engine {
         message: &[u8],
         out: &mut dyn Outlet,
     ) {
-        let now = self.now;
+        let (now, traced) = (self.now, self.settings.trace);
         let channel = self.channel(index);
         let store = channel.store;
         let Some(sub) = channel.subs.get_mut(&id) else {
             return;
         };
+        if traced {
+            trace_message("Delivering msg to", sub, &channel.name, seq);
+        }
         let due = now + sub.ack_wait();
         sub.note_sent(seq, due, 0, now);
         out.publish(&sub.state.inbox, None, message);
@@ -167,10 +171,14 @@ impl Engine {
         message: &[u8],
         out: &mut dyn Outlet,
     ) {
-        let now = self.now;
-        let Some(sub) = self.channel(index).subs.get_mut(&id) else {
+        let (now, traced) = (self.now, self.settings.trace);
+        let channel = self.channel(index);
+        let Some(sub) = channel.subs.get_mut(&id) else {
             return;
         };
+        if traced {
+            trace_message("Redelivering msg to", sub, &channel.name, seq);
+        }
         let next = due + sub.ack_wait();
         let next = if next <= now {
             now + sub.ack_wait()
@@ -186,7 +194,7 @@ impl Engine {
         // Fields of a message may come in any order, so the stored bytes need no change.
         let flagged = [message, &marks.encode_to_vec()].concat();
         out.publish(&sub.state.inbox, None, &flagged);
-        self.channel(index).redelivered += 1;
+        channel.redelivered += 1;
     }
 
     /// The timer of a subscription: everything whose deadline is over is sent again.
@@ -325,7 +333,7 @@ impl Engine {
             log::error!(
                 "STREAM: Unable to process ack seq={}, channel {} not found",
                 ack.sequence,
-                ack.subject
+                ack.subject.escape_debug()
             );
             return;
         };
@@ -335,9 +343,14 @@ impl Engine {
         if index != named {
             return;
         }
-        let Some(sub) = self.channel(index).subs.get(&id) else {
+        let traced = self.settings.trace;
+        let channel = self.channel(index);
+        let Some(sub) = channel.subs.get(&id) else {
             return;
         };
+        if traced {
+            trace_message("Processing ack for", sub, &channel.name, ack.sequence);
+        }
         let group = sub.state.queue_group.clone();
         let owner = self.holder(index, id, &group, ack.sequence);
         self.forget_pending(index, owner, ack.sequence);

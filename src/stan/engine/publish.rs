@@ -1,6 +1,7 @@
 //! Publishes, and their acks.
 
 use super::Engine;
+use super::tell::{tell_refused_publish, trace};
 use crate::stan::channel::{Channel, WaitingAck};
 use crate::stan::clients::ChannelIndex;
 use crate::stan::names::is_valid_channel;
@@ -25,19 +26,23 @@ impl Engine {
             Ok(message) => message,
             // Servers talk to each other on the same subjects.
             Err(_) if pb::CtrlMsg::decode(payload).is_ok() => return,
-            Err(_) => return refuse(reply, "", INVALID_PUBLISH, out),
+            Err(_) => {
+                log::error!("STREAM: Received invalid client publish message");
+                return refuse(reply, "", INVALID_PUBLISH, out);
+            }
         };
         if message.guid.is_empty()
             || !is_valid_channel(&message.subject)
             || !self.clients.is_valid(&message.client_id, &message.conn_id)
         {
+            tell_refused_publish(&message);
             return refuse(reply, &message.guid, INVALID_PUBLISH, out);
         }
         let index = match self.channel_named(&message.subject) {
             Ok(index) => index,
             Err(text) => return refuse(reply, &message.guid, &text, out),
         };
-        let now = self.now;
+        let (now, traced) = (self.now, self.settings.trace);
         let channel = self.channel(index);
         channel.active_at = now;
         let store = channel.store;
@@ -55,6 +60,7 @@ impl Engine {
                         seq,
                         reply: reply.into(),
                         guid: message.guid,
+                        client: traced.then(|| message.client_id.into()),
                     });
                 }
                 self.mark_dirty(index);
@@ -154,8 +160,21 @@ impl Engine {
         let mut encoded = Vec::new();
         while let Some(first) = channel.waiting.front()
             && first.seq <= channel.durable_to
-            && let Some(WaitingAck { reply, guid, .. }) = channel.waiting.pop_front()
+            && let Some(waiting) = channel.waiting.pop_front()
         {
+            let WaitingAck {
+                reply,
+                guid,
+                client,
+                ..
+            } = waiting;
+            if let Some(client) = client {
+                let subject = &channel.name;
+                trace(format_args!(
+                    "[Client:{client}] Acking Publisher subj={subject} guid={}",
+                    guid.escape_debug()
+                ));
+            }
             let ack = pb::PubAck {
                 guid,
                 error: String::new(),

@@ -19,7 +19,7 @@ const PROBE_TIME: i64 = SECOND / 2;
 const PROBE_MARK: char = 'p';
 
 /// Error texts of the original, which client libraries show.
-mod text {
+pub(super) mod text {
     pub const INVALID_CONNECT: &str = "stan: invalid connection request";
     pub const INVALID_CLIENT_ID: &str =
         "stan: invalid clientID: only alphanumeric and `-` or `_` characters allowed";
@@ -76,9 +76,16 @@ impl Engine {
         };
         let request = match pb::ConnectRequest::decode(payload) {
             Ok(request) if !request.heartbeat_inbox.is_empty() => request,
-            _ => return refuse(text::INVALID_CONNECT, out),
+            _ => {
+                log::error!("STREAM: [Client:?] Invalid conn request");
+                return refuse(text::INVALID_CONNECT, out);
+            }
         };
         if !is_valid_client(&request.client_id) {
+            log::error!(
+                "STREAM: [Client:{}] Invalid ClientID, only alphanumeric and `-` or `_` characters allowed",
+                request.client_id.escape_debug()
+            );
             return refuse(text::INVALID_CLIENT_ID, out);
         }
         let info = pb::ClientInfo {
@@ -151,9 +158,17 @@ impl Engine {
         out: &mut dyn Outlet,
     ) {
         let error = match pb::CloseRequest::decode(payload) {
-            Err(_) => text::INVALID_CLOSE,
+            Err(_) => {
+                let subject = &self.info.close;
+                log::error!("STREAM: Received invalid close request, subject={subject}");
+                text::INVALID_CLOSE
+            }
             Ok(request) if self.close_client(&request.client_id, out) => "",
-            Ok(_) => text::UNKNOWN_CLIENT,
+            Ok(request) => {
+                let client = request.client_id;
+                log::error!("STREAM: Unknown client {client:?} in close request");
+                text::UNKNOWN_CLIENT
+            }
         };
         let response = pb::CloseResponse {
             error: error.to_owned(),
@@ -300,7 +315,10 @@ impl Engine {
         };
         let id = client.info.id.clone();
         self.close_client(&id, out);
-        self.debug(format_args!("[Client:{id}] Replaced old client"));
+        let inbox = &challenger.info.heartbeat_inbox;
+        self.debug(format_args!(
+            "[Client:{id}] Replaced old client (Inbox={inbox})"
+        ));
         self.register(challenger.info, &challenger.reply, out);
     }
 
@@ -314,9 +332,14 @@ impl Engine {
     ) {
         let request = match pb::SubscriptionRequest::decode(payload) {
             Ok(request) => request,
-            Err(_) => return answer(reply, &sub_error(text::INVALID_SUBSCRIBE), out),
+            Err(error) => {
+                let from = &self.info.subscribe;
+                log::error!("STREAM: Invalid Subscription request from {from}: {error}");
+                return answer(reply, &sub_error(text::INVALID_SUBSCRIBE), out);
+            }
         };
-        if let Err(error) = self.subscribe(request, reply, out) {
+        if let Err(error) = self.subscribe(&request, reply, out) {
+            self.tell_refused_sub(&request, &error);
             answer(reply, &sub_error(&error), out);
         }
     }
@@ -342,11 +365,11 @@ impl Engine {
 
     fn subscribe(
         &mut self,
-        request: pb::SubscriptionRequest,
+        request: &pb::SubscriptionRequest,
         reply: Option<&str>,
         out: &mut dyn Outlet,
     ) -> Result<(), String> {
-        let start = Self::check(&request)?;
+        let start = Self::check(request)?;
         let index = self.channel_named(&request.subject)?;
         let durable = !request.durable_name.is_empty();
         let grouped = !request.queue_group.is_empty();
@@ -408,7 +431,7 @@ impl Engine {
                     is_durable: durable,
                     ..state
                 };
-                self.add_sub(index, state, start, &request, reply, out)
+                self.add_sub(index, state, start, request, reply, out)
             }
         }
     }
@@ -625,10 +648,25 @@ impl Engine {
         out: &mut dyn Outlet,
     ) {
         let response = match pb::UnsubscribeRequest::decode(payload) {
-            Err(_) => sub_error(text::INVALID_UNSUBSCRIBE),
+            Err(_) => {
+                match for_good {
+                    true => {
+                        let from = &self.info.unsubscribe;
+                        log::error!("STREAM: Invalid unsub request from {from}");
+                    }
+                    false => {
+                        let from = &self.info.sub_close;
+                        log::error!("STREAM: Invalid sub close request from {from}");
+                    }
+                }
+                sub_error(text::INVALID_UNSUBSCRIBE)
+            }
             Ok(request) => match self.unsubscribe(&request, for_good, out) {
                 Ok(()) => pb::SubscriptionResponse::default(),
-                Err(error) => sub_error(error),
+                Err(error) => {
+                    self.tell_refused_unsub(&request, for_good, error);
+                    sub_error(error)
+                }
             },
         };
         let refusal: Option<Refusal> = response.error.is_empty().then_some(sub_refusal);

@@ -53,6 +53,7 @@ impl World {
             heartbeat_failures: 2,
             replace_durable: false,
             debug: false,
+            trace: false,
             admin: true,
             dead_letters: DeadLetters::default(),
         };

@@ -873,6 +873,7 @@ impl Model {
             heartbeat_failures: 0,
             replace_durable: false,
             debug: false,
+            trace: false,
             admin: true,
             dead_letters: DeadLetters::default(),
         };
