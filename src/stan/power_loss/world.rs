@@ -1,0 +1,259 @@
+//! Clients over the engine: what they do, and what they are told.
+
+use super::*;
+
+/// What a client was told, and after how many operations of the disk.
+#[derive(Default)]
+pub struct Told {
+    /// Of each channel, the messages acknowledged.
+    pub acked: Vec<(usize, String, u64)>,
+    /// Deliveries: channel, number, content.
+    pub delivered: Vec<(usize, String, u64, u64)>,
+    /// Answers to requests, by reply subject.
+    pub answered: Vec<(usize, String)>,
+}
+
+pub struct Recorder {
+    pub trace: Trace,
+    pub told: Told,
+    /// Ack inboxes by the reply subject they came on.
+    pub ack_inboxes: BTreeMap<String, String>,
+}
+
+impl Outlet for Recorder {
+    fn publish(&mut self, subject: &str, _: Option<&str>, payload: &[u8]) {
+        let at = self.trace.op_count();
+        if let Some(channel) = subject.strip_prefix("ack.") {
+            let ack = pb::PubAck::decode(payload).unwrap();
+            if ack.error.is_empty() {
+                let content = ack.guid.parse().unwrap();
+                self.told.acked.push((at, channel.to_owned(), content));
+            }
+        } else if subject.starts_with("in.") {
+            let message = pb::MsgProto::decode(payload).unwrap();
+            let delivery = (
+                at,
+                message.subject,
+                message.sequence,
+                content(&message.data),
+            );
+            self.told.delivered.push(delivery);
+        } else if subject.starts_with("reply.") {
+            let answer = pb::SubscriptionResponse::decode(payload).unwrap();
+            if answer.error.is_empty() {
+                self.told.answered.push((at, subject.to_owned()));
+                self.ack_inboxes
+                    .insert(subject.to_owned(), answer.ack_inbox);
+            }
+        }
+    }
+
+    fn subscribe(&mut self, _: Inlet, _: &str) {}
+
+    fn unsubscribe(&mut self, _: Inlet) {}
+}
+
+pub fn content(data: &[u8]) -> u64 {
+    u64::from_le_bytes(*data.first_chunk().unwrap())
+}
+
+/// A durable as its client sees it.
+#[derive(Clone, Default, Debug)]
+pub struct Durable {
+    /// It was there when the round began.
+    pub promised: bool,
+    /// Reply subjects of the requests that made it, or took it up again, and of the one that ended it.
+    pub made: Vec<String>,
+    pub ended: Option<String>,
+    pub acked: BTreeSet<u64>,
+}
+
+pub struct World {
+    pub engine: Engine,
+    pub out: Recorder,
+    pub steps: Arc<Steps>,
+    pub random: Random,
+    pub now: i64,
+    pub last_content: u64,
+    pub last_reply: u64,
+    pub published: BTreeMap<String, Vec<u64>>,
+    /// Of contents.
+    pub times: BTreeMap<u64, i64>,
+    pub durables: BTreeMap<String, Vec<Durable>>,
+}
+
+impl World {
+    pub fn send(&mut self, inlet: Inlet, subject: &str, reply: &str, request: &impl Message) {
+        let payload = Bytes::from(request.encode_to_vec());
+        let Self {
+            engine, out, now, ..
+        } = self;
+        engine.handle_message(inlet, subject, Some(reply), payload, *now, out);
+    }
+
+    pub fn end_turn(&mut self) {
+        let Self {
+            engine, out, now, ..
+        } = self;
+        engine.handle_timeouts(*now, out);
+        engine.end_turn(*now, out).unwrap();
+    }
+
+    pub fn connect(&mut self) {
+        let request = pb::ConnectRequest {
+            client_id: "me".into(),
+            heartbeat_inbox: "hb".into(),
+            ..Default::default()
+        };
+        self.send(Inlet::CONNECT, "", "connected", &request);
+    }
+
+    pub fn publish(&mut self, channel: &str) {
+        self.last_content += 1;
+        let content = self.last_content;
+        let mut data = content.to_le_bytes().to_vec();
+        data.resize(8 + self.random.below(700) as usize, 7);
+        let message = pb::PubMsg {
+            client_id: "me".into(),
+            guid: content.to_string(),
+            subject: channel.into(),
+            data: data.into(),
+            ..Default::default()
+        };
+        self.times.insert(content, self.now);
+        self.published
+            .entry(channel.into())
+            .or_default()
+            .push(content);
+        self.send(Inlet::PUBLISH, "", &format!("ack.{channel}"), &message);
+    }
+
+    pub fn subscribe(&mut self, channel: &str, durable: &str) -> String {
+        self.last_reply += 1;
+        let reply = format!("reply.{}", self.last_reply);
+        let request = pb::SubscriptionRequest {
+            client_id: "me".into(),
+            subject: channel.into(),
+            inbox: format!("in.{channel}.{}", self.last_reply),
+            max_in_flight: 20,
+            ack_wait_seconds: 30,
+            start_position: 4,
+            durable_name: durable.into(),
+            ..Default::default()
+        };
+        self.send(Inlet::SUBSCRIBE, "", &reply, &request);
+        reply
+    }
+
+    /// One thing that may happen.
+    pub fn act(&mut self) {
+        let channel = CHANNELS[self.random.below(CHANNELS.len() as u32) as usize];
+        match self.random.below(20) {
+            0..=7 => {
+                for _ in 0..=self.random.below(4) {
+                    self.publish(channel);
+                }
+            }
+            8..=12 => {
+                let waiting = self.steps.waiting() as u32;
+                if waiting > 0 {
+                    self.steps.step(self.random.below(waiting) as usize);
+                }
+            }
+            13 => self.toggle_durable(channel),
+            14 | 15 => self.acknowledge(channel),
+            16 => {
+                let now = self.now;
+                self.engine.maintain(now);
+            }
+            17 => self.now += 40 * SECOND,
+            _ => {}
+        }
+        if self.random.below(3) > 0 {
+            self.end_turn();
+        }
+    }
+
+    pub fn toggle_durable(&mut self, channel: &str) {
+        if matches!(channel, "short" | "aged") {
+            return;
+        }
+        let current = self
+            .durables
+            .get(channel)
+            .and_then(|all| all.last())
+            .cloned();
+        match current.filter(|durable| durable.ended.is_none()) {
+            None => {
+                let made = vec![self.subscribe(channel, "d")];
+                let durable = Durable {
+                    made,
+                    ..Durable::default()
+                };
+                self.durables
+                    .entry(channel.into())
+                    .or_default()
+                    .push(durable);
+            }
+            Some(durable) => {
+                let made = durable.made.last().expect("it was asked for");
+                let Some(inbox) = self.out.ack_inboxes.get(made).cloned() else {
+                    return; // not confirmed yet
+                };
+                self.last_reply += 1;
+                let reply = format!("reply.{}", self.last_reply);
+                let request = pb::UnsubscribeRequest {
+                    client_id: "me".into(),
+                    subject: channel.into(),
+                    inbox,
+                    ..Default::default()
+                };
+                // Closing keeps it, unsubscribing ends it.
+                match self.random.below(2) {
+                    0 => {
+                        let all = self.durables.get_mut(channel).unwrap();
+                        all.last_mut().unwrap().ended = Some(reply.clone());
+                        self.send(Inlet::UNSUBSCRIBE, "", &reply, &request);
+                    }
+                    _ => {
+                        self.send(Inlet::SUB_CLOSE, "", &reply, &request);
+                        let again = self.subscribe(channel, "d");
+                        let all = self.durables.get_mut(channel).unwrap();
+                        all.last_mut().unwrap().made.push(again);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Acknowledges some of what a durable was sent.
+    pub fn acknowledge(&mut self, channel: &str) {
+        let Some(durable) = self.durables.get(channel).and_then(|all| all.last()) else {
+            return;
+        };
+        let made = durable.made.last().expect("it was asked for");
+        let Some(inbox) = self.out.ack_inboxes.get(made).cloned() else {
+            return;
+        };
+        let sent: BTreeSet<u64> = self
+            .out
+            .told
+            .delivered
+            .iter()
+            .filter(|(_, of, ..)| of == channel)
+            .map(|(_, _, seq, _)| *seq)
+            .collect();
+        for sequence in sent {
+            if self.random.below(2) > 0 {
+                continue;
+            }
+            let ack = pb::Ack {
+                subject: channel.into(),
+                sequence,
+            };
+            let all = self.durables.get_mut(channel).unwrap();
+            all.last_mut().unwrap().acked.insert(sequence);
+            self.send(Inlet::ACK, &inbox, "", &ack);
+        }
+    }
+}
