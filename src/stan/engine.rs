@@ -252,6 +252,8 @@ impl Engine {
             self.channels.push(Some(channel));
             self.by_name.insert(recovered.name, index);
             self.by_store.insert(recovered.id, index);
+            // What is too old is pending for nobody.
+            let _ = self.store.expire(recovered.id, self.now);
             for sub in recovered.subscriptions {
                 self.recover_sub(index, sub);
             }

@@ -195,6 +195,10 @@ impl Engine {
         self.log_error(result);
         let inbox = client.info.heartbeat_inbox;
         self.debug(format_args!("[Client:{id}] Closed (Inbox={inbox})"));
+        // Whoever waits for the id need not wait any longer.
+        if let Some(challenger) = client.challenger {
+            self.register(challenger.info, &challenger.reply, out);
+        }
         true
     }
 

@@ -307,6 +307,77 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     proptest::collection::vec(step, 0..120)
 }
 
+/// What a connect request was answered with.
+fn connect_answers(world: &mut World) -> Vec<String> {
+    let answers = world.took().into_iter();
+    let answers = answers.filter(|(subject, ..)| subject == "reply.to");
+    let errors = answers.map(|(_, _, payload)| pb::ConnectResponse::decode(&payload[..]));
+    errors.map(|answer| answer.unwrap().error).collect()
+}
+
+#[test]
+fn whoever_waits_for_an_id_has_it_when_its_owner_goes() {
+    let again = pb::ConnectRequest {
+        client_id: "me".into(),
+        heartbeat_inbox: "hb.new".into(),
+        ..Default::default()
+    };
+    let close = pb::CloseRequest {
+        client_id: "me".into(),
+    };
+    let mut world = World::new();
+    world.connect("me");
+    world.send(Inlet::CONNECT, "", again.encode_to_vec());
+    assert_eq!(connect_answers(&mut world).len(), 0);
+    world.send(Inlet::CLOSE, "", close.encode_to_vec());
+    assert_eq!(connect_answers(&mut world).len(), 2);
+    let owner = world.engine.clients.get("me").unwrap();
+    assert_eq!(owner.info.heartbeat_inbox, "hb.new");
+    // The end of the probe is not the end of the new owner.
+    world.wait(10 * SECOND);
+    assert!(world.engine.clients.get("me").is_some());
+
+    // The owner is given up after its last heartbeat, while somebody waits.
+    let beats = |settings: &mut Settings| {
+        settings.heartbeat_interval = SECOND;
+        settings.heartbeat_failures = 0;
+    };
+    let store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+    let mut world = World::with(beats, store);
+    world.connect("me");
+    world.wait(SECOND);
+    world.wait(SECOND - SECOND / 4);
+    world.send(Inlet::CONNECT, "", again.encode_to_vec());
+    world.took();
+    world.wait(SECOND / 4);
+    assert_eq!(connect_answers(&mut world), [""]);
+}
+
+#[test]
+fn a_probe_has_all_its_time_after_one_that_was_answered() {
+    let again = pb::ConnectRequest {
+        client_id: "me".into(),
+        heartbeat_inbox: "hb.new".into(),
+        ..Default::default()
+    };
+    let mut world = World::new();
+    world.connect("me");
+    world.send(Inlet::CONNECT, "", again.encode_to_vec());
+    let probe = world.took().into_iter().find_map(|(_, reply, _)| reply);
+    world.send(Inlet::ANSWER, &probe.unwrap(), Vec::new());
+    assert_eq!(
+        connect_answers(&mut world),
+        ["stan: clientID already registered"]
+    );
+    world.wait(SECOND / 4);
+    world.send(Inlet::CONNECT, "", again.encode_to_vec());
+    // Half a second after the first one.
+    world.wait(SECOND / 4);
+    assert_eq!(connect_answers(&mut world).len(), 0);
+    world.wait(SECOND / 4);
+    assert_eq!(connect_answers(&mut world), [""]);
+}
+
 proptest! {
     /// Against a model of one durable: every message at least once, first deliveries in order, nothing that was
     /// acknowledged again, never more than MaxInFlight new ones out.

@@ -35,7 +35,7 @@ impl Model {
             }
             Some(known) => {
                 expect_eq("answers to connect while it is probed", answers.len(), 0)?;
-                known.probed = Some(now);
+                known.probed = Some((now, life));
             }
         }
         self.judge()
@@ -74,13 +74,19 @@ impl Model {
             client_id: id.clone(),
         };
         let answers = self.request(Inlet::CLOSE, "", request.encode_to_vec());
-        let answer = pb::CloseResponse::decode(&answers[0][..]).unwrap();
+        let probed = self.clients.get(&id).and_then(|client| client.probed);
+        let count = 1 + usize::from(probed.is_some());
+        expect_eq("answers to a close", answers.len(), count)?;
+        let answer = pb::CloseResponse::decode(&answers[count - 1][..]).unwrap();
         let expected = match self.clients.contains_key(&id) {
             true => "",
             false => "stan: unknown clientID",
         };
         expect_eq("close", answer.error.as_str(), expected)?;
         self.leave(&id);
+        if let Some((_, life)) = probed {
+            self.enter(&id, life);
+        }
         self.judge()
     }
 

@@ -17,8 +17,9 @@ impl Model {
         engine.end_turn(now, out).unwrap();
         let mut over = Vec::new();
         for (id, client) in &mut self.clients {
-            if client.probed.is_some_and(|at| at + PROBE_TIME <= now) {
-                over.push((id.clone(), true));
+            let heir = client.probed.map(|(_, life)| life);
+            if client.probed.is_some_and(|(at, _)| at + PROBE_TIME <= now) {
+                over.push((id.clone(), heir));
                 continue;
             }
             match client.beat {
@@ -27,16 +28,16 @@ impl Model {
                     client.failures += 1;
                     client.beat = Beat::Next(now + HEARTBEAT_INTERVAL);
                     if client.failures > FAILURES_MAX {
-                        over.push((id.clone(), false));
+                        over.push((id.clone(), heir));
                     }
                 }
                 _ => {}
             }
         }
-        for (id, replaced) in over {
+        for (id, heir) in over {
+            self.note(format_args!("  {id} is given up, for {heir:?}"));
             self.leave(&id);
-            if replaced {
-                let life = self.lives;
+            if let Some(life) = heir {
                 self.enter(&id, life);
             }
         }
@@ -45,9 +46,20 @@ impl Model {
             .out
             .0
             .retain(|(subject, ..)| subject != "reply.to");
+        self.drop_what_is_old();
         self.drop_what_is_gone();
         self.judge()?;
         self.everything_due_was_sent()
+    }
+
+    fn drop_what_is_old(&mut self) {
+        let now = self.world.now;
+        if let Some(held) = self.channels.get_mut("aged") {
+            while held.times.first().is_some_and(|at| at + AGE <= now) {
+                self.aging.insert(held.first, held.times[0]);
+                held.drop_to(held.first);
+            }
+        }
     }
 
     /// Time is over for what the store has no more: it is forgotten.
@@ -77,6 +89,7 @@ impl Model {
 
     pub(super) fn everything_due_was_sent(&mut self) -> Verdict {
         let now = self.world.now;
+        self.keep_what_cannot_leave();
         for (place, sub) in &mut self.subs {
             let client = self.clients.get(&sub.client);
             let healthy = client.is_some_and(|client| client.failures == 0)
@@ -130,7 +143,8 @@ impl Model {
             admin: true,
             dead_letters: DeadLetters::default(),
         };
-        settings(replace)(&mut new);
+        let once_too_often = u32::from(fault == Fault::OnceTooOften);
+        settings(replace, self.redeliveries_max + once_too_often)(&mut new);
         let random = Random::new(self.rng.u64(..));
         let engine = Engine::new(
             new,
@@ -150,6 +164,8 @@ impl Model {
             client.probed = None;
             client.beat = Beat::Next(now + HEARTBEAT_TIMEOUT);
         }
+        self.drop_what_is_old();
+        self.aging.clear();
         for (place, sub) in &mut self.subs {
             let held = &self.channels[&place.0];
             sub.unacked.retain(|seq, _| held.holds(*seq));
@@ -157,12 +173,17 @@ impl Model {
                 let sent = held.times[(seq - held.first) as usize];
                 let over = sent + sub.ack_wait <= now;
                 let due = if over { now } else { now + sub.ack_wait };
+                // Whose it is decides when, where that is not known.
+                let (from, until) = match unacked.unplaced {
+                    true => (now, now + 6 * SECOND),
+                    false => (due, due),
+                };
                 *unacked = Unacked {
-                    from: due,
-                    until: due,
+                    from,
+                    until,
                     redeliveries: 0,
                     forgotten: false,
-                    unplaced: false,
+                    unplaced: unacked.unplaced,
                 };
             }
         }

@@ -6,6 +6,7 @@ impl Model {
     /// Looks at everything the engine sent, and answers heartbeats, until there is nothing more.
     pub(super) fn judge(&mut self) -> Verdict {
         loop {
+            self.take_letters()?;
             let mut sent = self.world.took();
             if sent.is_empty() {
                 return Ok(());
@@ -52,6 +53,7 @@ impl Model {
     }
 
     pub(super) fn beat(&mut self, inbox: &str, reply: &str) {
+        self.note(format_args!("  heartbeat of {inbox}, answer to {reply}"));
         let (id, life) = inbox.rsplit_once('.').unwrap();
         let now = self.world.now;
         let Some(client) = self
@@ -83,6 +85,12 @@ impl Model {
                 None => failed("the subscription is over"),
             };
         };
+        if let Some(at) = self.aging.get(&seq).filter(|_| place.0 == "aged") {
+            if *at != message.timestamp {
+                return failed("its timestamp has changed");
+            }
+            return self.delivered_before_it_went(&place, message);
+        }
         let held = self.channels.get_mut(&place.0).unwrap();
         if !held.holds(seq) {
             return failed("it is not stored any more");
@@ -109,7 +117,7 @@ impl Model {
                 .filter(|one| !one.forgotten && !one.unplaced)
                 .count();
             if out >= room {
-                return failed(&format!("{out} are out already"));
+                return failed(&format!("{out} are out already: {:?}", sub.unacked));
             }
             let due = now + ack_wait;
             let unacked = Unacked {
@@ -139,6 +147,9 @@ impl Model {
             .unacked
             .remove(&seq)
             .unwrap();
+        if place.0 == "foo" && unacked.redeliveries >= self.redeliveries_max {
+            return failed("it came again, and should be a dead letter");
+        }
         if now < unacked.from {
             return failed("it came again too early");
         }
@@ -177,6 +188,40 @@ impl Model {
         Ok(())
     }
 
+    /// Within this step, and before its time was over: it is pending again, until that is noticed.
+    fn delivered_before_it_went(
+        &mut self,
+        place: &(String, u64),
+        message: &pb::MsgProto,
+    ) -> Verdict {
+        let (seq, now) = (message.sequence, self.world.now);
+        self.forget(place, seq);
+        let sub = self.subs.get_mut(place).unwrap();
+        if !message.redelivered {
+            let held = self.channels.get_mut(&place.0).unwrap();
+            let position = match &sub.group {
+                Some(group) => held.groups.get_mut(group).unwrap(),
+                None => &mut sub.position,
+            };
+            if seq <= *position {
+                return Err(format!(
+                    "message {seq} is new to {}, and {position} was sent",
+                    sub.inbox
+                ));
+            }
+            *position = seq;
+        }
+        let unacked = Unacked {
+            from: now,
+            until: now + sub.ack_wait,
+            redeliveries: message.redelivery_count,
+            forgotten: true,
+            unplaced: false,
+        };
+        sub.unacked.insert(seq, unacked);
+        Ok(())
+    }
+
     /// Within this step, and before the subscription ended: when exactly, the model does not know. What it was
     /// sent is with whoever has its place now.
     pub(super) fn delivered_before_the_end(
@@ -193,6 +238,9 @@ impl Model {
         let Some(heir) = heir else {
             return Ok(()); // nobody has
         };
+        if channel == "aged" && self.aging.contains_key(&seq) {
+            return self.delivered_before_it_went(&heir, message);
+        }
         let owner = self.find(|place, sub| {
             let mate = sub.group.is_some() && sub.group == ended.group;
             place.0 == channel && (*place == heir || mate) && sub.unacked.contains_key(&seq)
@@ -240,6 +288,7 @@ impl Model {
     /// Nothing waits that could be sent.
     pub(super) fn must_be_quiet(&mut self) -> Verdict {
         // What a member left may be with any other one.
+        self.keep_what_cannot_leave();
         let mut unplaced: BTreeMap<(String, String), usize> = BTreeMap::new();
         for (place, sub) in &self.subs {
             let left = sub.unacked.values().filter(|one| one.unplaced).count();
