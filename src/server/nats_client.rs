@@ -8,6 +8,7 @@ use crate::tls::{self, Session};
 use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
 use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
 use serde::Deserialize;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -24,6 +25,9 @@ const READ_BYTES: usize = 256 << 10;
 const CIPHER_BYTES: usize = 256 << 10;
 const INFO_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
+/// What was sent and not taken in by the other machine for so long ends the connection: without a word from it the kernel
+/// alone would try for a quarter of an hour, while heartbeats count as unanswered.
+const SILENCE_MS_MAX: u32 = 20_000;
 
 /// A message on one of our subscriptions.
 pub struct Incoming<'a> {
@@ -249,6 +253,7 @@ impl NatsClient {
     fn log_in(socket: TcpStream, url: &NatsUrl, terms: &Terms) -> Result<Self, String> {
         let prepared = socket
             .set_nodelay(true)
+            .and_then(|()| Ok(setsockopt(&socket, TcpUserTimeout, &SILENCE_MS_MAX)?))
             .and_then(|()| socket.set_nonblocking(true));
         prepared.map_err(|error| error.to_string())?;
         let until = Instant::now() + CONNECT_TIME_MAX;

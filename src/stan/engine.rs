@@ -286,12 +286,21 @@ impl Engine {
         }
         let mut sub = Sub::new(state, active);
         for seq in recovered.pending {
-            let Ok(Some(message)) = self.store.lookup(store, seq) else {
-                let result = self.store.sub_acked(store, id, seq);
-                self.log_error(result);
-                continue;
+            let sent_at = match self.store.lookup(store, seq) {
+                Ok(Some(message)) => {
+                    pb::MsgProto::decode(message).map_or(0, |message| message.timestamp)
+                }
+                Ok(None) | Err(StoreError::Damaged { .. }) => {
+                    let result = self.store.sub_acked(store, id, seq);
+                    self.log_error(result);
+                    continue;
+                }
+                // It may be read another time.
+                Err(error) => {
+                    log::error!("STREAM: {error}");
+                    self.now
+                }
             };
-            let sent_at = pb::MsgProto::decode(message).map_or(0, |message| message.timestamp);
             let due = sent_at + sub.ack_wait();
             let due = if due <= self.now {
                 self.now

@@ -194,7 +194,7 @@ impl Engine {
     }
 
     /// A message that could not leave is due again after AckWait.
-    fn keep(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
+    pub(super) fn keep(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
         let now = self.now;
         if let Some(sub) = self.channel(index).subs.get_mut(&id)
             && let Some(pending) = sub.pending.get(&seq)

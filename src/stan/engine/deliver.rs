@@ -256,7 +256,14 @@ impl Engine {
         let message = match self.store.lookup(store, seq) {
             Ok(Some(message)) => message,
             // It is not there any more: nobody needs to acknowledge it.
-            _ => return self.forget_pending(index, id, seq),
+            Ok(None) | Err(StoreError::Damaged { .. }) => {
+                return self.forget_pending(index, id, seq);
+            }
+            // It may be read another time.
+            Err(error) => {
+                log::error!("STREAM: {error}");
+                return self.keep(index, id, seq);
+            }
         };
         if self.is_spent(index, id, seq) {
             return self.bury(index, id, seq, &message);
@@ -299,6 +306,9 @@ impl Engine {
 
     /// Everything pending goes out again at once, in order: a durable has come back.
     pub(super) fn redeliver_all(&mut self, index: ChannelIndex, id: u64, out: &mut dyn Outlet) {
+        if self.away {
+            return; // they are due when the connection is back
+        }
         let now = self.now;
         let channel = self.channel(index);
         let store = channel.store;
@@ -319,7 +329,11 @@ impl Engine {
                 Ok(Some(message)) => {
                     self.send_again(index, id, seq, (now, redeliveries + 1), &message, out);
                 }
-                _ => self.forget_pending(index, id, seq),
+                Ok(None) | Err(StoreError::Damaged { .. }) => self.forget_pending(index, id, seq),
+                Err(error) => {
+                    log::error!("STREAM: {error}");
+                    self.keep(index, id, seq);
+                }
             }
         }
         self.arm(index, id);

@@ -1,4 +1,4 @@
-//! Requests that find no room on the disk.
+//! What the engine does when the disk is full, or fails.
 
 use super::*;
 use crate::config::streaming::StreamingOptions;
@@ -126,4 +126,28 @@ fn answers_say_that_there_was_no_room() {
     disk.tick();
     disk.settle();
     assert_eq!(disk.close("me"), "");
+}
+
+#[test]
+fn what_cannot_be_read_just_now_is_not_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = FileOptions::new(&StreamingOptions::default().file);
+    options.sync = false;
+    let limits = Box::new(|_: &str| ChannelLimits::default());
+    let wake: crate::stan::store::file::Wake = Arc::new(|| {});
+    let (store, _) = FileStore::open(folder.path(), options, limits, &wake).unwrap();
+    let mut world = World::with(|_| {}, store);
+    world.connect("me");
+    world.subscribe(|request| request.max_in_flight = 1);
+    // More than are kept in memory.
+    for _ in 0..5000 {
+        world.publish("me", "foo");
+    }
+    assert_eq!(world.got("in"), [(1, false)]);
+    let planted = plant(&folder.path().join("foo"), Fault::Read);
+    world.wait(6 * SECOND);
+    assert_eq!(world.got("in"), [], "it holds its place");
+    drop(planted);
+    world.wait(6 * SECOND);
+    assert_eq!(world.got("in"), [(1, true)]);
 }

@@ -227,7 +227,7 @@ impl FileStore {
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
             channel.subs.write(&channel.folder, &self.options)?;
         }
-        self.clients.write()?;
+        self.settle_clients()?;
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
             files.extend(channel.log.take_unsynced());
             files.extend(channel.subs.take_unsynced());

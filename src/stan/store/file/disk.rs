@@ -125,6 +125,8 @@ impl From<std::fs::File> for File {
 
 impl FileExt for File {
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<usize> {
+        #[cfg(test)]
+        super::faults::before_read(&self.path)?;
         self.file.read_at(bytes, at)
     }
 

@@ -8,7 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 pub enum Fault {
     /// No file grows any further.
     Full,
-    /// Every write, every sync is an error.
+    /// Every read, every write, every sync is an error.
+    Read,
     Write,
     Sync,
 }
@@ -38,6 +39,13 @@ fn has(path: &Path, fault: Fault) -> bool {
     planted()
         .iter()
         .any(|(below, other)| *other == fault && path.starts_with(below))
+}
+
+pub fn before_read(path: &Path) -> io::Result<()> {
+    match has(path, Fault::Read) {
+        true => Err(nix::Error::EIO.into()),
+        false => Ok(()),
+    }
 }
 
 pub fn before_write(path: &Path, len: u64, end: u64) -> io::Result<()> {

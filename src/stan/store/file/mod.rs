@@ -258,6 +258,11 @@ impl FileStore {
 
     fn write_clients(&mut self) -> Result<(), StoreError> {
         self.client_records += 1;
+        self.settle_clients()
+    }
+
+    /// What was gathered goes to the file, which is rewritten where that is due.
+    fn settle_clients(&mut self) -> Result<(), StoreError> {
         let written = self.clients.write();
         let needed = self.registered.len() as u64;
         let dead = self.client_records.saturating_sub(needed);

@@ -159,14 +159,14 @@ impl FileStore {
                 sync(channel.subs.file())?;
             }
         }
-        let unwritten = self.clients.gathered() > 0
+        let unwritten = self.clients.has_unwritten()
             || self
                 .channels
                 .iter()
                 .any(|channel| channel.subs.has_unwritten());
         if let Some(syncer) = syncer {
-            let kept = if unwritten { logged.tails } else { [None; 2] };
-            let mut log = SharedLog::open(&self.root, self.options.log_bytes_max, syncer, kept)?;
+            let bytes_max = self.options.log_bytes_max;
+            let mut log = SharedLog::open(&self.root, bytes_max, syncer, logged.tails, unwritten)?;
             self.note_unwritten(logged, &mut log);
             self.commits = Some(Commits::new(log));
         } else if !unwritten {
@@ -177,7 +177,7 @@ impl FileStore {
 
     /// Records that found no room in their files go to the log again, with the first commit.
     fn note_unwritten(&self, logged: &Logged, log: &mut SharedLog) {
-        if self.clients.gathered() > 0 {
+        if self.clients.has_unwritten() {
             for (kind, payload) in &logged.clients {
                 let kind = *kind;
                 log.note(&Entry::Client { kind, payload });

@@ -26,6 +26,8 @@ use std::sync::Arc;
 pub const NAMES: [&str; 2] = ["midge.log.1", "midge.log.2"];
 /// While the other one is still retiring, the active one may grow to so many times its size.
 const OVERGROWTH: u64 = 4;
+/// Not what is said of other files: a log that cannot be written is the end.
+const WRITING: &str = "writing the log";
 const GROW_BYTES_MAX: u64 = 1 << 20;
 /// Rounds of `maintain` without a commit after which the log is emptied.
 const IDLE_ROUNDS: u32 = 5;
@@ -81,15 +83,26 @@ pub enum Event {
 }
 
 impl SharedLog {
-    /// Makes the files, or empties what they hold: it must have been replayed. With tails they are kept, and go on there.
+    /// Makes the files, or empties what they hold (up to these tails): it must have been replayed. Where `keep`, they
+    /// stay, and go on there.
     pub fn open(
         root: &Path,
         bytes_max: u64,
         syncer: Syncer,
-        kept: [Option<Tail>; 2],
+        tails: [Option<Tail>; 2],
+        keep: bool,
     ) -> Result<Self, StoreError> {
+        let kept = if keep { tails } else { [None; 2] };
         let open = |which: usize| LogFile::open(&root.join(NAMES[which]), kept[which]);
-        let mut files = [open(0)?, open(1)?];
+        let generations = tails.map(|tail| tail.map(|tail| tail.generation));
+        // The older one is emptied first: after a crash in between, it must not be replayed alone.
+        let mut files = match generations[0] > generations[1] {
+            true => {
+                let second = open(1)?;
+                [open(0)?, second]
+            }
+            false => [open(0)?, open(1)?],
+        };
         super::disk::sync_folder(root).map_err(|error| io_error("syncing", root, error))?;
         let generation_of = |which: &usize| kept[*which].map(|tail| tail.generation);
         let active = usize::from(generation_of(&1) > generation_of(&0));
@@ -242,7 +255,7 @@ impl SharedLog {
                 let path = self.root.join(NAMES[self.active]);
                 if let Err(error) = result {
                     let no_room = super::is_full(&error);
-                    let error = io_error("writing", &path, error);
+                    let error = io_error(WRITING, &path, error);
                     if !no_room {
                         return Err(error);
                     }
@@ -283,7 +296,7 @@ impl SharedLog {
                 Ok(()) => (log.state, log.end) = (State::Free, 0),
                 // Tried again with the next commit.
                 Err(error) if super::is_full(&error) => {}
-                Err(error) => return Err(io_error("writing", &self.root.join(name), error)),
+                Err(error) => return Err(io_error(WRITING, &self.root.join(name), error)),
             }
         }
         Ok(())
@@ -308,9 +321,12 @@ impl SharedLog {
     ) -> Result<(), StoreError> {
         assert!(!self.under_way && !self.retiring());
         let checkpoint = self.checkpoint(self.active, files, folders);
-        checkpoint
-            .perform(1)
-            .map_err(|error| io_error("syncing the files of", &self.root, error))?;
+        let failed = |error| io_error("syncing the files of", &self.root, error);
+        checkpoint.sync(1).map_err(failed)?;
+        // What is older goes first: alone it would be taken for all there is.
+        self.give_up_kept()?;
+        let path = self.root.join(NAMES[self.active]);
+        mark_empty(&checkpoint.log).map_err(|error| io_error(WRITING, &path, error))?;
         let log = &mut self.files[self.active];
         (log.state, log.end) = (State::Free, 0);
         self.generation += 1;
@@ -321,7 +337,7 @@ impl SharedLog {
             self.begun += 1;
         }
         self.done = self.begun;
-        self.give_up_kept()
+        Ok(())
     }
 }
 
@@ -342,15 +358,10 @@ impl LogFile {
         let failed = |error| io_error("opening", path, error);
         let open = |direct| -> io::Result<File> {
             let file = File::open_durable(path, direct)?;
-            let len = file.metadata()?.len();
             if kept.is_some() {
                 return Ok(file);
             }
-            match mark_empty(&file) {
-                // A full disk, and nothing there to be marked.
-                Err(error) if super::is_full(&error) && len == 0 => {}
-                result => result?,
-            }
+            mark_empty(&file)?;
             Ok(file)
         };
         let file = match open(true) {

@@ -205,7 +205,7 @@ impl SubsLog {
 
     /// Whether the file lacks records that are here.
     pub fn has_unwritten(&self) -> bool {
-        self.log.gathered() > 0
+        self.log.has_unwritten()
     }
 
     pub fn recovered(&self) -> Vec<RecoveredSub> {

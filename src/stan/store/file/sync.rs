@@ -68,6 +68,12 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     pub fn perform(&self, threads: usize) -> io::Result<()> {
+        self.sync(threads)?;
+        mark_empty(&self.log)
+    }
+
+    /// All of it but the log.
+    pub fn sync(&self, threads: usize) -> io::Result<()> {
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<()> {
             while let Some(file) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -90,7 +96,7 @@ impl Checkpoint {
                 result => result?,
             }
         }
-        mark_empty(&self.log)
+        Ok(())
     }
 }
 
@@ -116,11 +122,15 @@ impl Checkpoint {
     }
 }
 
-/// A log whose first block is none is empty.
+/// A log whose first block is none is empty; one without any block is so already, and on a full disk stays without.
 pub fn mark_empty(log: &File) -> io::Result<()> {
+    let bare = log.metadata()?.len() == 0;
     let zeros = vec![0; 2 * BLOCK_BYTES];
     let skew = zeros.as_ptr().align_offset(BLOCK_BYTES);
-    log.write_durably(&zeros[skew..skew + BLOCK_BYTES], 0)
+    match log.write_durably(&zeros[skew..skew + BLOCK_BYTES], 0) {
+        Err(error) if bare && super::is_full(&error) => Ok(()),
+        result => result,
+    }
 }
 
 pub enum Done {

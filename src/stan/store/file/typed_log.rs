@@ -55,6 +55,11 @@ impl TypedLog {
         })
     }
 
+    /// Whether the file lacks records that were pushed.
+    pub fn has_unwritten(&self) -> bool {
+        self.lost || !self.buffer.is_empty()
+    }
+
     /// How much was gathered; `take_back` returns to that.
     pub fn gathered(&self) -> usize {
         self.buffer.len()
@@ -69,11 +74,22 @@ impl TypedLog {
         put_typed(&mut self.buffer, &self.crc, kind, payload);
     }
 
-    /// Hands what was gathered to the system. On an error it stays gathered.
+    /// Hands what was gathered to the system. On an error it stays gathered, or the file must be rewritten.
     pub fn write(&mut self) -> Result<(), StoreError> {
-        if self.buffer.is_empty() {
-            return Ok(());
+        if !self.buffer.is_empty() {
+            self.write_gathered()?;
         }
+        if self.lost {
+            let error = std::io::Error::new(
+                std::io::ErrorKind::StorageFull,
+                "it lacks records there was no room for, and is to be rewritten",
+            );
+            return Err(io_error("writing", self.file.path(), error));
+        }
+        Ok(())
+    }
+
+    fn write_gathered(&mut self) -> Result<(), StoreError> {
         let write = |file: Arc<File>| {
             let written = file.write_all_at(&self.buffer, self.end);
             // A part of it must not stay.

@@ -227,3 +227,113 @@ fn after_a_sync_that_failed_everything_is_written_again_before_the_log_goes() {
         assert!(written + synced < emptied, "{name}");
     }
 }
+
+#[test]
+fn a_server_that_starts_on_a_full_disk_goes_on() {
+    const MINUTE: i64 = 60_000_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, _) = prepare(root);
+    store.create_channel("bar").unwrap();
+    store.close();
+    drop(store);
+    // The logs went with the end, and have no room of their own now.
+    let full = plant(root, Fault::Full);
+    let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(recovered.channels.len(), 2);
+    for minute in 0..4 {
+        store.maintain(1 + minute * MINUTE);
+        while let Some(completion) = store.completed() {
+            completion.unwrap();
+        }
+    }
+    // What is to make room waits for all that is under way.
+    store.delete_channel(0).unwrap();
+    assert!(store.completed().is_none());
+    drop(full);
+    store.append(1, message("a", 1)).unwrap();
+    store.add_sub(1, &durable(1)).unwrap();
+    store.flush(1).unwrap();
+    settle(&mut store).unwrap();
+}
+
+#[test]
+fn a_log_stays_while_a_file_lacks_what_it_has() {
+    const MINUTE: i64 = 60_000_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, channel) = prepare(root);
+    for number in 1..=2 {
+        store
+            .append(channel, message(&number.to_string(), number))
+            .unwrap();
+    }
+    store.add_sub(channel, &durable(1)).unwrap();
+    store.flush(channel).unwrap();
+    settle(&mut store).unwrap();
+    // What the log has the file has not, nor can it be rewritten.
+    let full_there = plant(&root.join("foo"), Fault::Full);
+    store.add_sub(channel, &durable(2)).unwrap();
+    settle(&mut store).unwrap();
+    let full = plant(root, Fault::Full);
+    // More marks than are kept for a file that cannot grow.
+    for round in 0..700_000 {
+        store.sub_sent(channel, 1, 1 + round % 2).unwrap();
+    }
+    store.flush(channel).unwrap();
+    for minute in 0..3 {
+        store.maintain(1 + minute * MINUTE);
+        while let Some(completion) = store.completed() {
+            completion.unwrap();
+        }
+    }
+    drop(store);
+    drop((full, full_there));
+    let (_, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(subs(&recovered), [1, 2]);
+}
+
+#[test]
+fn the_older_log_is_emptied_first() {
+    for (commits, older, newer) in [
+        (2, "midge.log.1", "midge.log.2"),
+        (3, "midge.log.2", "midge.log.1"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let mut options = synced();
+        options.log_bytes_max = 4096;
+        let steps = Arc::new(crate::stan::store::file::steps::Steps::default());
+        let (mut store, _) =
+            FileStore::open_in_steps(root, options, limits(0, 0, 0), &steps).unwrap();
+        store.save_server(&info()).unwrap();
+        store.create_channel("foo").unwrap();
+        for id in 1..=commits {
+            // Each batch fills a log. The other one is free again before the last commit, and not behind it.
+            while id == commits && steps.waiting() > 0 {
+                steps.step(0);
+                while store.completed().is_some() {}
+            }
+            store.add_sub(0, &durable(id)).unwrap();
+            store.commit();
+            while steps.waiting() > 0 && store.committed() < id {
+                steps.step(steps.waiting() - 1);
+                while store.completed().is_some() {}
+            }
+            assert_eq!(store.committed(), id);
+        }
+        drop(store);
+        let trace = Trace::begin(root);
+        let (_, recovered) = open(root, synced(), limits(0, 0, 0));
+        trace.end();
+        assert_eq!(subs(&recovered), (1..=commits).collect::<Vec<_>>());
+        let (ops, before) = (trace.ops(), trace.before());
+        let emptied = |name: &str| {
+            let named = before.files.iter().find(|(path, ..)| path.ends_with(name));
+            let log = named.unwrap().1;
+            let empties = |op: &Op| matches!(op, Op::Write(id, 0, _) if *id == log);
+            ops.iter().position(empties).unwrap()
+        };
+        assert!(emptied(older) < emptied(newer), "{older} is the older one");
+    }
+}
