@@ -8,6 +8,7 @@
 use super::Engine;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
+use crate::stan::subs::Sub;
 
 /// The subscription an answer is about.
 #[derive(Clone, Copy)]
@@ -86,16 +87,22 @@ impl Engine {
         let Some(About { index, id, resumed }) = answer.about else {
             return;
         };
-        let channel = self.channels.get_mut(index).and_then(Option::as_mut);
-        let Some(sub) = channel.and_then(|channel| channel.subs.get_mut(&id)) else {
+        let Some(sub) = self.answered(index, id) else {
             return;
         };
-        sub.unanswered = sub.unanswered.saturating_sub(1);
         // Its client does not know of it. Of a group the place stays: others may have joined meanwhile.
         if sub.active && sub.unanswered == 0 {
             let for_good = !resumed && sub.state.queue_group.is_empty();
             self.end_sub(index, id, for_good, out);
         }
+    }
+
+    /// The subscription an answer was about; channel and subscription may have gone meanwhile.
+    fn answered(&mut self, index: ChannelIndex, id: u64) -> Option<&mut Sub> {
+        let channel = self.channels.get_mut(index)?.as_mut()?;
+        let sub = channel.subs.get_mut(&id)?;
+        sub.unanswered = sub.unanswered.saturating_sub(1);
+        Some(sub)
     }
 
     /// After a commit.
@@ -116,12 +123,9 @@ impl Engine {
         let Some(About { index, id, resumed }) = answer.about else {
             return;
         };
-        // Channel and subscription may have gone meanwhile.
-        let channel = self.channels.get_mut(index).and_then(Option::as_mut);
-        let Some(sub) = channel.and_then(|channel| channel.subs.get_mut(&id)) else {
+        let Some(sub) = self.answered(index, id) else {
             return;
         };
-        sub.unanswered = sub.unanswered.saturating_sub(1);
         if !sub.is_open() {
             return;
         }

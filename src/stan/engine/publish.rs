@@ -171,7 +171,8 @@ impl Engine {
             if let Some(client) = client {
                 let subject = &channel.name;
                 trace(format_args!(
-                    "[Client:{client}] Acking Publisher subj={subject} guid={}",
+                    "[Client:{}] Acking Publisher subj={subject} guid={}",
+                    client.escape_debug(),
                     guid.escape_debug()
                 ));
             }

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::stan::store::file::faults::{Fault, plant};
+use crate::stan::store::file::steps::Steps;
 use crate::stan::store::file::trace::{Op, Trace};
 
 fn synced() -> FileOptions {
@@ -85,6 +86,17 @@ fn crashes_on_a_full_disk_lose_no_subscription() {
     assert_eq!(subs(&recovered), [1, 2, 3, 4]);
 }
 
+/// One commit; a checkpoint that would free the other log waits.
+fn add_durable(store: &mut FileStore, steps: &Steps, id: u64) {
+    store.add_sub(0, &durable(id)).unwrap();
+    store.commit();
+    while steps.waiting() > 0 && store.committed() < id {
+        steps.step(steps.waiting() - 1);
+        while store.completed().is_some() {}
+    }
+    assert_eq!(store.committed(), id);
+}
+
 #[test]
 fn both_logs_are_kept_until_what_they_hold_is_written_again() {
     let folder = tempfile::tempdir().unwrap();
@@ -92,7 +104,7 @@ fn both_logs_are_kept_until_what_they_hold_is_written_again() {
     let mut options = synced();
     options.log_bytes_max = 4096;
     let open = || {
-        let steps = Arc::new(crate::stan::store::file::steps::Steps::default());
+        let steps = Arc::new(Steps::default());
         let (store, recovered) =
             FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
         (store, recovered, steps)
@@ -101,14 +113,7 @@ fn both_logs_are_kept_until_what_they_hold_is_written_again() {
     store.save_server(&info()).unwrap();
     store.create_channel("foo").unwrap();
     for id in 1..=4 {
-        store.add_sub(0, &durable(id)).unwrap();
-        store.commit();
-        // The checkpoint that would free the other file waits.
-        while steps.waiting() > 0 && store.committed() < id {
-            steps.step(steps.waiting() - 1);
-            while store.completed().is_some() {}
-        }
-        assert_eq!(store.committed(), id);
+        add_durable(&mut store, &steps, id);
     }
     drop(store);
     lose_subs(root);
@@ -303,7 +308,7 @@ fn the_older_log_is_emptied_first() {
         let root = folder.path();
         let mut options = synced();
         options.log_bytes_max = 4096;
-        let steps = Arc::new(crate::stan::store::file::steps::Steps::default());
+        let steps = Arc::new(Steps::default());
         let (mut store, _) =
             FileStore::open_in_steps(root, options, limits(0, 0, 0), &steps).unwrap();
         store.save_server(&info()).unwrap();
@@ -314,13 +319,7 @@ fn the_older_log_is_emptied_first() {
                 steps.step(0);
                 while store.completed().is_some() {}
             }
-            store.add_sub(0, &durable(id)).unwrap();
-            store.commit();
-            while steps.waiting() > 0 && store.committed() < id {
-                steps.step(steps.waiting() - 1);
-                while store.completed().is_some() {}
-            }
-            assert_eq!(store.committed(), id);
+            add_durable(&mut store, &steps, id);
         }
         drop(store);
         let trace = Trace::begin(root);
