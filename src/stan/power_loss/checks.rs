@@ -13,6 +13,8 @@ pub struct Promised {
     /// The first message that the limit cannot have removed, in any round.
     pub kept: u64,
     pub aged: Aged,
+    /// The client was found.
+    pub connected: bool,
 }
 
 /// What is known of the channel whose messages go by age: whether they are there or not, their numbers are theirs.
@@ -146,9 +148,11 @@ pub fn verify(
     let (mut store, recovered) =
         FileStore::open_in_steps(folder, options.clone(), limits(), &steps)
             .map_err(|error| format!("does not open: {error}"))?;
-    if expected.connected && !recovered.clients.iter().any(|client| client.id == "me") {
+    let connected = recovered.clients.iter().any(|client| client.id == "me");
+    if (expected.connected || promised.connected) && !connected {
         return Err("the client is not registered any more".into());
     }
+    promised.connected = connected;
     let empty = BTreeSet::new();
     for name in CHANNELS {
         let found = read(&mut store, &recovered, name)?;

@@ -80,9 +80,150 @@ pub struct World {
     /// Of contents.
     pub times: BTreeMap<u64, i64>,
     pub durables: BTreeMap<String, Vec<Durable>>,
+    /// The server was killed, so what was asked for and not confirmed may be there or not.
+    killed: bool,
+    /// Where numbers in the channel stood whose messages go by age.
+    aged_before: u64,
+}
+
+/// A server that was started.
+struct Started {
+    engine: Engine,
+    steps: Arc<Steps>,
+    /// It knows the client.
+    registered: bool,
+    /// The last number in the channel whose messages go by age.
+    aged_last: u64,
+}
+
+/// How a server is started.
+pub struct Start<'a> {
+    pub folder: &'a Path,
+    pub options: &'a FileOptions,
+    pub faults: Faults,
+}
+
+impl Start<'_> {
+    fn start(&self, random: &mut Random, now: i64) -> Result<Started, String> {
+        let steps = Arc::new(match self.faults {
+            Faults::DoneTooSoon => Steps::that_lie(),
+            _ => Steps::default(),
+        });
+        let (store, recovered) =
+            FileStore::open_in_steps(self.folder, self.options.clone(), limits(), &steps)
+                .map_err(|error| error.to_string())?;
+        let registered = recovered.clients.iter().any(|client| client.id == "me");
+        let mut channels = recovered.channels.iter();
+        let aged = channels.find(|channel| channel.name == "aged");
+        let aged_last = aged.map_or(0, |channel| store.bounds(channel.id).last);
+        let random = Random::new(random.next_u64());
+        let engine = Engine::new(settings(), Box::new(store), recovered, random, now)
+            .map_err(|error| error.to_string())?;
+        Ok(Started {
+            engine,
+            steps,
+            registered,
+            aged_last,
+        })
+    }
 }
 
 impl World {
+    pub fn begin(
+        start: &Start<'_>,
+        random: &mut Random,
+        now: i64,
+        last_content: u64,
+        out: Recorder,
+    ) -> Result<Self, String> {
+        let started = start.start(random, now)?;
+        let mut world = Self {
+            engine: started.engine,
+            out,
+            steps: started.steps,
+            random: random.clone(),
+            now,
+            last_content,
+            last_reply: 0,
+            published: BTreeMap::new(),
+            times: BTreeMap::new(),
+            durables: BTreeMap::new(),
+            killed: false,
+            aged_before: started.aged_last,
+        };
+        world.connect_unless(started.registered);
+        Ok(world)
+    }
+
+    fn connect_unless(&mut self, registered: bool) {
+        let Self {
+            engine, out, now, ..
+        } = self;
+        engine.start(out, *now);
+        if !registered {
+            self.connect();
+        }
+    }
+
+    /// The server after a kill and a start, with the same clients.
+    pub fn killed(self, start: &Start<'_>) -> Result<Self, String> {
+        let Self {
+            engine,
+            out,
+            mut random,
+            now,
+            last_content,
+            last_reply,
+            mut published,
+            times,
+            durables,
+            aged_before,
+            ..
+        } = self;
+        drop(engine);
+        let started = start.start(&mut random, now)?;
+        // The numbers of the others are free again.
+        if let Some(aged) = published.get_mut("aged") {
+            aged.truncate(started.aged_last.saturating_sub(aged_before) as usize);
+        }
+        let mut world = Self {
+            engine: started.engine,
+            out,
+            steps: started.steps,
+            random,
+            now,
+            last_content,
+            last_reply,
+            published,
+            times,
+            durables,
+            killed: true,
+            aged_before,
+        };
+        world.connect_unless(started.registered);
+        let open = |all: &Vec<Durable>| all.last().is_some_and(|last| last.ended.is_none());
+        let open: Vec<String> = world
+            .durables
+            .iter()
+            .filter(|(_, all)| open(all))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in open {
+            let again = world.subscribe(&name, "d");
+            let all = world.durables.get_mut(&name).expect("it is open");
+            all.last_mut().expect("it is open").made.push(again);
+        }
+        Ok(world)
+    }
+
+    /// Some of what may happen.
+    pub fn live(&mut self) {
+        let actions = 10 + self.random.below(60);
+        for _ in 0..actions {
+            self.act();
+        }
+    }
+
     pub fn send(&mut self, inlet: Inlet, subject: &str, reply: &str, request: &impl Message) {
         let payload = Bytes::from(request.encode_to_vec());
         let Self {
@@ -186,8 +327,12 @@ impl World {
         match current.filter(|durable| durable.ended.is_none()) {
             None => {
                 let made = vec![self.subscribe(channel, "d")];
+                let last = self.durables.get(channel).and_then(|all| all.last());
+                // Its end may have been forgotten.
+                let before = last.filter(|_| self.killed);
                 let durable = Durable {
                     made,
+                    acked: before.map_or_else(BTreeSet::new, |last| last.acked.clone()),
                     ..Durable::default()
                 };
                 self.durables

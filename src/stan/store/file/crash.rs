@@ -29,6 +29,11 @@ impl Folder {
         apply(&mut self.current, &changes);
         self.pending.push(changes);
     }
+
+    fn sync(&mut self) {
+        self.durable = self.current.clone();
+        self.pending.clear();
+    }
 }
 
 fn apply(entries: &mut BTreeMap<String, Entry>, changes: &[(String, Option<Entry>)]) {
@@ -94,10 +99,7 @@ impl Disk {
             );
             disk.change(path, Some(Entry::File(*id)));
         }
-        for folder in &mut disk.folders {
-            folder.durable = folder.current.clone();
-            folder.pending.clear();
-        }
+        disk.folders.iter_mut().for_each(Folder::sync);
         disk
     }
 
@@ -153,21 +155,21 @@ impl Disk {
                 }
             }
             Op::Sync(id) if !self.ignores_syncs => {
-                let node = self.nodes.get_mut(id).expect("made before");
-                node.durable.clone_from(&node.current);
-                node.pending.clear();
+                self.nodes.get_mut(id).expect("made before").sync();
             }
             Op::FolderSynced(path) if !self.ignores_syncs => {
                 // What is above the root is not ours.
                 if path.starts_with(&self.root)
                     && let Some(Entry::Folder(id)) = self.find(path)
                 {
-                    let folder = &mut self.folders[id];
-                    folder.durable = folder.current.clone();
-                    folder.pending.clear();
+                    self.folders[id].sync();
                 }
             }
-            Op::Sync(_) | Op::FolderSynced(_) => {}
+            Op::AllSynced if !self.ignores_syncs => {
+                self.nodes.values_mut().for_each(Node::sync);
+                self.folders.iter_mut().for_each(Folder::sync);
+            }
+            Op::Sync(_) | Op::FolderSynced(_) | Op::AllSynced => {}
             Op::FolderMade(path) => self.make_folder(path),
             Op::Renamed(from, to) => {
                 let entry = self.find(from);
@@ -216,6 +218,11 @@ impl Disk {
 }
 
 impl Node {
+    fn sync(&mut self) {
+        self.durable.clone_from(&self.current);
+        self.pending.clear();
+    }
+
     fn left(&self, random: &mut Random) -> Vec<u8> {
         match random.below(4) {
             0 => self.durable.clone(),

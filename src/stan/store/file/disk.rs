@@ -150,6 +150,16 @@ pub fn sync_folder(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// The same for everything in the file system of this directory, names and contents.
+pub fn sync_all(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    super::faults::before_sync(path)?;
+    nix::unistd::syncfs(std::fs::File::open(path)?)?;
+    #[cfg(test)]
+    super::trace::all_synced(path);
+    Ok(())
+}
+
 pub fn create_folder(path: &Path) -> io::Result<()> {
     std::fs::create_dir_all(path)?;
     #[cfg(test)]

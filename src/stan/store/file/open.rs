@@ -149,6 +149,9 @@ impl FileStore {
             let synced = file.sync();
             synced.map_err(|error| io_error("syncing", file.path(), error))
         };
+        let sync_folder = |folder: &Path| {
+            disk::sync_folder(folder).map_err(|error| io_error("syncing", folder, error))
+        };
         if !logged.clients.is_empty() {
             self.clients.rewrite()?;
             sync(self.clients.file())?;
@@ -157,13 +160,22 @@ impl FileStore {
             if logged.channels.contains_key(&channel.name) {
                 channel.subs.rewrite()?;
                 sync(channel.subs.file())?;
+                // And the names of files that were not there.
+                sync_folder(&channel.folder)?;
             }
+        }
+        if logged.tails.iter().any(Option::is_some) {
+            sync_folder(&self.root)?;
         }
         let unwritten = self.clients.has_unwritten()
             || self
                 .channels
                 .iter()
                 .any(|channel| channel.subs.has_unwritten());
+        if logged.unclean && syncer.is_some() {
+            // A killed server may have written what it had not logged yet. What is found counts, so it must last.
+            disk::sync_all(&self.root).map_err(|error| io_error("syncing", &self.root, error))?;
+        }
         if let Some(syncer) = syncer {
             let bytes_max = self.options.log_bytes_max;
             let mut log = SharedLog::open(&self.root, bytes_max, syncer, logged.tails, unwritten)?;
@@ -297,7 +309,7 @@ fn folders(root: &Path, damage: &Damage) -> Result<Vec<String>, StoreError> {
         match entry.file_name().into_string() {
             // Its deletion was decided, and interrupted.
             Ok(name) if name.starts_with(DELETED) => {
-                std::fs::remove_dir_all(entry.path()).map_err(failed)?
+                disk::remove_folder(&entry.path()).map_err(failed)?
             }
             Ok(name) => names.push(name),
             Err(_) => damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?,

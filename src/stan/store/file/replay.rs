@@ -22,6 +22,8 @@ pub type TypedRecord = (u8, Vec<u8>);
 pub struct Logged {
     pub channels: BTreeMap<String, LoggedChannel>,
     pub clients: Vec<TypedRecord>,
+    /// There is a log, as no clean stop leaves it.
+    pub unclean: bool,
     /// Of each log that holds something.
     pub tails: [Option<Tail>; 2],
 }
@@ -59,14 +61,17 @@ impl Piece {
     }
 }
 
-/// Reads the logs of a store and brings the messages in them to their files, and to the disk. The logs stay: they
-/// are emptied when everything else they hold is there as well.
+/// Reads the logs of a store and brings the messages in them to their files, and to the disk. The names of new files may not be
+/// there yet. The logs stay: they are emptied when that, and everything else they hold, is there as well.
 pub fn replay(root: &Path) -> Result<Logged, StoreError> {
-    let mut logs = Vec::new();
+    let (mut logs, mut unclean) = (Vec::new(), false);
     for name in NAMES {
         let path = root.join(name);
         let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => {
+                unclean = true;
+                bytes
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(io_error("reading", &path, error)),
         };
@@ -89,6 +94,7 @@ pub fn replay(root: &Path) -> Result<Logged, StoreError> {
     }
     chains.sort_by_key(|chain| chain.first().map_or(0, |(.., batch)| batch.generation));
     let mut logged = Logged {
+        unclean,
         tails,
         ..Logged::default()
     };
@@ -206,10 +212,6 @@ impl Logged {
                 disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
             }
             channel.apply(name, &folder)?;
-            disk::sync_folder(&folder).map_err(|error| io_error("syncing", &folder, error))?;
-        }
-        if !self.channels.is_empty() {
-            disk::sync_folder(root).map_err(|error| io_error("syncing", root, error))?;
         }
         gone.iter()
             .for_each(|name| drop(self.channels.remove(name)));

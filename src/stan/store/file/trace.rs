@@ -16,6 +16,7 @@ pub enum Op {
     Sync(NodeId),
     FolderMade(PathBuf),
     FolderSynced(PathBuf),
+    AllSynced,
     Renamed(PathBuf, PathBuf),
     /// A file, or a folder with everything in it.
     Removed(PathBuf),
@@ -171,6 +172,12 @@ pub fn folder_made(path: &Path) {
 pub fn folder_synced(path: &Path) {
     if let Some(trace) = of(path) {
         trace.push(Op::FolderSynced(path.to_owned()));
+    }
+}
+
+pub fn all_synced(path: &Path) {
+    if let Some(trace) = of(path) {
+        trace.push(Op::AllSynced);
     }
 }
 
