@@ -3,9 +3,12 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
+use midge::stan::pb;
+use prost::Message;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::Command;
+use std::time::Duration;
 use support::stan::Stan;
 use support::{Client, Server, free_port, until};
 
@@ -538,6 +541,168 @@ fn while_the_other_nats_server_is_gone_time_goes_on() {
     assert_eq!(client.ping(), "");
     client.publish("long", b"as before").unwrap();
     client.close();
+}
+
+/// A NATS server played by hand, with one connection at a time.
+struct Played {
+    listener: TcpListener,
+    socket: TcpStream,
+    lines: BufReader<TcpStream>,
+    /// Of subscriptions: subject and sid.
+    subs: Vec<(String, String)>,
+}
+
+impl Played {
+    /// Takes a connection, and waits for the PING behind its subscriptions.
+    fn take(listener: TcpListener) -> Self {
+        let (mut socket, _) = listener.accept().unwrap();
+        socket
+            .set_read_timeout(Some(Duration::from_secs(60)))
+            .unwrap();
+        socket
+            .write_all(b"INFO {\"max_payload\":1048576}\r\n")
+            .unwrap();
+        let lines = BufReader::new(socket.try_clone().unwrap());
+        Self {
+            listener,
+            socket,
+            lines,
+            subs: Vec::new(),
+        }
+    }
+
+    /// The next message published: subject and payload; None behind the end, or at a PING when that is waited for.
+    fn next(&mut self, ping_ends: bool) -> Option<(String, Vec<u8>)> {
+        loop {
+            let mut line = String::new();
+            if self.lines.read_line(&mut line).unwrap_or(0) == 0 {
+                return None;
+            }
+            let words: Vec<&str> = line.split_ascii_whitespace().collect();
+            match words[..] {
+                ["PING"] => {
+                    let _ = self.socket.write_all(b"PONG\r\n");
+                    if ping_ends {
+                        return None;
+                    }
+                }
+                ["SUB", subject, sid] => self.subs.push((subject.into(), sid.into())),
+                ["PUB", subject, .., bytes] => {
+                    let mut payload = vec![0; bytes.parse::<usize>().unwrap() + 2];
+                    self.lines.read_exact(&mut payload).unwrap();
+                    payload.truncate(payload.len() - 2);
+                    return Some((subject.into(), payload));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// A message to whoever subscribed to this subject, or to the pattern above it.
+    fn give(&mut self, subject: &str, reply: &str, payload: &[u8]) {
+        let above = subject
+            .rsplit_once('.')
+            .map(|(above, _)| format!("{above}.>"));
+        let of = |(pattern, _): &&(String, String)| {
+            pattern == subject || Some(pattern) == above.as_ref()
+        };
+        let (_, sid) = self.subs.iter().find(of).unwrap();
+        let mut line = format!("MSG {subject} {sid} {reply} {}\r\n", payload.len()).into_bytes();
+        line.extend_from_slice(payload);
+        line.extend_from_slice(b"\r\n");
+        self.socket.write_all(&line).unwrap();
+    }
+
+    /// What is published until the first message for this subject, that included.
+    fn until(&mut self, wanted: &str) -> Vec<(String, Vec<u8>)> {
+        let mut all = Vec::new();
+        while all
+            .last()
+            .is_none_or(|(subject, _): &(String, Vec<u8>)| subject != wanted)
+        {
+            all.push(self.next(false).expect("a connection"));
+        }
+        all
+    }
+}
+
+#[test]
+fn after_an_outage_deliveries_follow_the_answers_that_announce_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("nats://{}", listener.local_addr().unwrap());
+    let arguments = [
+        "-ns",
+        &url,
+        "-st",
+        "FILE",
+        "-dir",
+        folder.path().to_str().unwrap(),
+    ];
+    let starts = std::thread::spawn(move || {
+        let mut network = Played::take(listener);
+        // It logs in, looks for another of its name, and subscribes.
+        while network
+            .subs
+            .iter()
+            .all(|(subject, _)| !subject.starts_with("_STAN.sub."))
+        {
+            network.next(true);
+        }
+        network
+    });
+    let server = Server::start(&arguments);
+    let mut network = starts.join().unwrap();
+    let connect = pb::ConnectRequest {
+        client_id: "me".into(),
+        heartbeat_inbox: "beat".into(),
+        ..Default::default()
+    };
+    network.give(
+        "_STAN.discover.test-cluster",
+        "connected",
+        &connect.encode_to_vec(),
+    );
+    let (_, answer) = network.until("connected").pop().unwrap();
+    let prefixes = pb::ConnectResponse::decode(&answer[..]).unwrap();
+    let message = pb::PubMsg {
+        client_id: "me".into(),
+        guid: "1".into(),
+        subject: "foo".into(),
+        data: b"stored".to_vec().into(),
+        ..Default::default()
+    };
+    let publish = format!("{}.foo", prefixes.pub_prefix);
+    network.give(&publish, "acked", &message.encode_to_vec());
+    network.until("acked");
+    // The request and the end of the connection come at about the same time: it may be answered before, or after.
+    for round in 0..8 {
+        let inbox = format!("inbox.{round}");
+        let answer = format!("subscribed.{round}");
+        let request = pb::SubscriptionRequest {
+            client_id: "me".into(),
+            subject: "foo".into(),
+            inbox: inbox.clone(),
+            durable_name: format!("durable-{round}"),
+            max_in_flight: 1,
+            ack_wait_seconds: 1,
+            start_position: 4,
+            ..Default::default()
+        };
+        network.give(&prefixes.sub_requests, &answer, &request.encode_to_vec());
+        network.socket.shutdown(Shutdown::Write).unwrap();
+        let mut all: Vec<(String, Vec<u8>)> = std::iter::from_fn(|| network.next(false)).collect();
+        network = Played::take(network.listener);
+        all.extend(network.until(&inbox));
+        let place = |wanted: &str| all.iter().position(|(subject, _)| subject == wanted);
+        let (answered, delivered) = (place(&answer), place(&inbox));
+        assert!(
+            answered.is_some() && answered < delivered,
+            "{round}: {answered:?}, {delivered:?}"
+        );
+    }
+    drop(network);
+    server.stop();
 }
 
 #[test]

@@ -20,6 +20,8 @@ use std::time::{Duration, Instant};
 pub const OUTPUT_BYTES_MAX: usize = 8 << 20;
 /// What is kept for the time after an outage, as the original's client library has it.
 const HELD_BYTES_MAX: usize = 8 << 20;
+/// Of that, what the lost connection had not taken: acks are still to come.
+const UNSENT_BYTES_MAX: usize = HELD_BYTES_MAX / 2;
 const READ_BYTES: usize = 256 << 10;
 /// Plain text encrypted at once.
 const CIPHER_BYTES: usize = 256 << 10;
@@ -28,6 +30,8 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// What was sent and not taken in by the other machine for so long ends the connection: without a word from it the kernel
 /// alone would try for a quarter of an hour, while heartbeats count as unanswered.
 const SILENCE_MS_MAX: u32 = 20_000;
+
+const PUB: &[u8] = b"PUB ";
 
 /// A message on one of our subscriptions.
 pub struct Incoming<'a> {
@@ -88,6 +92,7 @@ pub struct NatsClient {
 /// Lines of the protocol on their way out.
 #[derive(Default)]
 pub struct Output {
+    /// Whole lines, with their payloads.
     bytes: Vec<u8>,
     /// Of those, already written.
     written: usize,
@@ -118,7 +123,7 @@ impl Outlet for Output {
             self.dropped += 1;
             return;
         }
-        self.bytes.extend_from_slice(b"PUB ");
+        self.bytes.extend_from_slice(PUB);
         self.bytes.extend_from_slice(subject.as_bytes());
         self.bytes.push(b' ');
         if let Some(reply) = reply {
@@ -144,22 +149,70 @@ impl Outlet for Output {
         }
         let _ = write!(self.bytes, "UNSUB {}\r\n", inlet.0);
     }
+
+    fn is_full(&self) -> bool {
+        self.len() >= OUTPUT_BYTES_MAX
+    }
 }
 
 impl Output {
-    /// For the time without a connection, after this one.
+    /// For the time without a connection, after this one: with the messages that it did not take whole. What it did take may
+    /// not have arrived either, as ever when a connection breaks.
     pub fn held(&self) -> Self {
-        Self {
+        let mut held = Self {
             payload_bytes_max: self.payload_bytes_max,
             held: true,
             ..Self::default()
+        };
+        let mut at = self.unsent();
+        while let Some(end) = self.line_end(at) {
+            let line = &self.bytes[at..end];
+            at = end;
+            if !line.starts_with(PUB) {
+                continue; // of that connection
+            }
+            match held.bytes.len() + line.len() <= UNSENT_BYTES_MAX {
+                true => held.bytes.extend_from_slice(line),
+                false => held.dropped += 1,
+            }
         }
+        held
     }
 
-    /// What was held goes out behind what is here already. Returns how many messages there was no room for.
-    pub fn release(&mut self, held: &Self) -> u64 {
+    /// Where the first line begins that is not written whole.
+    fn unsent(&self) -> usize {
+        let mut at = 0;
+        while let Some(end) = self.line_end(at)
+            && end <= self.written
+        {
+            at = end;
+        }
+        at
+    }
+
+    /// Where the line that begins here ends, payload and all.
+    fn line_end(&self, at: usize) -> Option<usize> {
+        let rest = &self.bytes[at..];
+        let end = at + memchr::memchr(b'\n', rest)? + 1;
+        if !rest.starts_with(PUB) {
+            return Some(end);
+        }
+        let digits = self.bytes[at..end]
+            .trim_ascii_end()
+            .rsplit(|byte| *byte == b' ')
+            .next()?;
+        let payload: usize = std::str::from_utf8(digits).ok()?.parse().ok()?;
+        Some(end + payload + 2)
+    }
+
+    /// What was held goes out behind what is here already.
+    pub fn release(&mut self, held: &Self) {
         self.bytes.extend_from_slice(&held.bytes);
-        held.dropped
+    }
+
+    /// Messages there was no room for while there was no connection.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     fn len(&self) -> usize {
@@ -174,8 +227,9 @@ impl Output {
             self.bytes.shrink_to(1 << 20);
             self.written = 0;
         } else if self.written > OUTPUT_BYTES_MAX {
-            self.bytes.drain(..self.written);
-            self.written = 0;
+            let whole = self.unsent();
+            self.bytes.drain(..whole);
+            self.written -= whole;
         }
     }
 
@@ -629,5 +683,70 @@ impl<F: FnMut(Incoming<'_>)> Sink for Receiver<F> {
         }
         self.refusal = text.to_ascii_lowercase();
         Err(Stop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn publish(output: &mut Output, subject: &str, payload: &[u8]) {
+        output.publish(subject, None, payload);
+    }
+
+    #[test]
+    fn messages_not_taken_whole_are_held_and_lines_of_the_connection_are_not() {
+        let mut output = Output::default();
+        output.line("CONNECT {}\r\n");
+        publish(&mut output, "a", b"gone");
+        output.subscribe(Inlet(3), "x.*");
+        let second = output.bytes.len();
+        output.publish("b", Some("answer.to"), b"two\r\nlines\r\nPUB c 0\r\n");
+        output.line("PING\r\n");
+        publish(&mut output, "c", b"");
+        output.unsubscribe(Inlet(3));
+        let whole = output.bytes.len();
+        let both = b"PUB b answer.to 21\r\ntwo\r\nlines\r\nPUB c 0\r\n\r\nPUB c 0\r\n\r\n";
+        for written in 0..whole {
+            output.written = written;
+            let held = output.held();
+            let text = held.bytes.as_slice();
+            match written {
+                _ if written < b"CONNECT {}\r\nPUB a 4\r\ngone\r\n".len() => {
+                    assert_eq!(text, [b"PUB a 4\r\ngone\r\n".as_slice(), both].concat());
+                }
+                _ if written < second + 43 => assert_eq!(text, both),
+                _ => assert!(both.ends_with(text)),
+            }
+            assert_eq!(held.dropped(), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_held_is_bounded_and_what_is_left_out_counted() {
+        let mut output = Output::default();
+        let payload = vec![b'x'; 1 << 20];
+        for _ in 0..6 {
+            publish(&mut output, "a", &payload);
+        }
+        let mut held = output.held();
+        assert_eq!((held.bytes.len() >> 20, held.dropped()), (3, 3));
+        for _ in 0..6 {
+            publish(&mut held, "ack", &payload);
+        }
+        assert_eq!((held.bytes.len() >> 20, held.dropped()), (8, 4));
+    }
+
+    #[test]
+    fn output_that_is_cut_off_begins_with_a_line() {
+        let mut output = Output::default();
+        let payload = vec![b'x'; 1 << 20];
+        for _ in 0..10 {
+            publish(&mut output, "a", &payload);
+        }
+        let rest = output.bytes.len() - output.written - (9 << 20);
+        output.take(9 << 20);
+        assert!(output.bytes.starts_with(b"PUB a "));
+        assert_eq!((output.bytes.len() >> 20, output.len()), (2, rest));
     }
 }

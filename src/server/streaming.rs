@@ -4,7 +4,7 @@
 //! end the turn, which flushes the store once for all of it; write what the engine has to say.
 
 use super::limits;
-use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Terms};
+use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Output, Terms};
 use super::nats_link::Link;
 use super::nats_login::NatsUrl;
 use crate::config::Options;
@@ -123,7 +123,7 @@ impl Streaming {
             maintained_at: Instant::now(),
             told_ready: false,
         };
-        host.begin();
+        host.begin(&Output::default());
         let thread = std::thread::Builder::new()
             .name("streaming".into())
             .spawn(move || host.run())
@@ -266,7 +266,10 @@ impl Host {
             if client.has_output() {
                 flags |= PollFlags::POLLOUT;
             }
-            fds.push(PollFd::new(client.fd(), flags));
+            // Its end would be told all the time, also where nobody is to look at it now.
+            if !flags.is_empty() {
+                fds.push(PollFd::new(client.fd(), flags));
+            }
         }
         let maintain = MAINTAIN_EVERY.saturating_sub(self.maintained_at.elapsed());
         let due = self.engine.next_deadline().map_or(maintain, |at| {
@@ -351,10 +354,13 @@ impl Host {
         false
     }
 
-    /// Serves over the connection there is now.
-    fn begin(&mut self) {
+    /// Serves over the connection there is now. What was held comes before deliveries: some of it announces them.
+    fn begin(&mut self, held: &Output) {
         let now = self.clock.now();
-        self.engine.start(self.link.output(), now);
+        let out = self.link.output();
+        self.engine.start(out, now);
+        out.release(held);
+        self.engine.go_on(out, now);
         if let Some(client) = self.link.client() {
             client.ping();
         }
@@ -376,11 +382,11 @@ impl Host {
                     "STREAM: connection {:?} reconnected to NATS Server at \"nats://{place}\"",
                     self.terms.name
                 );
-                self.begin();
-                match self.link.output().release(&held) {
+                self.begin(&held);
+                match held.dropped() {
                     0 => {}
                     dropped => log::error!(
-                        "STREAM: {dropped} answers and acks found no room while there was no NATS server"
+                        "STREAM: {dropped} messages found no room while there was no NATS server"
                     ),
                 }
             }

@@ -52,6 +52,8 @@ pub struct Channel {
     /// Messages up to this one are durable, and may be delivered.
     pub durable_to: Seq,
     pub waiting: VecDeque<WaitingAck>,
+    /// Deliveries wait for room on the way out, and go on from this one: of `plain` and, behind it, of `queues`.
+    pub held_back: Option<usize>,
     /// Something is to be flushed at the end of the turn.
     pub dirty: bool,
     /// Since the server's start: publishes acknowledged, and messages sent again.
@@ -80,6 +82,7 @@ impl Channel {
             last_sub_id: 0,
             durable_to: 0,
             waiting: VecDeque::new(),
+            held_back: None,
             dirty: false,
             acknowledged: 0,
             redelivered: 0,

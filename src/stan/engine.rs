@@ -9,12 +9,15 @@ mod answers;
 mod away;
 mod dead;
 mod deliver;
+mod held_back;
 mod members;
 mod publish;
-mod requests;
+mod sessions;
+mod subscribe;
 mod tell;
 #[cfg(test)]
 mod tests;
+mod text;
 mod timers;
 
 use super::channel::{Channel, durable_key};
@@ -29,6 +32,7 @@ use answers::Answer;
 pub use dead::{DeadLetterRule, DeadLetters};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
+use tell::Shown;
 use timers::Timers;
 
 /// What the engine runs by. Times are nanoseconds.
@@ -70,6 +74,8 @@ pub struct Engine {
     last_inlet: u32,
     timers: Timers,
     dirty: Vec<ChannelIndex>,
+    /// Whose deliveries wait for room on the way out, in the order in which they go on.
+    held_back: VecDeque<ChannelIndex>,
     /// Answers to requests that wait for the disk, in order.
     waiting: VecDeque<Answer>,
     /// Without a connection to NATS.
@@ -116,6 +122,7 @@ impl Engine {
             last_inlet: Inlet::FIRST_ACK,
             timers: Timers::default(),
             dirty: Vec::new(),
+            held_back: VecDeque::new(),
             waiting: VecDeque::new(),
             away: false,
             now,
@@ -132,7 +139,8 @@ impl Engine {
         &self.info
     }
 
-    /// Begins to serve, or goes on with it over a new connection: subscriptions, and what is due at once.
+    /// Begins to serve, or goes on with it over a new connection: subscriptions. `go_on` follows, behind whatever else
+    /// is to leave before deliveries.
     pub fn start(&mut self, out: &mut dyn Outlet, now: i64) {
         self.now = now;
         self.come_back();
@@ -169,7 +177,10 @@ impl Engine {
         ] {
             self.debug(format_args!("{what} {subject}"));
         }
-        // What was due meanwhile, then what was stored and did not get to its subscribers before a crash.
+    }
+
+    /// What was due meanwhile, then what was stored and did not get to its subscribers before a crash.
+    pub fn go_on(&mut self, out: &mut dyn Outlet, now: i64) {
         self.handle_timeouts(now, out);
         for index in 0..self.channels.len() {
             if self.channels[index].is_some() {
@@ -274,10 +285,10 @@ impl Engine {
             if group && state.is_durable {
                 log::info!(
                     "STREAM: WARN: Not recovering ghost durable queue subscriber: [{}]:[{}] subject={} inbox={}",
-                    state.client_id,
-                    state.queue_group,
-                    self.channel(index).name,
-                    state.inbox
+                    Shown(&state.client_id),
+                    Shown(&state.queue_group),
+                    Shown(&self.channel(index).name),
+                    Shown(&state.inbox)
                 );
             }
             let result = self.store.delete_sub(store, id);

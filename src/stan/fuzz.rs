@@ -106,6 +106,7 @@ pub fn check(mut data: &[u8]) {
     };
     let mut out = Answers::default();
     engine.start(&mut out, now);
+    engine.go_on(&mut out, now);
     while let [inlet, length, rest @ ..] = data {
         if *inlet == 0 {
             now += i64::from(*length) * SECOND;

@@ -25,4 +25,9 @@ pub trait Outlet {
     fn publish(&mut self, subject: &str, reply: Option<&str>, payload: &[u8]);
     fn subscribe(&mut self, inlet: Inlet, subject: &str);
     fn unsubscribe(&mut self, inlet: Inlet);
+    /// Deliveries had better wait; they are as many as subscribers let them be, so nothing else bounds them. Answers do not:
+    /// while it is full nothing comes in that asks for one.
+    fn is_full(&self) -> bool {
+        false
+    }
 }

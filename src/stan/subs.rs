@@ -115,6 +115,20 @@ impl Sub {
         }
     }
 
+    /// Puts off, until `until`, what would be due before that.
+    pub fn postpone(&mut self, until: i64, now: i64, which: impl Fn(&Pending) -> bool) {
+        let early = |pending: &Pending| pending.due < until && which(pending);
+        let early: Vec<(Seq, u32)> = self
+            .pending
+            .iter()
+            .filter(|(_, pending)| early(pending))
+            .map(|(seq, pending)| (*seq, pending.redeliveries))
+            .collect();
+        for (seq, redeliveries) in early {
+            self.note_sent(seq, until, redeliveries, now);
+        }
+    }
+
     /// The earliest deadline.
     pub fn next_due(&mut self) -> Option<i64> {
         while let Some((due, seq)) = self.due.front() {

@@ -441,10 +441,7 @@ impl Engine {
             "STREAM: Message {seq} of channel {:?} has been skipped on request, for subscription {id}",
             request.channel
         );
-        match group.is_empty() {
-            true => self.deliver_to(index, id, out),
-            false => self.deliver_to_group(index, &group, out),
-        }
+        self.deliver_next(index, id, &group, out);
         Ok(json!({ "channel": request.channel, "subscription": id, "skipped": seq }))
     }
 }

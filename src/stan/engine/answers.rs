@@ -9,6 +9,7 @@ use super::Engine;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
 use crate::stan::subs::Sub;
+use prost::Message;
 
 /// The subscription an answer is about.
 #[derive(Clone, Copy)]
@@ -29,6 +30,13 @@ pub(super) struct Answer {
     /// What to say instead when it cannot be made durable; None: it reports a failure already.
     refusal: Option<Refusal>,
     about: Option<About>,
+}
+
+/// At once.
+pub(super) fn answer(reply: Option<&str>, response: &impl Message, out: &mut dyn Outlet) {
+    if let Some(reply) = reply {
+        out.publish(reply, None, &response.encode_to_vec());
+    }
 }
 
 impl Engine {
@@ -134,9 +142,6 @@ impl Engine {
             true => self.redeliver_all(index, id, out),
             false => self.arm(index, id),
         }
-        match group.is_empty() {
-            true => self.deliver_to(index, id, out),
-            false => self.deliver_to_group(index, &group, out),
-        }
+        self.deliver_next(index, id, &group, out);
     }
 }

@@ -176,10 +176,7 @@ impl Engine {
             );
             let owner = self.holder(index, departing.sub, &departing.group, departing.seq);
             self.forget_pending(index, owner, departing.seq);
-            match departing.group.is_empty() {
-                true => self.deliver_to(index, owner, out),
-                false => self.deliver_to_group(index, &departing.group, out),
-            }
+            self.deliver_next(index, owner, &departing.group, out);
         }
     }
 

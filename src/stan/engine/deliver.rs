@@ -1,7 +1,7 @@
 //! Delivery: new messages in order, old ones again when nobody acknowledged them.
 
 use super::Engine;
-use super::tell::trace_message;
+use super::tell::{Shown, trace_message};
 use super::timers::Timer;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
@@ -14,6 +14,9 @@ use prost::Message;
 /// A message this close to its deadline counts as due.
 const SLACK: i64 = 15 * SECOND / 1000;
 
+/// How long what is due again waits where the way out is full.
+const WAIT_FOR_ROOM: i64 = SECOND / 20;
+
 /// Who of a group gets a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Choice {
@@ -24,26 +27,6 @@ enum Choice {
 }
 
 impl Engine {
-    /// New messages to everybody who has room for them.
-    pub(super) fn deliver(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
-        if self.away {
-            return;
-        }
-        for at in 0.. {
-            let Some(id) = self.channel(index).plain.get(at).copied() else {
-                break;
-            };
-            self.deliver_to(index, id, out);
-        }
-        if self.channel(index).queues.is_empty() {
-            return;
-        }
-        let groups: Vec<String> = self.channel(index).queues.keys().cloned().collect();
-        for group in groups {
-            self.deliver_to_group(index, &group, out);
-        }
-    }
-
     /// The next message behind this one, and its number. A damaged one is left out.
     fn message_after(&mut self, index: ChannelIndex, last: Seq) -> Option<(Seq, Bytes)> {
         let channel = self.channel(index);
@@ -66,38 +49,51 @@ impl Engine {
         None
     }
 
-    pub(super) fn deliver_to(&mut self, index: ChannelIndex, id: u64, out: &mut dyn Outlet) {
-        while !self.away {
+    /// New messages to a subscription. False: the way out is full, and there may be more.
+    pub(super) fn deliver_to(
+        &mut self,
+        index: ChannelIndex,
+        id: u64,
+        out: &mut dyn Outlet,
+    ) -> bool {
+        loop {
             let Some(sub) = self.channel(index).subs.get(&id) else {
-                return;
+                return true;
             };
             if !sub.is_open() || sub.is_stalled() {
-                return;
+                return true;
+            }
+            if out.is_full() {
+                return false;
             }
             let last_sent = sub.state.last_sent;
             let Some((seq, message)) = self.message_after(index, last_sent) else {
-                return;
+                return true;
             };
             self.send(index, id, seq, &message, out);
         }
     }
 
+    /// New messages to a group. False: the way out is full, and there may be more.
     pub(super) fn deliver_to_group(
         &mut self,
         index: ChannelIndex,
         group: &str,
         out: &mut dyn Outlet,
-    ) {
-        while !self.away {
+    ) -> bool {
+        loop {
             let Some(queue) = self.channel(index).queues.get(group) else {
-                return;
+                return true;
             };
             let last_sent = queue.last_sent;
             let Some(id) = self.choose(index, group, Choice::New) else {
-                return;
+                return true;
             };
+            if out.is_full() {
+                return false;
+            }
             let Some((seq, message)) = self.message_after(index, last_sent) else {
-                return;
+                return true;
             };
             self.moved_on(index, group, id);
             if let Some(queue) = self.channel(index).queues.get_mut(group) {
@@ -227,20 +223,28 @@ impl Engine {
             self.timers.push(again, Timer::Due(index, id));
             return;
         }
-        let mut due = Vec::new();
-        while let Some(seq) = sub.take_due(now + SLACK) {
-            let deadline = sub.pending.get(&seq).map_or(now, |pending| pending.due);
-            due.push((deadline, seq));
+        if out.is_full() {
+            let again = now + WAIT_FOR_ROOM;
+            sub.timer_at = Some(again);
+            return self.timers.push(again, Timer::Due(index, id));
         }
-        for (deadline, seq) in due {
+        while !out.is_full()
+            && let Some((deadline, seq)) = self.take_due(index, id)
+        {
             self.redeliver(index, id, &group, seq, deadline, out);
         }
         self.arm(index, id);
         // What was pending and is gone from the store makes room.
-        match group.is_empty() {
-            true => self.deliver_to(index, id, out),
-            false => self.deliver_to_group(index, &group, out),
-        }
+        self.deliver_next(index, id, &group, out);
+    }
+
+    /// A message of a subscription whose deadline is over, with that.
+    fn take_due(&mut self, index: ChannelIndex, id: u64) -> Option<(i64, Seq)> {
+        let now = self.now;
+        let sub = self.channel(index).subs.get_mut(&id)?;
+        let seq = sub.take_due(now + SLACK)?;
+        let deadline = sub.pending.get(&seq).map_or(now, |pending| pending.due);
+        Some((deadline, seq))
     }
 
     fn redeliver(
@@ -322,6 +326,13 @@ impl Engine {
             .map(|(seq, pending)| (*seq, pending.redeliveries))
             .collect();
         for (seq, redeliveries) in all {
+            if out.is_full() {
+                // Due at once, by the timer.
+                if let Some(sub) = self.channel(index).subs.get_mut(&id) {
+                    sub.note_sent(seq, now, redeliveries, now);
+                }
+                continue;
+            }
             match self.store.lookup(store, seq) {
                 Ok(Some(message)) if self.is_spent(index, id, seq) => {
                     self.bury(index, id, seq, &message);
@@ -347,7 +358,7 @@ impl Engine {
             log::error!(
                 "STREAM: Unable to process ack seq={}, channel {} not found",
                 ack.sequence,
-                ack.subject.escape_debug()
+                Shown(&ack.subject)
             );
             return;
         };
@@ -368,10 +379,7 @@ impl Engine {
         let group = sub.state.queue_group.clone();
         let owner = self.holder(index, id, &group, ack.sequence);
         self.forget_pending(index, owner, ack.sequence);
-        match group.is_empty() {
-            true => self.deliver_to(index, id, out),
-            false => self.deliver_to_group(index, &group, out),
-        }
+        self.deliver_next(index, id, &group, out);
     }
 
     /// Who a message is pending for: this subscription, or the member of its group it was given to since.

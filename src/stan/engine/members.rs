@@ -168,6 +168,6 @@ impl Engine {
         for member in members {
             self.arm(index, member);
         }
-        self.deliver_to_group(index, group, out);
+        self.deliver_next(index, id, group, out);
     }
 }

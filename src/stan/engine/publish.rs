@@ -1,7 +1,7 @@
 //! Publishes, and their acks.
 
 use super::Engine;
-use super::tell::{tell_refused_publish, trace};
+use super::tell::{Shown, tell_refused_publish, trace};
 use crate::stan::channel::{Channel, WaitingAck};
 use crate::stan::clients::ChannelIndex;
 use crate::stan::names::is_valid_channel;
@@ -80,11 +80,11 @@ impl Engine {
         }
         let max = self.settings.max_channels;
         if max > 0 && self.by_name.len() >= max {
-            log::error!("STREAM: channel {name:?}: {TOO_MANY_CHANNELS}");
+            log::error!("STREAM: channel \"{}\": {TOO_MANY_CHANNELS}", Shown(name));
             return Err(TOO_MANY_CHANNELS.into());
         }
         let store = self.store.create_channel(name).map_err(|error| {
-            log::error!("STREAM: channel {name:?}: {error}");
+            log::error!("STREAM: channel \"{}\": {error}", Shown(name));
             error.to_string()
         })?;
         let index = self.channels.len();
@@ -93,7 +93,7 @@ impl Engine {
         self.channels.push(Some(channel));
         self.by_name.insert(name.to_owned(), index);
         self.by_store.insert(store, index);
-        log::info!("STREAM: Channel {name:?} has been created");
+        log::info!("STREAM: Channel \"{}\" has been created", Shown(name));
         self.watch_inactivity(index);
         Ok(index)
     }
@@ -103,6 +103,7 @@ impl Engine {
     pub fn end_turn(&mut self, now: i64, out: &mut dyn Outlet) -> Result<(), StoreError> {
         self.now = now;
         loop {
+            self.deliver_held_back(out);
             let dirty = std::mem::take(&mut self.dirty);
             let mut idle = dirty.is_empty();
             for index in dirty {
@@ -171,9 +172,10 @@ impl Engine {
             if let Some(client) = client {
                 let subject = &channel.name;
                 trace(format_args!(
-                    "[Client:{}] Acking Publisher subj={subject} guid={}",
-                    client.escape_debug(),
-                    guid.escape_debug()
+                    "[Client:{}] Acking Publisher subj={} guid={}",
+                    Shown(&client),
+                    Shown(subject),
+                    Shown(&guid)
                 ));
             }
             let ack = pb::PubAck {

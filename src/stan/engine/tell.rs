@@ -1,10 +1,33 @@
-//! Lines of the log, in the original's words. What clients chose and nobody has checked is escaped.
+//! Lines of the log, in the original's words. What clients chose and nobody has checked is escaped and cut.
 
-use super::Engine;
-use super::requests::text;
+use super::{Engine, text};
+use crate::stan::clients::ChannelIndex;
 use crate::stan::pb;
+use crate::stan::store::Seq;
 use crate::stan::subs::Sub;
-use std::fmt::Arguments;
+use std::fmt::{self, Arguments, Display, Formatter, Write};
+
+/// Characters of one string in a line.
+const SHOWN_MAX: usize = 200;
+
+/// A string as the log may have it: on one line, and of bounded length.
+pub(super) struct Shown<'a>(pub &'a str);
+
+impl Display for Shown<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let mut chars = self.0.chars();
+        for char in chars.by_ref().take(SHOWN_MAX) {
+            match char {
+                '"' | '\'' => f.write_char(char)?,
+                char => write!(f, "{}", char.escape_debug())?,
+            }
+        }
+        match chars.as_str().len() {
+            0 => Ok(()),
+            left => write!(f, "... ({left} bytes more)"),
+        }
+    }
+}
 
 impl Engine {
     pub(super) fn debug(&self, line: Arguments<'_>) {
@@ -13,8 +36,38 @@ impl Engine {
         }
     }
 
+    /// About a subscription; `more` is told the first message it gets.
+    pub(super) fn tell_sub(
+        &self,
+        what: &str,
+        index: ChannelIndex,
+        state: &pb::SubState,
+        more: impl FnOnce(Seq) -> String,
+    ) {
+        if !self.settings.debug {
+            return;
+        }
+        let channel = self.channels[index].as_ref().map_or("", |one| &one.name);
+        let (durable, queue) = (Shown(&state.durable_name), Shown(&state.queue_group));
+        let (kind, name) = match (state.is_durable, state.queue_group.is_empty()) {
+            (false, true) => ("", String::new()),
+            (true, true) => ("durable ", format!(" durable={durable},")),
+            (false, false) => ("queue ", format!(" queue={queue},")),
+            (true, false) => ("durable queue ", format!(" queue={queue},")),
+        };
+        self.debug(format_args!(
+            "[Client:{}] {what} {kind}subscription, subject={}, inbox={},{name} subid={}{}",
+            Shown(&state.client_id),
+            Shown(channel),
+            Shown(&state.inbox),
+            state.id,
+            more(state.last_sent + 1)
+        ));
+    }
+
     pub(super) fn tell_refused_sub(&self, request: &pb::SubscriptionRequest, error: &str) {
-        let client = request.client_id.escape_debug();
+        let client = Shown(&request.client_id);
+        let subject = Shown(&request.subject);
         let from = &self.info.subscribe;
         let invalid = |what: &str, value: i32| {
             log::error!(
@@ -29,13 +82,11 @@ impl Engine {
             text::INVALID_IN_FLIGHT => invalid("MaxInflight", request.max_in_flight),
             text::INVALID_START => invalid("StartPosition", request.start_position),
             text::INVALID_SUBJECT => log::error!(
-                "STREAM: [Client:{client}] Invalid channel {:?} in subscription request from {from}",
-                request.subject
+                "STREAM: [Client:{client}] Invalid channel \"{subject}\" in subscription request from {from}"
             ),
             text::INVALID_DURABLE_NAME => log::error!(
-                "STREAM: [Client:{client}] Invalid DurableName ({:?}) for queue subscriber from {}",
-                request.durable_name,
-                request.subject
+                "STREAM: [Client:{client}] Invalid DurableName (\"{}\") for queue subscriber from {subject}",
+                Shown(&request.durable_name)
             ),
             text::DURABLE_IN_USE => {
                 log::error!(
@@ -43,8 +94,8 @@ impl Engine {
                 );
             }
             _ => log::error!(
-                "STREAM: Unable to add subscription for {}: {error}",
-                request.subject
+                "STREAM: Unable to add subscription for {subject}: {}",
+                Shown(error)
             ),
         }
     }
@@ -55,9 +106,9 @@ impl Engine {
         for_good: bool,
         error: &str,
     ) {
-        let client = request.client_id.escape_debug();
+        let client = Shown(&request.client_id);
         let action = if for_good { "unsub" } else { "sub close" };
-        let (subject, inbox) = (request.subject.escape_debug(), request.inbox.escape_debug());
+        let (subject, inbox) = (Shown(&request.subject), Shown(&request.inbox));
         if error == text::UNKNOWN_CLIENT {
             log::error!("STREAM: [Client:{client}] {action} request for missing client");
         } else if self.by_name.contains_key(&request.subject) {
@@ -71,10 +122,10 @@ impl Engine {
 /// What a publish says of itself, but for its data.
 pub(super) fn tell_refused_publish(message: &pb::PubMsg) {
     log::error!(
-        "STREAM: Received invalid client publish message clientID:{:?} guid:{:?} subject:{:?}",
-        message.client_id,
-        message.guid,
-        message.subject
+        "STREAM: Received invalid client publish message clientID:\"{}\" guid:\"{}\" subject:\"{}\"",
+        Shown(&message.client_id),
+        Shown(&message.guid),
+        Shown(&message.subject)
     );
 }
 
@@ -84,8 +135,24 @@ pub(super) fn trace(line: Arguments<'_>) {
 
 pub(super) fn trace_message(what: &str, sub: &Sub, channel: &str, seq: u64) {
     trace(format_args!(
-        "[Client:{}] {what} subid={}, subject={channel}, seq={seq}",
-        sub.state.client_id,
-        sub.id()
+        "[Client:{}] {what} subid={}, subject={}, seq={seq}",
+        Shown(&sub.state.client_id),
+        sub.id(),
+        Shown(channel)
     ));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn strings_stay_on_one_line_and_short() {
+        let shown = |text: &str| Shown(text).to_string();
+        assert_eq!(shown("plain 'text' \"\u{fc}\""), "plain 'text' \"\u{fc}\"");
+        assert_eq!(shown("a\n[FTL] \u{1b}[2J\\"), "a\\n[FTL] \\u{1b}[2J\\\\");
+        assert_eq!(shown(&"\u{fc}".repeat(200)), "\u{fc}".repeat(200));
+        let cut = format!("{}... (2 bytes more)", "x".repeat(200));
+        assert_eq!(shown(&"x".repeat(202)), cut);
+    }
 }

@@ -4,6 +4,7 @@ mod admin;
 mod away;
 mod dead;
 mod full_disk;
+mod held_back;
 mod model;
 
 use super::*;
@@ -72,6 +73,7 @@ impl World {
             now,
         };
         world.engine.start(&mut world.out, now);
+        world.engine.go_on(&mut world.out, now);
         world
     }
 

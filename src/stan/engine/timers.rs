@@ -1,6 +1,7 @@
 //! Deadlines of the engine.
 
 use super::Engine;
+use super::tell::Shown;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
 use crate::stan::store::StoreError;
@@ -154,7 +155,10 @@ impl Engine {
         }
         self.refuse_waiting(&mut channel, out);
         self.return_letters(channel.departing.into());
-        log::info!("STREAM: Channel {:?} has been deleted", channel.name);
+        log::info!(
+            "STREAM: Channel \"{}\" has been deleted",
+            Shown(&channel.name)
+        );
         Ok(())
     }
 }

@@ -160,6 +160,7 @@ impl World {
             engine, out, now, ..
         } = self;
         engine.start(out, *now);
+        engine.go_on(out, *now);
         if !registered {
             self.connect();
         }

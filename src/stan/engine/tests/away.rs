@@ -6,6 +6,7 @@ impl World {
     fn come_back(&mut self) {
         let Self { engine, out, now } = self;
         engine.start(out, *now);
+        engine.go_on(out, *now);
         engine.end_turn(*now, out).unwrap();
     }
 }

@@ -320,3 +320,31 @@ fn a_deleted_channel_of_dead_letters_gives_them_back() {
     world.wait(6 * SECOND);
     assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 0));
 }
+
+#[test]
+fn an_outage_of_nats_buries_nothing_whose_ack_may_be_under_way() {
+    let (mut world, _) = world(1);
+    let acks = world.subscribe(|_| {});
+    for _ in 0..2 {
+        world.publish("me", "foo");
+    }
+    world.wait(6 * SECOND);
+    let twice = [(1, false), (2, false), (1, true), (2, true)];
+    assert_eq!(world.got("in"), twice);
+    world.engine.handle_disconnect();
+    world.wait(60 * SECOND);
+    {
+        let World { engine, out, now } = &mut world;
+        engine.start(out, *now);
+        engine.go_on(out, *now);
+        engine.end_turn(*now, out).unwrap();
+    }
+    assert_eq!((world.letters("dead.foo").len(), world.pending()), (0, 2));
+    world.ack(&acks, 1);
+    world.wait(SECOND / 2);
+    assert_eq!((world.letters("dead.foo").len(), world.pending()), (0, 1));
+    // Heartbeats have had their time too now.
+    world.wait(SECOND);
+    assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 0));
+    assert_eq!(world.got("in"), []);
+}

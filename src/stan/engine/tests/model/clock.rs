@@ -157,6 +157,7 @@ impl Model {
         self.world.now = now;
         let World { engine, out, now } = &mut self.world;
         engine.start(out, *now);
+        engine.go_on(out, *now);
         engine.end_turn(*now, out).unwrap();
         let now = *now;
         for client in self.clients.values_mut() {
