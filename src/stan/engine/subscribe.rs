@@ -271,7 +271,8 @@ impl Engine {
             ..new
         };
         self.store
-            .update_sub(store, &state)
+            .may_subscribe(store)
+            .and_then(|()| self.store.update_sub(store, &state))
             .map_err(|error| error.to_string())?;
         let channel = self.channel(index);
         if let Some(sub) = channel.subs.get_mut(&id) {

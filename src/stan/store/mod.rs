@@ -149,6 +149,12 @@ pub trait Store: Send {
     /// asks for no more than what is durable.
     fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError>;
 
+    /// Whether a subscription may be added, or one that waits be taken up again: an error while much waits for room on the
+    /// disk already.
+    fn may_subscribe(&mut self, channel: ChannelId) -> Result<(), StoreError> {
+        let _ = channel;
+        Ok(())
+    }
     /// Records of subscriptions; ids are the caller's.
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError>;
     fn update_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError>;
@@ -178,7 +184,7 @@ pub trait Store: Send {
     fn refused(&mut self) -> Option<(u64, StoreError)> {
         None
     }
-    /// Bytes in memory that wait for a commit under way.
+    /// Bytes of messages in memory that wait for the next commit.
     fn backlog_bytes(&self) -> usize {
         0
     }

@@ -23,6 +23,11 @@ pub struct Commits {
     /// Those with messages in the batch under way.
     under_way: Vec<ChannelId>,
     completions: VecDeque<Completion>,
+    /// The batch under way has messages.
+    staged: bool,
+    /// There was no room for one with messages: what was noted is tried without any, so that it is answered however many
+    /// publishes come.
+    alone: bool,
     /// There was no room: nothing is tried again before there is more to write, or a second is over.
     pub held: bool,
     /// The last commit that found no room, to be told.
@@ -38,6 +43,8 @@ impl Commits {
             queued: Vec::new(),
             under_way: Vec::new(),
             completions: VecDeque::new(),
+            staged: false,
+            alone: false,
             held: false,
             refused: None,
             failure: None,
@@ -67,6 +74,12 @@ impl Commits {
 }
 
 impl FileStore {
+    #[cfg(test)]
+    pub fn waiting_notes(&self) -> usize {
+        let log = self.commits.as_ref().map(|commits| &commits.log);
+        log.map_or(0, SharedLog::notes_bytes)
+    }
+
     /// Begins the next batch; false when there is nothing for it, or something in its way.
     pub(super) fn begin_commit(&mut self) -> bool {
         let Some(commits) = &mut self.commits else {
@@ -94,7 +107,11 @@ impl FileStore {
             commits, channels, ..
         } = self;
         let commits = commits.as_mut().expect("it is there");
-        commits.under_way.append(&mut commits.queued);
+        let alone = std::mem::take(&mut commits.alone) && commits.log.has_notes();
+        if !alone {
+            commits.under_way.append(&mut commits.queued);
+        }
+        commits.staged = false;
         let channel_of = |id: &ChannelId| &channels[*id as usize];
         let bytes = commits.under_way.iter().map(channel_of).map(room_for).sum();
         let (mut batch, from) = commits.log.begin(bytes);
@@ -105,6 +122,7 @@ impl FileStore {
                 continue;
             }
             let staged = channel.log.stage();
+            commits.staged |= !staged.is_empty();
             for (piece, bytes) in staged.data() {
                 let entry = Entry::Data {
                     channel: &channel.name,
@@ -154,7 +172,9 @@ impl FileStore {
                 let text = error.to_string();
                 // Notes without messages need less room, and say what of the messages in the log counts: they are
                 // tried alone at once.
-                if commits.under_way.is_empty() {
+                if commits.staged {
+                    commits.alone = true;
+                } else {
                     commits.held = commits.queued.is_empty();
                     commits.refused = Some((commit, error));
                 }
@@ -175,12 +195,7 @@ impl FileStore {
             };
             if result.is_err() {
                 let (slice, len) = channel.log.written_end();
-                let channel = &channel.name;
-                commits.log.note(&Entry::End {
-                    channel,
-                    slice,
-                    len,
-                });
+                commits.log.note_end(&channel.name, slice, len);
             }
             commits.completions.push_back(Completion {
                 channel: id,

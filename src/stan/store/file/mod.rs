@@ -40,6 +40,7 @@ use progress::Progress;
 use prost::Message;
 pub use records::Crc;
 use replay::TypedRecord;
+use shared_log::SharedLog;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -237,6 +238,11 @@ impl FileStore {
         }
     }
 
+    fn may_note(&self) -> Result<(), StoreError> {
+        let log = self.commits.as_ref().map(|commits| &commits.log);
+        log.map_or(Ok(()), SharedLog::may_note)
+    }
+
     /// At the end: everything written and synced, and no log left.
     fn write_everything(&mut self) -> Result<(), StoreError> {
         for id in 0..self.channels.len() {
@@ -302,6 +308,7 @@ impl Store for FileStore {
     }
 
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError> {
+        self.may_note()?;
         let gathered = self.clients.gathered();
         let payload = client.encode_to_vec();
         self.clients.push(CLIENT_ADD, &payload);
@@ -329,6 +336,7 @@ impl Store for FileStore {
     }
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
+        self.may_note()?;
         let folder = self.root.join(name);
         disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
         let limits = (self.limits_of)(name);
@@ -434,7 +442,12 @@ impl Store for FileStore {
         }
     }
 
+    fn may_subscribe(&mut self, _: ChannelId) -> Result<(), StoreError> {
+        self.may_note()
+    }
+
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
+        self.may_subscribe(channel)?;
         let record = self.channel_mut(channel).subs.set(state, true);
         self.note_sub(channel, &record);
         Ok(())
@@ -522,8 +535,8 @@ impl Store for FileStore {
 
     fn backlog_bytes(&self) -> usize {
         match &self.commits {
-            Some(commits) if commits.log.under_way() => commits.queued_bytes(&self.channels),
-            _ => 0,
+            Some(commits) => commits.queued_bytes(&self.channels),
+            None => 0,
         }
     }
 

@@ -18,6 +18,7 @@ use super::replay::Tail;
 use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty};
 use crate::stan::store::StoreError;
 use crate::util::random::Random;
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -28,6 +29,8 @@ pub const NAMES: [&str; 2] = ["midge.log.1", "midge.log.2"];
 const OVERGROWTH: u64 = 4;
 /// Not what is said of other files: a log that cannot be written is the end.
 const WRITING: &str = "writing the log";
+/// Notes that wait for room; beyond that nothing new is taken that needs one.
+const NOTES_BYTES_MAX: usize = 4 << 20;
 const GROW_BYTES_MAX: u64 = 1 << 20;
 /// Rounds of `maintain` without a commit after which the log is emptied.
 const IDLE_ROUNDS: u32 = 5;
@@ -61,6 +64,11 @@ pub struct SharedLog {
     /// Entries of the next batch beside messages.
     notes: Vec<u8>,
     notes_under_way: Vec<u8>,
+    /// Where channels end whose messages were taken back; before the notes.
+    ends: Ends,
+    ends_under_way: Ends,
+    /// What the system said when there was no room for the last batch.
+    no_room: Option<String>,
     spare: Vec<u8>,
     under_way: bool,
     /// Commits begun and done since the start.
@@ -71,6 +79,9 @@ pub struct SharedLog {
     idle_rounds: u32,
     syncer: Syncer,
 }
+
+/// Slice and length by channel.
+type Ends = BTreeMap<String, (u64, u64)>;
 
 /// What has come to an end.
 pub enum Event {
@@ -124,6 +135,9 @@ impl SharedLog {
             number,
             notes: Vec::new(),
             notes_under_way: Vec::new(),
+            ends: Ends::new(),
+            ends_under_way: Ends::new(),
+            no_room: None,
             spare: Vec::new(),
             under_way: false,
             begun: 0,
@@ -139,8 +153,31 @@ impl SharedLog {
         entry.put(&mut self.notes);
     }
 
+    /// For the next batch: what was logged of the channel behind this place does not count.
+    pub fn note_end(&mut self, channel: &str, slice: u64, len: u64) {
+        self.ends.insert(channel.to_owned(), (slice, len));
+    }
+
     pub fn has_notes(&self) -> bool {
-        !self.notes.is_empty()
+        !self.notes.is_empty() || !self.ends.is_empty()
+    }
+
+    /// An error while there is no room for what was noted already, and that is much.
+    pub fn may_note(&self) -> Result<(), StoreError> {
+        match &self.no_room {
+            Some(why) if self.notes.len() + self.notes_under_way.len() > NOTES_BYTES_MAX => {
+                let text = format!("{why}; no more is taken that would wait for room");
+                Err(StoreError::Refused(text))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes of it.
+    #[cfg(test)]
+    pub fn notes_bytes(&self) -> usize {
+        let ends = self.ends.len() + self.ends_under_way.len();
+        self.notes.len() + self.notes_under_way.len() + ends
     }
 
     pub fn under_way(&self) -> bool {
@@ -149,9 +186,9 @@ impl SharedLog {
 
     /// The number of the commit that holds what was noted last.
     pub fn last_noted(&self) -> u64 {
-        match self.notes.is_empty() {
-            true => self.begun,
-            false => self.begun + 1,
+        match self.has_notes() {
+            true => self.begun + 1,
+            false => self.begun,
         }
     }
 
@@ -179,10 +216,22 @@ impl SharedLog {
         assert!(!self.under_way, "one batch at a time");
         let mut buffer = std::mem::take(&mut self.spare);
         buffer.clear();
-        buffer.reserve(entries_bytes + self.notes.len() + 4 * BLOCK_BYTES);
+        let ends_bytes = |name: &String| log_format::ENTRY_HEADER_BYTES + name.len();
+        let notes_bytes = self.ends.keys().map(ends_bytes).sum::<usize>() + self.notes.len();
+        buffer.reserve(entries_bytes + notes_bytes + 4 * BLOCK_BYTES);
         let from = buffer.as_ptr().align_offset(BLOCK_BYTES);
         buffer.resize(from, 0);
         log_format::begin(&mut buffer);
+        for (channel, (slice, len)) in &self.ends {
+            let (slice, len) = (*slice, *len);
+            Entry::End {
+                channel,
+                slice,
+                len,
+            }
+            .put(&mut buffer);
+        }
+        self.ends_under_way = std::mem::take(&mut self.ends);
         buffer.extend_from_slice(&self.notes);
         self.notes_under_way.clear();
         std::mem::swap(&mut self.notes, &mut self.notes_under_way);
@@ -262,6 +311,10 @@ impl SharedLog {
                     // The notes are tried again with the next batch, in their order.
                     self.notes_under_way.append(&mut self.notes);
                     std::mem::swap(&mut self.notes, &mut self.notes_under_way);
+                    for (channel, end) in std::mem::take(&mut self.ends_under_way) {
+                        self.ends.entry(channel).or_insert(end);
+                    }
+                    self.no_room = Some(error.to_string());
                     let commit = self.begun;
                     return Ok(Event::NoRoom { commit, error });
                 }
@@ -270,6 +323,8 @@ impl SharedLog {
                 self.number += 1;
                 self.done = self.begun;
                 self.spare = write.buffer;
+                self.notes_under_way.clear();
+                self.no_room = None;
                 self.give_up_kept()?;
                 Ok(Event::Written)
             }
@@ -332,8 +387,10 @@ impl SharedLog {
         self.generation += 1;
         self.number = 0;
         // What was noted is in the files as well.
+        self.no_room = None;
         if self.has_notes() {
             self.notes.clear();
+            self.ends.clear();
             self.begun += 1;
         }
         self.done = self.begun;

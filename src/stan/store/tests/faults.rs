@@ -336,3 +336,109 @@ fn the_older_log_is_emptied_first() {
         assert!(emptied(older) < emptied(newer), "{older} is the older one");
     }
 }
+
+/// One whose log has room for nothing, not even in what it has already.
+fn full_store(
+    root: &Path,
+) -> (
+    FileStore,
+    ChannelId,
+    crate::stan::store::file::faults::Planted,
+) {
+    let (store, channel) = prepare(root);
+    std::fs::write(root.join("midge.log.1"), b"").unwrap();
+    let full = plant(&root.join("midge.log.1"), Fault::Full);
+    (store, channel, full)
+}
+
+#[test]
+fn publishers_that_try_again_at_once_do_not_keep_requests_from_being_answered() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, channel, full) = full_store(folder.path());
+    store.add_sub(channel, &durable(1)).unwrap();
+    let wanted = store.next_commit().unwrap();
+    let publish = |store: &mut FileStore| {
+        store.append(channel, message("a", 1)).unwrap();
+        store.flush(channel).unwrap();
+    };
+    publish(&mut store);
+    store.commit();
+    let refused = (0..100_000).find_map(|_| {
+        while let Some(completion) = store.completed() {
+            assert!(completion.unwrap().taken_back.is_some());
+            publish(&mut store);
+        }
+        std::thread::yield_now();
+        store.refused()
+    });
+    assert!(refused.expect("what was noted is tried alone").0 >= wanted);
+    drop(full);
+    settle_all(&mut store);
+    assert!(store.committed() > wanted);
+}
+
+/// Whatever was asked for is over.
+fn settle_all(store: &mut FileStore) {
+    store.maintain(0);
+    let wanted = store.next_commit().unwrap();
+    while store.committed() < wanted {
+        store.commit();
+        while let Some(completion) = store.completed() {
+            completion.unwrap();
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn what_waits_for_room_is_bounded() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, channel, full) = full_store(folder.path());
+    let large = |id| pb::SubState {
+        inbox: "i".repeat(60_000),
+        ..durable(id)
+    };
+    let mut taken = 0;
+    let error = (1..).find_map(|id| {
+        let added = store.add_sub(channel, &large(id));
+        taken += usize::from(added.is_ok());
+        if added.is_ok() {
+            settle(&mut store).unwrap_err();
+        }
+        assert!(id < 200, "everything is taken");
+        added.err()
+    });
+    let error = error.unwrap().to_string();
+    assert!(error.contains("No space left"), "{error}");
+    assert!(store.may_subscribe(channel).is_err());
+    assert!(store.create_channel("bar").is_err());
+    assert!(!folder.path().join("bar").exists());
+    // What ends something is taken.
+    store.delete_sub(channel, 1).unwrap();
+    drop(full);
+    settle_all(&mut store);
+    store.add_sub(channel, &durable(1000)).unwrap();
+    store.close();
+    drop(store);
+    let (_, recovered) = open(folder.path(), synced(), limits(0, 0, 0));
+    assert_eq!(subs(&recovered).len(), taken);
+}
+
+#[test]
+fn refused_publishes_leave_nothing_behind_that_grows() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, channel, _full) = full_store(folder.path());
+    for round in 0..1000 {
+        store.append(channel, message("a", round)).unwrap();
+        store.flush(channel).unwrap();
+        store.commit();
+        while store.completed().is_none_or(|done| done.is_err()) {
+            std::thread::yield_now();
+        }
+        while store.refused().is_none() {
+            store.completed();
+            std::thread::yield_now();
+        }
+    }
+    assert!(store.waiting_notes() < 100, "{}", store.waiting_notes());
+}
