@@ -93,7 +93,7 @@ impl FileStore {
         }
         if commits.log.is_full() {
             if commits.log.can_retire() {
-                self.retire_log();
+                self.retire_log(true);
             }
             if self
                 .commits
@@ -205,23 +205,40 @@ impl FileStore {
         }
     }
 
-    /// The log goes on in its other file, and this one is freed in the background; not while some of what it has
-    /// cannot be written to its file.
-    fn retire_log(&mut self) {
-        let (files, folders) = match self.take_dirty() {
-            Ok(dirty) => dirty,
-            Err(error) => return log::error!("STREAM: {error}"),
-        };
-        if let Some(commits) = &mut self.commits {
-            commits.log.retire(files, folders);
+    /// The log goes on in its other file, and this one is freed in the background. While some of what it has cannot be
+    /// written to its file it stays, or that is `carried` over and this one freed when the other has it.
+    fn retire_log(&mut self, carried: bool) {
+        let written = self.write_records();
+        if written.is_err() && !carried {
+            return;
         }
+        let (files, folders) = self.take_dirty();
+        let Some(commits) = &mut self.commits else {
+            return;
+        };
+        if written.is_err() {
+            for (kind, payload) in self.clients.unwritten() {
+                commits.log.note(&Entry::Client { kind, payload });
+            }
+            for channel in self.channels.iter().filter(|channel| !channel.gone) {
+                for (kind, payload) in channel.subs.unwritten() {
+                    let channel = &channel.name;
+                    commits.log.note(&Entry::Sub {
+                        channel,
+                        kind,
+                        payload,
+                    });
+                }
+            }
+        }
+        commits.log.retire(files, folders, written.is_err());
     }
 
     pub(super) fn retire_log_if_free(&mut self) {
         if let Some(commits) = &self.commits
             && commits.log.can_retire()
         {
-            self.retire_log();
+            self.retire_log(false);
         }
     }
 
@@ -230,19 +247,30 @@ impl FileStore {
         if let Some(commits) = &mut self.commits
             && commits.log.is_idle()
         {
-            self.retire_log();
+            self.retire_log(false);
         }
     }
 
-    /// Files and folders that no sync has covered.
-    #[allow(clippy::type_complexity)]
-    pub(super) fn take_dirty(&mut self) -> Result<(Vec<Arc<StoreFile>>, Vec<PathBuf>), StoreError> {
-        let (mut files, mut folders) = (Vec::new(), Vec::new());
-        // A commit may have had records of this turn that wait for its end.
-        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
-            channel.subs.write(&channel.folder, &self.options)?;
+    /// Records of subscriptions and clients go to their files; the first error, if any of them cannot. A commit may have had
+    /// records of this turn that wait for its end.
+    pub(super) fn write_records(&mut self) -> Result<(), StoreError> {
+        let mut written = self.settle_clients();
+        if let Err(error) = &written {
+            log::error!("STREAM: {error}");
         }
-        self.settle_clients()?;
+        for id in 0..self.channels.len() {
+            if !self.channels[id].gone && !self.write_subs(id as ChannelId) {
+                let file = self.channels[id].subs.file();
+                let why = format!("{} lacks records", file.path().display());
+                written = written.and(Err(StoreError::Refused(why)));
+            }
+        }
+        written
+    }
+
+    /// Files and folders that no sync has covered.
+    pub(super) fn take_dirty(&mut self) -> (Vec<Arc<StoreFile>>, Vec<PathBuf>) {
+        let (mut files, mut folders) = (Vec::new(), Vec::new());
         for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
             files.extend(channel.log.take_unsynced());
             files.extend(channel.subs.take_unsynced());
@@ -258,23 +286,33 @@ impl FileStore {
         if std::mem::take(&mut self.root_changed) {
             folders.push(self.root.clone());
         }
-        Ok((files, folders))
+        (files, folders)
     }
 
     /// Waits until everything is in its files and on the disk, and the log empty.
     pub(super) fn empty_log(&mut self) -> Result<(), StoreError> {
         loop {
+            let Some(commits) = &self.commits else {
+                return Ok(());
+            };
+            let (under_way, retiring) = (commits.log.under_way(), commits.log.retiring());
+            if !under_way && self.begin_commit() {
+                continue;
+            }
             let Some(commits) = &mut self.commits else {
                 return Ok(());
             };
-            if commits.log.under_way() || commits.log.retiring() {
-                let event = commits.log.wait()?;
-                self.note(event);
-            } else if !self.begin_commit() {
+            if !under_way && commits.log.waits_for_commit() {
+                return commits.log.no_room();
+            }
+            if !under_way && !retiring {
                 break;
             }
+            let event = commits.log.wait()?;
+            self.note(event);
         }
-        let (files, folders) = self.take_dirty()?;
+        self.write_records()?;
+        let (files, folders) = self.take_dirty();
         match &mut self.commits {
             Some(commits) => commits.log.empty(files, folders),
             None => Ok(()),

@@ -144,6 +144,8 @@ impl FileExt for File {
 
 /// Names that were made, changed or removed in a directory are on the disk when this returns.
 pub fn sync_folder(path: &Path) -> io::Result<()> {
+    #[cfg(test)]
+    super::faults::before_folder_sync(path)?;
     std::fs::File::open(path)?.sync_all()?;
     #[cfg(test)]
     super::trace::folder_synced(path);

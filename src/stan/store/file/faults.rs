@@ -12,6 +12,8 @@ pub enum Fault {
     Read,
     Write,
     Sync,
+    /// Every sync of this folder itself.
+    FolderSync,
 }
 
 static PLANTED: Mutex<Vec<(PathBuf, Fault)>> = Mutex::new(Vec::new());
@@ -55,6 +57,16 @@ pub fn before_write(path: &Path, len: u64, end: u64) -> io::Result<()> {
     match end > len && has(path, Fault::Full) {
         true => Err(nix::Error::ENOSPC.into()),
         false => Ok(()),
+    }
+}
+
+pub fn before_folder_sync(path: &Path) -> io::Result<()> {
+    let planted = planted()
+        .iter()
+        .any(|(folder, fault)| *fault == Fault::FolderSync && path == folder);
+    match planted {
+        true => Err(nix::Error::EIO.into()),
+        false => before_sync(path),
     }
 }
 

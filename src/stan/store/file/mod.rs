@@ -180,6 +180,13 @@ fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
+/// What is said of a sync that failed: it is not known what the disk has.
+const SYNCING: &str = "syncing";
+
+fn is_sync(error: &StoreError) -> bool {
+    matches!(error, StoreError::Io { what: SYNCING, .. })
+}
+
 struct Channel {
     name: String,
     folder: PathBuf,
@@ -190,6 +197,39 @@ struct Channel {
     /// Its folder is new since the last sync of the root.
     made: bool,
     gone: bool,
+    /// Why its subscriptions cannot be written, if it is not for want of room: it takes no more of anything.
+    broken: Option<String>,
+}
+
+impl Channel {
+    /// What cannot be written is tried again with what comes next.
+    fn write_subs(&mut self, options: &FileOptions) -> Result<(), StoreError> {
+        let written = self.subs.write(&self.folder, options);
+        let reason = match &written {
+            Err(StoreError::Io { error, .. }) if is_full(error) => None,
+            Err(error) => Some(error.to_string()),
+            Ok(()) => None,
+        };
+        match (&self.broken, &reason) {
+            (None, Some(why)) => log::error!(
+                "STREAM: channel {:?} takes no messages and subscriptions, because its own cannot be written: {why}",
+                self.name
+            ),
+            (Some(_), None) => log::info!("STREAM: channel {:?} goes on", self.name),
+            _ => {}
+        }
+        self.broken = reason;
+        written
+    }
+
+    /// Whether it takes anything, which may have changed.
+    fn check(&mut self, options: &FileOptions) -> Result<(), StoreError> {
+        if self.broken.is_none() || self.write_subs(options).is_ok() {
+            return Ok(());
+        }
+        let why = self.broken.clone();
+        why.map_or(Ok(()), |why| Err(StoreError::Refused(why)))
+    }
 }
 
 pub struct FileStore {
@@ -238,6 +278,20 @@ impl FileStore {
         }
     }
 
+    /// Whether all of them are in the file.
+    fn write_subs(&mut self, id: ChannelId) -> bool {
+        let Self {
+            channels, options, ..
+        } = self;
+        let channel = &mut channels[id as usize];
+        let written = channel.write_subs(options);
+        if let (Err(error), None) = (&written, &channel.broken) {
+            log::error!("STREAM: {error}");
+        }
+        self.fail_on_sync(&written);
+        written.is_ok()
+    }
+
     fn may_note(&self) -> Result<(), StoreError> {
         let log = self.commits.as_ref().map(|commits| &commits.log);
         log.map_or(Ok(()), SharedLog::may_note)
@@ -252,7 +306,8 @@ impl FileStore {
         match self.commits.take() {
             Some(_) => shared_log::remove(&self.root),
             None => {
-                let (files, _) = self.take_dirty()?;
+                self.write_records()?;
+                let (files, _) = self.take_dirty();
                 for file in files {
                     let synced = file.sync();
                     synced.map_err(|error| io_error("syncing", file.path(), error))?;
@@ -267,8 +322,23 @@ impl FileStore {
         self.settle_clients()
     }
 
+    /// It is not known what the disk has.
+    fn fail_on_sync(&mut self, result: &Result<(), StoreError>) {
+        if let (Err(error), Some(commits)) = (result, &mut self.commits)
+            && is_sync(error)
+        {
+            commits.fail(StoreError::Refused(error.to_string()));
+        }
+    }
+
     /// What was gathered goes to the file, which is rewritten where that is due.
     fn settle_clients(&mut self) -> Result<(), StoreError> {
+        let settled = self.try_to_settle_clients();
+        self.fail_on_sync(&settled);
+        settled
+    }
+
+    fn try_to_settle_clients(&mut self) -> Result<(), StoreError> {
         let written = self.clients.write();
         let needed = self.registered.len() as u64;
         let dead = self.client_records.saturating_sub(needed);
@@ -290,6 +360,7 @@ impl FileStore {
                     self.client_records = needed;
                     return Ok(());
                 }
+                Err(error) if is_sync(&error) => return Err(error),
                 // The file is whole without it.
                 Err(error) => log::error!("STREAM: {error}"),
             }
@@ -372,7 +443,7 @@ impl Store for FileStore {
         channel.subs.forget();
         // Nothing of it may come back from the log, nor be mixed with a later one of the same name.
         match (self.empty_log(), &mut self.commits) {
-            (Err(error @ StoreError::Io { what, .. }), Some(commits)) if what != "writing" => {
+            (Err(error @ StoreError::Io { .. }), Some(commits)) => {
                 commits.fail(error);
             }
             (Err(error), _) => log::error!("STREAM: {error}"),
@@ -412,7 +483,9 @@ impl Store for FileStore {
         let Self {
             channels, options, ..
         } = self;
-        let log = &mut channels[channel as usize].log;
+        let channel = &mut channels[channel as usize];
+        channel.check(options)?;
+        let log = &mut channel.log;
         let seq = log.append(message, options)?;
         // A limit that cannot be applied now is applied with the next message.
         if let Err(error) = log.apply_limits() {
@@ -442,8 +515,12 @@ impl Store for FileStore {
         }
     }
 
-    fn may_subscribe(&mut self, _: ChannelId) -> Result<(), StoreError> {
-        self.may_note()
+    fn may_subscribe(&mut self, channel: ChannelId) -> Result<(), StoreError> {
+        self.may_note()?;
+        let Self {
+            channels, options, ..
+        } = self;
+        channels[channel as usize].check(options)
     }
 
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
@@ -476,6 +553,10 @@ impl Store for FileStore {
     }
 
     fn flush(&mut self, id: ChannelId) -> Result<Flushed, StoreError> {
+        if self.channel(id).gone {
+            return Ok(Flushed::Now);
+        }
+        self.write_subs(id);
         let Self {
             channels,
             options,
@@ -483,13 +564,6 @@ impl Store for FileStore {
             ..
         } = self;
         let channel = &mut channels[id as usize];
-        if channel.gone {
-            return Ok(Flushed::Now);
-        }
-        // What could not be written is tried again with what comes next.
-        if let Err(error) = channel.subs.write(&channel.folder, options) {
-            log::error!("STREAM: {error}");
-        }
         let Some(commits) = commits else {
             channel.log.write(options)?;
             if options.auto_sync.is_zero() {

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const CLIENT_KINDS: Kinds = Kinds {
     sizes_max: &[1 << 16, 1 << 16],
     first_byte: 0x0a,
+    marks: &[],
 };
 
 impl FileStore {
@@ -366,6 +367,7 @@ pub fn channel(
         queued: false,
         made: false,
         gone: false,
+        broken: None,
     })
 }
 

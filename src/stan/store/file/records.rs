@@ -105,6 +105,17 @@ pub fn put_untyped(out: &mut Vec<u8>, crc: &Crc, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
+/// The records that these bytes consist of: kind, and all of it.
+pub fn typed_records(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
+    std::iter::from_fn(move || {
+        let word = u32::from_le_bytes(*bytes.first_chunk()?);
+        let len = HEADER_BYTES + (word & TYPED_SIZE_MAX) as usize;
+        let (record, after) = bytes.split_at_checked(len)?;
+        bytes = after;
+        Some(((word >> 24) as u8, record))
+    })
+}
+
 /// Payloads are subscriptions and clients; larger ones than the format can hold are refused before.
 pub fn put_typed(out: &mut Vec<u8>, crc: &Crc, kind: u8, payload: &[u8]) {
     assert!(

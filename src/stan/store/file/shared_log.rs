@@ -78,6 +78,8 @@ pub struct SharedLog {
     seen: u64,
     idle_rounds: u32,
     syncer: Syncer,
+    /// Of a retired log that is freed when what it has is in the next batch as well.
+    deferred: Option<Checkpoint>,
 }
 
 /// Slice and length by channel.
@@ -145,6 +147,7 @@ impl SharedLog {
             seen: 0,
             idle_rounds: 0,
             syncer,
+            deferred: None,
         })
     }
 
@@ -258,8 +261,9 @@ impl SharedLog {
         });
     }
 
-    /// Goes on in the other file; this one is free again when these are synced.
-    pub fn retire(&mut self, files: Vec<Arc<StoreFile>>, folders: Vec<PathBuf>) {
+    /// Goes on in the other file; this one is free again when these are synced, and the next batch is durable if that has
+    /// something `carried` over.
+    pub fn retire(&mut self, files: Vec<Arc<StoreFile>>, folders: Vec<PathBuf>, carried: bool) {
         assert!(self.can_retire());
         let which = self.active;
         let checkpoint = self.checkpoint(which, files, folders);
@@ -267,7 +271,21 @@ impl SharedLog {
         self.active = 1 - which;
         self.generation += 1;
         self.number = 0;
-        self.syncer.checkpoint(checkpoint);
+        match carried {
+            true => self.deferred = Some(checkpoint),
+            false => self.syncer.checkpoint(checkpoint),
+        }
+    }
+
+    /// A retired log cannot be freed before the next batch is durable.
+    pub fn waits_for_commit(&self) -> bool {
+        self.deferred.is_some()
+    }
+
+    /// An error, if there was no room for the last batch.
+    pub fn no_room(&self) -> Result<(), StoreError> {
+        let refused = |why: &String| Err(StoreError::Refused(why.clone()));
+        self.no_room.as_ref().map_or(Ok(()), refused)
     }
 
     fn checkpoint(
@@ -325,6 +343,9 @@ impl SharedLog {
                 self.spare = write.buffer;
                 self.notes_under_way.clear();
                 self.no_room = None;
+                if let Some(checkpoint) = self.deferred.take() {
+                    self.syncer.checkpoint(checkpoint);
+                }
                 self.give_up_kept()?;
                 Ok(Event::Written)
             }

@@ -2,11 +2,11 @@
 //!
 //! Record types: 1 new, 2 update (both SubState), 3 delete, 4 ack, 5 sent.
 
-use super::FileOptions;
 use super::damage::Damage;
 use super::files::StoreFile;
 use super::replay::TypedRecord;
 use super::typed_log::{Kinds, TypedLog};
+use super::{FileOptions, is_sync};
 use crate::stan::pb;
 use crate::stan::store::{RecoveredSub, Seq, StoreError};
 use prost::Message;
@@ -24,6 +24,7 @@ const SENT: u8 = 5;
 const KINDS: Kinds = Kinds {
     sizes_max: &[1 << 16, 1 << 16, 22, 22, 22],
     first_byte: 0x08,
+    marks: &[ACK, SENT],
 };
 
 #[derive(Clone, Default, PartialEq)]
@@ -208,6 +209,11 @@ impl SubsLog {
         self.log.has_unwritten()
     }
 
+    /// Those of them that must not be lost.
+    pub fn unwritten(&self) -> impl Iterator<Item = (u8, &[u8])> {
+        self.log.unwritten()
+    }
+
     pub fn recovered(&self) -> Vec<RecoveredSub> {
         let live = self.state.live.values();
         live.map(|live| RecoveredSub {
@@ -267,6 +273,7 @@ impl SubsLog {
             // The file is whole without it.
             match self.compact(folder) {
                 Ok(()) => return Ok(()),
+                Err(error) if is_sync(&error) => return Err(error),
                 Err(error) => log::error!("STREAM: {error}"),
             }
         }

@@ -77,7 +77,14 @@ impl Checkpoint {
         let next = AtomicUsize::new(0);
         let work = || -> io::Result<()> {
             while let Some(file) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
-                file.sync()?;
+                match file.sync() {
+                    // There is nothing that could be brought to the disk.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => log::error!(
+                        "STREAM: {} was removed, and what it had is lost",
+                        file.path().display()
+                    ),
+                    result => result?,
+                }
             }
             Ok(())
         };

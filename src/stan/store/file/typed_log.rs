@@ -5,9 +5,9 @@ use super::damage::{Damage, keep_copy};
 use super::disk::{self, File};
 use super::files::StoreFile;
 use super::messages::unsupported_version;
-use super::records::{Crc, VERSION, put_typed};
+use super::records::{Crc, HEADER_BYTES, VERSION, put_typed, typed_records};
 use super::scan::Scanner;
-use super::{FileOptions, io_error};
+use super::{FileOptions, SYNCING, io_error};
 use crate::stan::store::StoreError;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -24,11 +24,13 @@ pub struct TypedLog {
     /// Written to since the last sync.
     pub unsynced: bool,
     compacted_at: Option<Instant>,
-    /// Records went that could not be written for long: the file must be rewritten.
-    lost: bool,
+    /// Marks went that could not be written for long, and why not: the file must be rewritten.
+    lost: Option<std::io::ErrorKind>,
+    /// Kinds of records of which some may be lost.
+    marks: &'static [u8],
 }
 
-/// Records kept for a disk that takes none; beyond that the state alone is kept, which the file is rewritten from.
+/// Records kept for a file that takes none; beyond that marks are given up, and the file is rewritten from the state.
 const BUFFER_BYTES_MAX: usize = 8 << 20;
 /// Between attempts of that.
 const REWRITE_EVERY: Duration = Duration::from_secs(1);
@@ -51,13 +53,21 @@ impl TypedLog {
             buffer: Vec::new(),
             unsynced: false,
             compacted_at: None,
-            lost: false,
+            lost: None,
+            marks: kinds.marks,
         })
     }
 
     /// Whether the file lacks records that were pushed.
     pub fn has_unwritten(&self) -> bool {
-        self.lost || !self.buffer.is_empty()
+        self.lost.is_some() || !self.buffer.is_empty()
+    }
+
+    /// Those that must not be lost, in order.
+    pub fn unwritten(&self) -> impl Iterator<Item = (u8, &[u8])> {
+        let records = typed_records(&self.buffer);
+        let records = records.filter(|(kind, _)| !self.marks.contains(kind));
+        records.map(|(kind, record)| (kind, &record[HEADER_BYTES..]))
     }
 
     /// How much was gathered; `take_back` returns to that.
@@ -79,11 +89,9 @@ impl TypedLog {
         if !self.buffer.is_empty() {
             self.write_gathered()?;
         }
-        if self.lost {
-            let error = std::io::Error::new(
-                std::io::ErrorKind::StorageFull,
-                "it lacks records there was no room for, and is to be rewritten",
-            );
+        if let Some(kind) = self.lost {
+            let why = format!("{kind}: it lacks records, and is to be rewritten");
+            let error = std::io::Error::new(kind, why);
             return Err(io_error("writing", self.file.path(), error));
         }
         Ok(())
@@ -97,8 +105,10 @@ impl TypedLog {
         };
         if let Err(error) = self.file.get().and_then(write) {
             if self.buffer.len() > BUFFER_BYTES_MAX {
-                self.buffer = Vec::new();
-                self.lost = true;
+                let kept =
+                    typed_records(&self.buffer).filter(|(kind, _)| !self.marks.contains(kind));
+                self.buffer = kept.flat_map(|(_, record)| record).copied().collect();
+                self.lost = Some(error.kind());
             }
             return Err(io_error("writing", self.file.path(), error));
         }
@@ -125,7 +135,7 @@ impl TypedLog {
 
     /// Whether the file should be rewritten, when `dead` of `all` records are of no use any more.
     pub fn wants_compaction(&self, dead: u64, all: u64, options: &FileOptions) -> bool {
-        if self.lost {
+        if self.lost.is_some() {
             return self
                 .compacted_at
                 .is_none_or(|at| at.elapsed() >= REWRITE_EVERY);
@@ -165,10 +175,10 @@ impl TypedLog {
         self.end = bytes.len() as u64;
         self.buffer.clear();
         self.unsynced = false;
-        self.lost = false;
+        self.lost = None;
         // At once: the shared log may be emptied at any time, and the file that had the name is synced no more.
         let folder = self.file.path().parent().unwrap_or(Path::new("."));
-        disk::sync_folder(folder).map_err(|error| io_error("syncing", folder, error))
+        disk::sync_folder(folder).map_err(|error| io_error(SYNCING, folder, error))
     }
 }
 
@@ -178,6 +188,8 @@ pub struct Kinds {
     pub sizes_max: &'static [u32],
     /// What each payload begins with.
     pub first_byte: u8,
+    /// Those of which some may be lost.
+    pub marks: &'static [u8],
 }
 
 impl Kinds {

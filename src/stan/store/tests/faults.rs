@@ -4,6 +4,7 @@ use super::*;
 use crate::stan::store::file::faults::{Fault, plant};
 use crate::stan::store::file::steps::Steps;
 use crate::stan::store::file::trace::{Op, Trace};
+use std::time::Duration;
 
 fn synced() -> FileOptions {
     options(|o| o.sync = true)
@@ -441,4 +442,132 @@ fn refused_publishes_leave_nothing_behind_that_grows() {
         }
     }
     assert!(store.waiting_notes() < 100, "{}", store.waiting_notes());
+}
+
+/// One message, on its way to the disk or refused.
+fn publish(store: &mut FileStore, channel: ChannelId, text: &str) -> Result<(), StoreError> {
+    let seq = store.append(channel, message(text, 1))?;
+    store.flush(channel)?;
+    store.commit();
+    loop {
+        while let Some(completion) = store.completed() {
+            let completion = completion?;
+            if let Some(error) = completion.taken_back {
+                return Err(error);
+            }
+            if completion.channel == channel && completion.up_to >= seq {
+                return Ok(());
+            }
+        }
+        std::thread::yield_now();
+    }
+}
+
+#[test]
+fn a_file_that_cannot_be_written_stops_its_channel_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut options = synced();
+    options.log_bytes_max = 8192;
+    let (mut store, _) = open(root, options.clone(), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let foo = store.create_channel("foo").unwrap();
+    let bar = store.create_channel("bar").unwrap();
+    settle(&mut store).unwrap();
+    let planted = plant(&root.join("foo").join("subs.dat"), Fault::Write);
+    store.add_sub(foo, &durable(1)).unwrap();
+    store.flush(foo).unwrap();
+    settle(&mut store).unwrap();
+    let error = publish(&mut store, foo, "a").unwrap_err().to_string();
+    assert!(error.contains("subs.dat"), "{error}");
+    assert!(store.may_subscribe(foo).is_err());
+    // Both logs are used several times.
+    for _ in 0..30 {
+        publish(&mut store, bar, "b").unwrap();
+        store.add_sub(bar, &durable(9)).unwrap();
+    }
+    settle(&mut store).unwrap();
+    drop(store);
+    drop(planted);
+    let (mut store, recovered) = open(root, options, limits(0, 0, 0));
+    let named = |name: &str| {
+        let mut channels = recovered.channels.iter();
+        channels.find(|channel| channel.name == name).unwrap()
+    };
+    let (foo, bar) = (named("foo"), named("bar"));
+    assert_eq!(foo.subscriptions.len(), 1, "it was confirmed");
+    assert_eq!(store.bounds(bar.id).last, 30);
+    publish(&mut store, foo.id, "a").unwrap();
+}
+
+#[test]
+fn a_folder_that_somebody_removed_stops_its_channel_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut options = synced();
+    options.log_bytes_max = 8192;
+    options.descriptors_max = 4;
+    let (mut store, _) = open(root, options, limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let foo = store.create_channel("foo").unwrap();
+    let bar = store.create_channel("bar").unwrap();
+    let baz = store.create_channel("baz").unwrap();
+    publish(&mut store, foo, "a").unwrap();
+    std::fs::remove_dir_all(root.join("foo")).unwrap();
+    // The files of it are closed, because others need theirs.
+    publish(&mut store, bar, "b").unwrap();
+    publish(&mut store, baz, "b").unwrap();
+    store.add_sub(foo, &durable(1)).unwrap();
+    store.flush(foo).unwrap();
+    let error = publish(&mut store, foo, "a").unwrap_err().to_string();
+    assert!(
+        error.contains("foo") && error.contains("No such file"),
+        "{error}"
+    );
+    for _ in 0..30 {
+        publish(&mut store, bar, "b").unwrap();
+    }
+}
+
+#[test]
+fn a_rewritten_file_whose_name_is_not_on_the_disk_ends_it() {
+    for clients in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let mut options = synced();
+        (options.compact_min_size, options.compact_interval) = (0, Duration::ZERO);
+        let (mut store, _) = open(root, options, limits(0, 0, 0));
+        store.save_server(&info()).unwrap();
+        let foo = store.create_channel("foo").unwrap();
+        settle(&mut store).unwrap();
+        let below = if clients {
+            root.to_owned()
+        } else {
+            root.join("foo")
+        };
+        let client = pb::ClientInfo {
+            id: "me".into(),
+            heartbeat_inbox: "hb".into(),
+            ..pb::ClientInfo::default()
+        };
+        let _planted = faults_at(&below);
+        for id in 1..20 {
+            if clients {
+                let _ = store.add_client(&client);
+                let _ = store.delete_client("me");
+            } else {
+                let _ = store.add_sub(foo, &durable(id));
+                store.delete_sub(foo, id).unwrap();
+                store.flush(foo).unwrap();
+            }
+        }
+        let failed = std::iter::from_fn(|| store.completed()).find_map(Result::err);
+        let failed = failed.expect("it is the end").to_string();
+        assert!(failed.starts_with("syncing"), "{failed}");
+    }
+}
+
+/// Syncs of the folder itself fail.
+fn faults_at(folder: &Path) -> crate::stan::store::file::faults::Planted {
+    plant(folder, Fault::FolderSync)
 }
