@@ -626,6 +626,29 @@ fn numbers_that_were_sent_are_not_given_again() {
 }
 
 #[test]
+fn a_number_that_was_sent_is_not_given_again_when_its_reader_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    prepared(folder.path(), options(|o| o.sync = true));
+    for name in ["msgs.1.dat", "msgs.1.idx"] {
+        std::fs::remove_file(folder.path().join("foo").join(name)).unwrap();
+    }
+    let open = || open(folder.path(), options(|o| o.sync = true), limits(0, 0, 0));
+    let (mut store, recovered) = open();
+    assert_eq!(store.bounds(0).last, 4);
+    for sub in &recovered.channels[0].subscriptions {
+        store.delete_sub(0, sub.state.id).unwrap();
+    }
+    store.close();
+    drop(store);
+    let (mut store, recovered) = open();
+    assert_eq!(recovered.channels[0].subscriptions, []);
+    assert_eq!(store.append(0, message("new", 1)).unwrap(), 5);
+    store.close();
+    drop(store);
+    assert_eq!(open().0.bounds(0).last, 5);
+}
+
+#[test]
 fn names_of_the_server_come_back_from_their_copy() {
     let folder = tempfile::tempdir().unwrap();
     prepared(folder.path(), options(|_| {}));

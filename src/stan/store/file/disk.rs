@@ -69,6 +69,10 @@ impl File {
     pub fn write_durably(&self, bytes: &[u8], at: u64) -> io::Result<()> {
         #[cfg(test)]
         super::faults::before_sync(&self.path)?;
+        #[cfg(test)]
+        if self.synchronous {
+            super::faults::before_direct_write(&self.path)?;
+        }
         self.write_all_at(bytes, at)?;
         match self.synchronous {
             true => self.traced_sync(),

@@ -12,6 +12,8 @@ pub enum Fault {
     Read,
     Write,
     Sync,
+    /// Writes past the cache are not supported.
+    Direct,
     /// Every sync of this folder itself.
     FolderSync,
 }
@@ -67,6 +69,13 @@ pub fn before_folder_sync(path: &Path) -> io::Result<()> {
     match planted {
         true => Err(nix::Error::EIO.into()),
         false => before_sync(path),
+    }
+}
+
+pub fn before_direct_write(path: &Path) -> io::Result<()> {
+    match has(path, Fault::Direct) {
+        true => Err(nix::Error::EINVAL.into()),
+        false => Ok(()),
     }
 }
 

@@ -85,6 +85,17 @@ impl Entry<'_> {
         out.extend_from_slice(content);
     }
 
+    /// The channel it is about.
+    pub fn channel(&self) -> Option<&str> {
+        match self {
+            Self::Data { channel, .. }
+            | Self::End { channel, .. }
+            | Self::Created { channel }
+            | Self::Sub { channel, .. } => Some(channel),
+            Self::Client { .. } => None,
+        }
+    }
+
     /// Takes the first entry off; None where there is none that this version knows.
     fn take<'a>(rest: &mut &'a [u8]) -> Option<Entry<'a>> {
         let (&[kind, name_bytes], after) = rest.split_first_chunk()?;

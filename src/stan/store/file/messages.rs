@@ -16,11 +16,12 @@ use super::damage::Damage;
 use super::files::{Files, StoreFile};
 use super::pending::{Pending, Place};
 use super::progress::Progress;
+use super::purge::{self, Mark};
 use super::records::{
     Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, payload_of,
 };
 use super::scan::sequence_of;
-use super::{FileOptions, disk, io_error, purge};
+use super::{FileOptions, disk, io_error};
 use crate::stan::pb;
 use crate::stan::store::memory::tell_of_limit;
 use crate::stan::store::{Bounds, ChannelLimits, Seq, StoreError};
@@ -162,10 +163,11 @@ impl MessageLog {
             log.first = first.first;
         }
         log.written = (log.last, log.last_timestamp);
-        let first = purge::read(folder, &options.crc, &damage)?;
+        let first = purge::read(folder, Mark::Purged, &options.crc, &damage)?;
         log.purge(first, options)?;
         log.apply_limits()?;
         log.dispose(options);
+        log.skip_to(purge::read(folder, Mark::Given, &options.crc, &damage)?);
         Ok(log)
     }
 
@@ -266,6 +268,17 @@ impl MessageLog {
             self.last,
             seq + 1
         );
+        self.skip_to(seq);
+        // Who has seen it may be gone at the next start.
+        if let Err(error) = purge::write(&self.folder, Mark::Given, &self.crc, seq) {
+            log::error!("STREAM: {error}");
+        }
+    }
+
+    fn skip_to(&mut self, seq: Seq) {
+        if seq <= self.last {
+            return;
+        }
         self.last = seq;
         if self.messages == 0 {
             self.first = seq + 1;

@@ -7,6 +7,7 @@ mod commit;
 #[cfg(test)]
 pub mod crash;
 mod damage;
+mod deletion;
 mod disk;
 #[cfg(test)]
 pub mod faults;
@@ -32,6 +33,7 @@ mod typed_log;
 
 use super::*;
 use commit::Commits;
+use deletion::Deleted;
 use files::Files;
 use identity::Identity;
 use log_format::Entry;
@@ -49,8 +51,6 @@ use subs::SubsLog;
 pub use sync::Wake;
 use typed_log::TypedLog;
 
-/// Begins the name of a channel's directory on its way out. No channel's name begins with a dot.
-const DELETED: &str = ".deleted.";
 const LOG_BYTES_MAX: u64 = 64 << 20;
 const CLIENT_ADD: u8 = 1;
 const CLIENT_DELETE: u8 = 2;
@@ -246,6 +246,8 @@ pub struct FileStore {
     /// None: nothing is synced.
     commits: Option<Commits>,
     files: Arc<Files>,
+    /// Channels that are gone, and the log may have something of.
+    deleted: Vec<Deleted>,
     identity: Identity,
     auto_sync: auto_sync::AutoSync,
 }
@@ -304,7 +306,10 @@ impl FileStore {
         }
         self.empty_log()?;
         match self.commits.take() {
-            Some(_) => shared_log::remove(&self.root),
+            Some(_) => {
+                shared_log::remove(&self.root);
+                self.remove_deleted();
+            }
             None => {
                 self.write_records()?;
                 let (files, _) = self.take_dirty();
@@ -408,6 +413,7 @@ impl Store for FileStore {
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
         self.may_note()?;
+        self.settle_deletion(name)?;
         let folder = self.root.join(name);
         disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
         let limits = (self.limits_of)(name);
@@ -429,32 +435,7 @@ impl Store for FileStore {
     }
 
     fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
-        let unique = crate::util::random::Random::from_entropy().id();
-        let doomed = self.root.join(format!("{DELETED}{unique}"));
-        let folder = self.channel(channel).folder.clone();
-        // One step decides: a crash before it leaves the whole channel, one behind it leaves a name that the
-        // next start removes.
-        disk::rename(&folder, &doomed)
-            .and_then(|()| disk::sync_folder(&self.root))
-            .map_err(|error| io_error("removing", &folder, error))?;
-        let channel = self.channel_mut(channel);
-        channel.gone = true;
-        channel.log.forget();
-        channel.subs.forget();
-        // Nothing of it may come back from the log, nor be mixed with a later one of the same name.
-        match (self.empty_log(), &mut self.commits) {
-            (Err(error @ StoreError::Io { .. }), Some(commits)) => {
-                commits.fail(error);
-            }
-            (Err(error), _) => log::error!("STREAM: {error}"),
-            (Ok(()), _) => {}
-        }
-        let removed = disk::remove_folder(&doomed);
-        if let Err(error) = removed {
-            let error = io_error("removing", &doomed, error);
-            log::error!("STREAM: {error}; the next start removes it");
-        }
-        Ok(())
+        self.delete(channel)
     }
 
     fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError> {
@@ -467,7 +448,12 @@ impl Store for FileStore {
         if bounds.messages == 0 || up_to < bounds.first {
             return Ok(0);
         }
-        purge::write(&channel.folder, &options.crc, up_to + 1)?;
+        purge::write(
+            &channel.folder,
+            purge::Mark::Purged,
+            &options.crc,
+            up_to + 1,
+        )?;
         channel.log.purge(up_to + 1, options)
     }
 
@@ -620,6 +606,7 @@ impl Store for FileStore {
             channel.log.close_old_files();
         }
         self.retire_idle_log();
+        self.remove_deleted();
         if let Some(commits) = &mut self.commits {
             commits.held = false;
         }

@@ -71,7 +71,7 @@ impl FileStore {
         };
         let identity = Identity::open(root)?;
         let server = identity.read(&options.crc, &damage)?;
-        let names = folders(root, &damage)?;
+        let (names, deleted) = folders(root, &damage)?;
         if matches!(server, Known::Lost) && nothing_fits(root, &names, &options.crc) {
             return Err(StoreError::Refused(format!(
                 "{}: neither server.dat nor the first message of any channel fits its checksum: is crc_poly what they were written with?",
@@ -80,10 +80,10 @@ impl FileStore {
         }
         let logged = match server {
             Known::Nothing => Logged::default(),
-            Known::Info(_) | Known::Lost => replay::replay(root)?,
+            Known::Info(_) | Known::Lost => replay::replay(root, &deleted)?,
         };
         // The log may have brought some back.
-        let names = folders(root, &damage)?;
+        let (names, _) = folders(root, &damage)?;
         let mut registered = BTreeMap::new();
         let mut client_records = 0;
         let clients = TypedLog::open(
@@ -107,6 +107,7 @@ impl FileStore {
             root_changed: true,
             commits: None,
             files,
+            deleted,
             identity,
             auto_sync: Default::default(),
         };
@@ -141,6 +142,8 @@ impl FileStore {
             });
         }
         store.begin_log(&logged, syncer)?;
+        store.deleted.iter().for_each(Deleted::clear);
+        store.remove_deleted();
         Ok((store, recovered))
     }
 
@@ -179,11 +182,19 @@ impl FileStore {
         }
         if let Some(syncer) = syncer {
             let bytes_max = self.options.log_bytes_max;
-            let mut log = SharedLog::open(&self.root, bytes_max, syncer, logged.tails, unwritten)?;
+            let deleted = self.deleted.iter().map(|one| one.generation).max();
+            let keep = (unwritten, deleted.unwrap_or(0));
+            let mut log = SharedLog::open(&self.root, bytes_max, syncer, logged.tails, keep)?;
             self.note_unwritten(logged, &mut log);
             self.commits = Some(Commits::new(log));
         } else if !unwritten {
             shared_log::remove(&self.root);
+        } else {
+            // Nothing is logged without syncs: what the log has would be replayed over what came since.
+            return Err(StoreError::Refused(format!(
+                "{}: there is no room for subscriptions and clients that the log has: make room, or start with file_sync",
+                self.root.display()
+            )));
         }
         Ok(())
     }
@@ -298,10 +309,10 @@ impl FileStore {
     }
 }
 
-/// Every directory is a channel.
-fn folders(root: &Path, damage: &Damage) -> Result<Vec<String>, StoreError> {
+/// Every directory is a channel, or was one.
+fn folders(root: &Path, damage: &Damage) -> Result<(Vec<String>, Vec<Deleted>), StoreError> {
     let failed = |error| io_error("reading", root, error);
-    let mut names = Vec::new();
+    let (mut names, mut deleted) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(root).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         if !entry.file_type().map_err(failed)?.is_dir() {
@@ -309,15 +320,13 @@ fn folders(root: &Path, damage: &Damage) -> Result<Vec<String>, StoreError> {
         }
         match entry.file_name().into_string() {
             // Its deletion was decided, and interrupted.
-            Ok(name) if name.starts_with(DELETED) => {
-                disk::remove_folder(&entry.path()).map_err(failed)?
-            }
+            Ok(name) if Deleted::is(&name) => deleted.extend(Deleted::read(root, &name)),
             Ok(name) => names.push(name),
             Err(_) => damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?,
         }
     }
     names.sort_unstable();
-    Ok(names)
+    Ok((names, deleted))
 }
 
 /// Whether there are messages, and none that could be looked at is what it was: all cannot be damaged, so

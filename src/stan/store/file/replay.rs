@@ -3,6 +3,7 @@
 //! A file that has everything is left as it is, whatever stands behind it: after a kill (and not a loss of power) nothing is
 //! changed. Records of subscriptions and clients are handed to whoever opens those files.
 
+use super::deletion::Deleted;
 use super::disk::{self, File};
 use super::io_error;
 use super::log_format::{self, BLOCK_BYTES, Batch, Entry};
@@ -62,8 +63,9 @@ impl Piece {
 }
 
 /// Reads the logs of a store and brings the messages in them to their files, and to the disk. The names of new files may not be
-/// there yet. The logs stay: they are emptied when that, and everything else they hold, is there as well.
-pub fn replay(root: &Path) -> Result<Logged, StoreError> {
+/// there yet. The logs stay: they are emptied when that, and everything else they hold, is there as well. What they have of channels that
+/// were `deleted` is left out.
+pub fn replay(root: &Path, deleted: &[Deleted]) -> Result<Logged, StoreError> {
     let (mut logs, mut unclean) = (Vec::new(), false);
     for name in NAMES {
         let path = root.join(name);
@@ -105,7 +107,12 @@ pub fn replay(root: &Path) -> Result<Logged, StoreError> {
                 offset: at as u64,
                 why: why.to_owned(),
             })?;
-            logged.take(&entry);
+            let of_deleted = |one: &Deleted| {
+                entry.channel() == Some(&one.channel) && batch.generation <= one.generation
+            };
+            if !deleted.iter().any(of_deleted) {
+                logged.take(&entry);
+            }
         }
     }
     logged.apply(root)?;

@@ -15,7 +15,7 @@ use super::files::StoreFile;
 use super::io_error;
 use super::log_format::{self, BLOCK_BYTES, Entry};
 use super::replay::Tail;
-use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty};
+use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty, rewrite_first_block};
 use crate::stan::store::StoreError;
 use crate::util::random::Random;
 use std::collections::BTreeMap;
@@ -97,13 +97,13 @@ pub enum Event {
 
 impl SharedLog {
     /// Makes the files, or empties what they hold (up to these tails): it must have been replayed. Where `keep`, they
-    /// stay, and go on there.
+    /// stay, and go on there. New batches are of a generation behind `above`.
     pub fn open(
         root: &Path,
         bytes_max: u64,
         syncer: Syncer,
         tails: [Option<Tail>; 2],
-        keep: bool,
+        (keep, above): (bool, u64),
     ) -> Result<Self, StoreError> {
         let kept = if keep { tails } else { [None; 2] };
         let open = |which: usize| LogFile::open(&root.join(NAMES[which]), kept[which]);
@@ -120,7 +120,11 @@ impl SharedLog {
         let generation_of = |which: &usize| kept[*which].map(|tail| tail.generation);
         let active = usize::from(generation_of(&1) > generation_of(&0));
         // Not one that what is left of earlier processes may have.
-        let new = Random::from_entropy().next_u64() >> 1;
+        let random = Random::from_entropy().next_u64();
+        let new = match random >> 1 > above {
+            true => random >> 1,
+            false => above + 1 + (random >> 32),
+        };
         let (generation, number) = match kept[active] {
             Some(tail) => {
                 files[active].state = State::Active;
@@ -149,6 +153,25 @@ impl SharedLog {
             syncer,
             deferred: None,
         })
+    }
+
+    /// That of the next batch.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Whether all that the logs have is of later generations.
+    pub fn begins_behind(&self, generation: u64) -> bool {
+        let used = [State::Retiring, State::Kept];
+        self.generation > generation && !self.files.iter().any(|file| used.contains(&file.state))
+    }
+
+    /// New batches are of a later generation, if the logs are empty.
+    pub fn go_behind(&mut self, generation: u64) {
+        let empty = |file: &LogFile| file.state == State::Free && file.end == 0;
+        if self.files.iter().all(empty) {
+            self.generation = self.generation.max(generation + 1);
+        }
     }
 
     /// For the next batch.
@@ -436,10 +459,11 @@ impl LogFile {
         let failed = |error| io_error("opening", path, error);
         let open = |direct| -> io::Result<File> {
             let file = File::open_durable(path, direct)?;
-            if kept.is_some() {
-                return Ok(file);
+            // Which also tells whether it can be written so.
+            match kept {
+                Some(_) => rewrite_first_block(&file)?,
+                None => mark_empty(&file)?,
             }
-            mark_empty(&file)?;
             Ok(file)
         };
         let file = match open(true) {

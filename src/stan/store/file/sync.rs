@@ -8,6 +8,7 @@ use super::disk::{self, File};
 use super::files::StoreFile;
 use super::log_format::BLOCK_BYTES;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -136,6 +137,19 @@ pub fn mark_empty(log: &File) -> io::Result<()> {
     let skew = zeros.as_ptr().align_offset(BLOCK_BYTES);
     match log.write_durably(&zeros[skew..skew + BLOCK_BYTES], 0) {
         Err(error) if bare && super::is_full(&error) => Ok(()),
+        result => result,
+    }
+}
+
+/// It stays what it is.
+pub fn rewrite_first_block(log: &File) -> io::Result<()> {
+    let mut bytes = vec![0; 2 * BLOCK_BYTES];
+    let skew = bytes.as_ptr().align_offset(BLOCK_BYTES);
+    let block = &mut bytes[skew..skew + BLOCK_BYTES];
+    log.read_exact_at(block, 0)?;
+    match log.write_durably(block, 0) {
+        // A file system that never writes in place.
+        Err(error) if super::is_full(&error) => Ok(()),
         result => result,
     }
 }

@@ -429,7 +429,7 @@ fn what_waits_for_room_is_bounded() {
 fn refused_publishes_leave_nothing_behind_that_grows() {
     let folder = tempfile::tempdir().unwrap();
     let (mut store, channel, _full) = full_store(folder.path());
-    for round in 0..1000 {
+    for round in 0..100 {
         store.append(channel, message("a", round)).unwrap();
         store.flush(channel).unwrap();
         store.commit();
@@ -570,4 +570,76 @@ fn a_rewritten_file_whose_name_is_not_on_the_disk_ends_it() {
 /// Syncs of the folder itself fail.
 fn faults_at(folder: &Path) -> crate::stan::store::file::faults::Planted {
     plant(folder, Fault::FolderSync)
+}
+
+#[test]
+fn a_channel_deleted_on_a_full_disk_stays_away() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, foo) = prepare(root);
+    let bar = store.create_channel("bar").unwrap();
+    publish(&mut store, foo, "a").unwrap();
+    store.add_sub(bar, &durable(1)).unwrap();
+    settle(&mut store).unwrap();
+    let full = plant(root, Fault::Full);
+    // The log cannot be emptied while this finds no room.
+    store.add_sub(bar, &durable(2)).unwrap();
+    store.delete_channel(foo).unwrap();
+    let error = store.create_channel("foo").unwrap_err().to_string();
+    assert!(error.contains("bar"), "{error}");
+    drop(store);
+    for _ in 0..2 {
+        let (store, recovered) = open(root, synced(), limits(0, 0, 0));
+        let names: Vec<_> = recovered.channels.iter().map(|c| &c.name).collect();
+        assert_eq!(names, ["bar"]);
+        drop(store);
+    }
+    let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+    drop(full);
+    let foo = store.create_channel("foo").unwrap();
+    publish(&mut store, foo, "b").unwrap();
+    drop(store);
+    let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(recovered.channels[1].name, "foo");
+    assert_eq!(text(&mut store, 1, 1).as_deref(), Some("b"));
+    let left = std::fs::read_dir(root).unwrap().flatten();
+    let mut left = left.map(|entry| entry.file_name().into_string().unwrap());
+    assert_eq!(left.find(|name| name.starts_with(".deleted")), None);
+}
+
+/// A registration and a subscription that the log has and no file has room for.
+fn with_unwritten(root: &Path) -> crate::stan::store::file::faults::Planted {
+    let (mut store, channel) = prepare(root);
+    store.add_sub(channel, &durable(1)).unwrap();
+    settle(&mut store).unwrap();
+    drop(store);
+    lose_subs(root);
+    plant(&root.join("foo"), Fault::Full)
+}
+
+#[test]
+fn a_log_that_is_kept_is_tried_before_it_is_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let _full = with_unwritten(root);
+    let _planted = plant(&root.join("midge.log.1"), Fault::Direct);
+    let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+    store.add_sub(0, &durable(2)).unwrap();
+    settle(&mut store).unwrap();
+}
+
+#[test]
+fn what_the_log_has_is_not_left_there_for_a_server_that_keeps_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let full = with_unwritten(root);
+    let options = options(|o| o.sync = false);
+    let open_without = || {
+        let wake: crate::stan::store::file::Wake = Arc::new(|| {});
+        FileStore::open(root, options.clone(), limits(0, 0, 0), &wake)
+    };
+    let error = open_without().err().unwrap().to_string();
+    assert!(error.contains("make room"), "{error}");
+    drop(full);
+    assert_eq!(subs(&open_without().unwrap().1), [1]);
 }

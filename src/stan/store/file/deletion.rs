@@ -1,0 +1,153 @@
+//! Channels on their way out.
+//!
+//! A deletion is one rename: to `.deleted.GENERATION.CHANNEL`. The log may still have records of the channel, and on a full
+//! disk it cannot be emptied at once. So the folder stays, without its files, until no log has any: whoever replays leaves out
+//! what batches up to that generation have of the channel. Until the log goes on in a later one, none of that name is made.
+
+use super::{FileStore, disk, io_error, is_sync};
+use crate::stan::store::{ChannelId, StoreError};
+use std::path::{Path, PathBuf};
+
+/// No channel's name begins with a dot.
+const DELETED: &str = ".deleted.";
+/// Of a file.
+const NAME_BYTES_MAX: usize = 255;
+
+pub struct Deleted {
+    pub folder: PathBuf,
+    pub channel: String,
+    /// The last one whose batches may have records of it; 0: none has.
+    pub generation: u64,
+}
+
+impl Deleted {
+    pub fn is(name: &str) -> bool {
+        name.starts_with(DELETED)
+    }
+
+    /// What the name of a folder says.
+    pub fn read(root: &Path, name: &str) -> Option<Self> {
+        let rest = name.strip_prefix(DELETED)?;
+        let (generation, channel) = rest.split_once('.').unwrap_or(("0", ""));
+        Some(Self {
+            folder: root.join(name),
+            channel: channel.to_owned(),
+            generation: u64::from_str_radix(generation, 16).unwrap_or(0),
+        })
+    }
+
+    fn new(root: &Path, channel: &str, generation: u64) -> Self {
+        let mut name = format!("{DELETED}{generation:x}.{channel}");
+        if name.len() > NAME_BYTES_MAX || root.join(&name).exists() {
+            let unique = crate::util::random::Random::from_entropy().id();
+            name = format!("{DELETED}{unique}");
+        }
+        Self {
+            folder: root.join(name),
+            channel: channel.to_owned(),
+            generation,
+        }
+    }
+
+    /// Nothing needs it any more.
+    pub fn remove(&self) {
+        let parent = self.folder.parent().unwrap_or(&self.folder);
+        let removed = disk::remove_folder(&self.folder).and_then(|()| disk::sync_folder(parent));
+        self.tell(removed);
+    }
+
+    /// What is in it goes, which makes room.
+    pub fn clear(&self) {
+        let clear = || {
+            for entry in std::fs::read_dir(&self.folder)? {
+                let entry = entry?;
+                match entry.file_type()?.is_dir() {
+                    true => disk::remove_folder(&entry.path())?,
+                    false => disk::remove_file(&entry.path())?,
+                }
+            }
+            Ok(())
+        };
+        self.tell(clear());
+    }
+
+    fn tell(&self, removed: std::io::Result<()>) {
+        if let Err(error) = removed {
+            let error = io_error("removing", &self.folder, error);
+            log::error!("STREAM: {error}; the next start removes it");
+        }
+    }
+}
+
+impl FileStore {
+    pub(super) fn delete(&mut self, id: ChannelId) -> Result<(), StoreError> {
+        let log = self.commits.as_ref().map(|commits| &commits.log);
+        // What is noted may come to the log when that goes on in its other file.
+        let generation = log.map_or(0, |log| log.generation() + u64::from(log.has_notes()));
+        let channel = self.channel(id);
+        let deleted = Deleted::new(&self.root, &channel.name, generation);
+        let folder = channel.folder.clone();
+        // One step decides: a crash before it leaves the whole channel, one behind it leaves a name that the
+        // next start removes.
+        disk::rename(&folder, &deleted.folder)
+            .and_then(|()| disk::sync_folder(&self.root))
+            .map_err(|error| io_error("removing", &folder, error))?;
+        let channel = self.channel_mut(id);
+        channel.gone = true;
+        channel.log.forget();
+        channel.subs.forget();
+        self.deleted.push(deleted);
+        if self.try_to_empty_log().is_err() {
+            self.deleted.iter().for_each(Deleted::clear);
+            if let Err(error) = self.try_to_empty_log() {
+                log::error!(
+                    "STREAM: {error}: until then no other channel of a deleted one's name is made"
+                );
+            }
+        }
+        self.remove_deleted();
+        Ok(())
+    }
+
+    fn try_to_empty_log(&mut self) -> Result<(), StoreError> {
+        let emptied = self.empty_log();
+        // What the log or a sync of it says ends everything; that a file cannot be written does not.
+        if let (Err(error), Some(commits)) = (&emptied, &mut self.commits)
+            && (is_sync(error)
+                || matches!(error, StoreError::Io { what, .. } if *what != "writing"))
+        {
+            commits.fail(StoreError::Refused(error.to_string()));
+        }
+        let last = self.deleted.iter().map(|one| one.generation).max();
+        if let (Ok(()), Some(last), Some(commits)) = (&emptied, last, &mut self.commits) {
+            commits.log.go_behind(last);
+        }
+        emptied
+    }
+
+    /// A channel of this name can be made when the log goes on behind what it has of the last one.
+    pub(super) fn settle_deletion(&mut self, name: &str) -> Result<(), StoreError> {
+        let same = self.deleted.iter().filter(|one| one.channel == name);
+        let (Some(last), Some(commits)) = (same.map(|one| one.generation).max(), &self.commits)
+        else {
+            return Ok(());
+        };
+        if commits.log.generation() > last {
+            return Ok(());
+        }
+        self.try_to_empty_log()?;
+        self.remove_deleted();
+        Ok(())
+    }
+
+    /// Those that no log has anything of.
+    pub(super) fn remove_deleted(&mut self) {
+        let log = self.commits.as_ref().map(|commits| &commits.log);
+        let (gone, kept) = std::mem::take(&mut self.deleted)
+            .into_iter()
+            .partition(|one| log.is_none_or(|log| log.begins_behind(one.generation)));
+        self.deleted = kept;
+        let gone: Vec<Deleted> = gone;
+        gone.iter().for_each(Deleted::remove);
+    }
+}
