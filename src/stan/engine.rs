@@ -32,7 +32,7 @@ use answers::Answer;
 pub use dead::{DeadLetterRule, DeadLetters};
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
-use tell::Shown;
+pub use tell::Shown;
 use timers::Timers;
 
 /// What the engine runs by. Times are nanoseconds.

@@ -3,8 +3,8 @@
 //! The subject is not below `_STAN`, because clients are commonly allowed all of that. Verbs that only look
 //! are always answered; those that change something where the settings say so.
 
-use super::Engine;
 use super::answers::Refusal;
+use super::{Engine, Shown};
 use crate::stan::channel::Channel;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::names::is_valid_channel;
@@ -358,8 +358,8 @@ impl Engine {
         })?;
         if purged > 0 {
             log::info!(
-                "STREAM: Channel {:?} has been purged up to message {up_to} on request, of {purged} messages",
-                request.channel
+                "STREAM: Channel \"{}\" has been purged up to message {up_to} on request, of {purged} messages",
+                Shown(&request.channel)
             );
         }
         // Nobody needs to acknowledge what is gone.
@@ -414,8 +414,8 @@ impl Engine {
         for id in &found {
             self.end_sub(index, *id, true, out);
             log::info!(
-                "STREAM: Durable subscription {id} of channel {:?} has been removed on request",
-                request.channel
+                "STREAM: Durable subscription {id} of channel \"{}\" has been removed on request",
+                Shown(&request.channel)
             );
         }
         Ok(json!({ "channel": request.channel, "removed": found.len() }))
@@ -438,8 +438,8 @@ impl Engine {
         let group = channel.subs[&id].state.queue_group.clone();
         self.forget_pending(index, id, seq);
         log::info!(
-            "STREAM: Message {seq} of channel {:?} has been skipped on request, for subscription {id}",
-            request.channel
+            "STREAM: Message {seq} of channel \"{}\" has been skipped on request, for subscription {id}",
+            Shown(&request.channel)
         );
         self.deliver_next(index, id, &group, out);
         Ok(json!({ "channel": request.channel, "subscription": id, "skipped": seq }))

@@ -8,7 +8,7 @@
 //!
 //! The message stays pending until its copy is durable, so a crash in between repeats it and loses nothing.
 
-use super::Engine;
+use super::{Engine, Shown};
 use crate::stan::channel::Departing;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
@@ -83,8 +83,10 @@ impl Engine {
             Ok(stored) => stored,
             Err(error) => {
                 log::error!(
-                    "STREAM: Message {seq} of channel {source:?} cannot go to {:?}: {error}; it stays pending",
-                    rule.target
+                    "STREAM: Message {seq} of channel \"{}\" cannot go to {:?}: {}; it stays pending",
+                    Shown(&source),
+                    rule.target,
+                    Shown(&error)
                 );
                 return self.keep(index, id, seq);
             }
@@ -167,12 +169,13 @@ impl Engine {
             };
             source.dead_lettered += 1;
             log::warn!(
-                "STREAM: Message {} of channel {:?} was sent {} times to subscription {} and not acknowledged: it is message {} of channel {name:?} now",
+                "STREAM: Message {} of channel \"{}\" was sent {} times to subscription {} and not acknowledged: it is message {} of channel \"{}\" now",
                 departing.seq,
-                source.name,
+                Shown(&source.name),
                 departing.deliveries,
                 departing.sub,
-                departing.letter
+                departing.letter,
+                Shown(&name)
             );
             let owner = self.holder(index, departing.sub, &departing.group, departing.seq);
             self.forget_pending(index, owner, departing.seq);

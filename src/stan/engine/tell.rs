@@ -11,7 +11,7 @@ use std::fmt::{self, Arguments, Display, Formatter, Write};
 const SHOWN_MAX: usize = 200;
 
 /// A string as the log may have it: on one line, and of bounded length.
-pub(super) struct Shown<'a>(pub &'a str);
+pub struct Shown<'a>(pub &'a str);
 
 impl Display for Shown<'_> {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
