@@ -3,6 +3,7 @@
 
 use super::nats_login::{Keys, NatsUrl};
 use crate::config::options::{ClientTlsOptions, Credentials};
+use crate::stan::engine::Shown;
 use crate::stan::outlet::{Inlet, Outlet};
 use crate::tls::{self, Session};
 use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
@@ -25,6 +26,8 @@ const UNSENT_BYTES_MAX: usize = HELD_BYTES_MAX / 2;
 const READ_BYTES: usize = 256 << 10;
 /// Plain text encrypted at once.
 const CIPHER_BYTES: usize = 256 << 10;
+/// What servers take of one line, where the operator has not changed it: gnatsd's default. Ours has no limit for us.
+const ARGUMENT_BYTES_MAX: usize = 1024;
 const INFO_BYTES_MAX: usize = 1 << 20;
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// What was sent and not taken in by the other machine for so long ends the connection: without a word from it the kernel
@@ -32,6 +35,8 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 const SILENCE_MS_MAX: u32 = 20_000;
 
 const PUB: &[u8] = b"PUB ";
+/// Of a payload's size.
+const SIZE_DIGITS_MAX: usize = 10;
 
 /// A message on one of our subscriptions.
 pub struct Incoming<'a> {
@@ -98,6 +103,8 @@ pub struct Output {
     written: usize,
     /// Largest payload the server takes; 0: not known, or no limit.
     payload_bytes_max: usize,
+    /// Subject, reply and size in one line; 0: no limit.
+    argument_bytes_max: usize,
     /// There is no connection: what is published is kept for the next one, as far as there is room.
     held: bool,
     dropped: u64,
@@ -109,13 +116,21 @@ impl Outlet for Output {
         let clean =
             |text: &str| !text.is_empty() && !text.bytes().any(|byte| byte <= b' ' || byte == 0x7f);
         if !clean(subject) || !reply.is_none_or(clean) {
-            return log::debug!("STREAM: {subject:?} is no subject to publish on");
+            return log::debug!("STREAM: \"{}\" is no subject to publish on", Shown(subject));
         }
-        // The server would end the connection for it.
+        // The server would end the connection for these.
+        let argument = subject.len() + reply.map_or(0, str::len) + "  ".len() + SIZE_DIGITS_MAX;
+        if self.argument_bytes_max > 0 && argument > self.argument_bytes_max {
+            return log::error!(
+                "STREAM: a message for \"{}\" is not sent: the NATS server takes no subject of that length",
+                Shown(subject)
+            );
+        }
         if self.payload_bytes_max > 0 && payload.len() > self.payload_bytes_max {
             return log::error!(
-                "STREAM: a message of {} bytes for {subject:?} is not sent: the NATS server takes {} at most",
+                "STREAM: a message of {} bytes for \"{}\" is not sent: the NATS server takes {} at most",
                 payload.len(),
+                Shown(subject),
                 self.payload_bytes_max
             );
         }
@@ -161,11 +176,12 @@ impl Output {
     pub fn held(&self) -> Self {
         let mut held = Self {
             payload_bytes_max: self.payload_bytes_max,
+            argument_bytes_max: self.argument_bytes_max,
             held: true,
             ..Self::default()
         };
         let mut at = self.unsent();
-        while let Some(end) = self.line_end(at) {
+        while let Some((_, end)) = self.line_at(at) {
             let line = &self.bytes[at..end];
             at = end;
             if !line.starts_with(PUB) {
@@ -182,7 +198,7 @@ impl Output {
     /// Where the first line begins that is not written whole.
     fn unsent(&self) -> usize {
         let mut at = 0;
-        while let Some(end) = self.line_end(at)
+        while let Some((_, end)) = self.line_at(at)
             && end <= self.written
         {
             at = end;
@@ -190,24 +206,34 @@ impl Output {
         at
     }
 
-    /// Where the line that begins here ends, payload and all.
-    fn line_end(&self, at: usize) -> Option<usize> {
+    /// Of the line that begins here: how large its payload is, and where it ends, payload and all.
+    fn line_at(&self, at: usize) -> Option<(usize, usize)> {
         let rest = &self.bytes[at..];
         let end = at + memchr::memchr(b'\n', rest)? + 1;
         if !rest.starts_with(PUB) {
-            return Some(end);
+            return Some((0, end));
         }
         let digits = self.bytes[at..end]
             .trim_ascii_end()
             .rsplit(|byte| *byte == b' ')
             .next()?;
         let payload: usize = std::str::from_utf8(digits).ok()?.parse().ok()?;
-        Some(end + payload + 2)
+        Some((payload, end + payload + 2))
     }
 
-    /// What was held goes out behind what is here already.
+    /// What was held goes out behind what is here already, but for what this server does not take.
     pub fn release(&mut self, held: &Self) {
-        self.bytes.extend_from_slice(&held.bytes);
+        let mut at = 0;
+        while let Some((payload, end)) = held.line_at(at) {
+            match self.payload_bytes_max == 0 || payload <= self.payload_bytes_max {
+                true => self.bytes.extend_from_slice(&held.bytes[at..end]),
+                false => log::error!(
+                    "STREAM: a message of {payload} bytes is not sent: the NATS server takes {} at most",
+                    self.payload_bytes_max
+                ),
+            }
+            at = end;
+        }
     }
 
     /// Messages there was no room for while there was no connection.
@@ -314,6 +340,7 @@ impl NatsClient {
         let mut client = Self::new(Socket::Other(socket));
         let info = client.wait_for_info(until)?;
         client.output.payload_bytes_max = info.max_payload;
+        client.output.argument_bytes_max = ARGUMENT_BYTES_MAX;
         let wanted = url.tls || terms.tls.is_wanted();
         if info.tls_required && !wanted {
             return Err("secure connection required".into());
@@ -439,6 +466,11 @@ impl NatsClient {
         self.output.len() + self.cipher.len()
     }
 
+    /// Deliveries need not wait.
+    pub fn has_room(&self) -> bool {
+        !self.output.is_full()
+    }
+
     pub fn has_output(&self) -> bool {
         self.output_len() > 0
     }
@@ -504,9 +536,9 @@ impl NatsClient {
     pub fn flush(&mut self) -> io::Result<()> {
         let Some(tls) = &mut self.tls else {
             let rest = &mut self.output;
-            let written = write_out(&mut self.socket, &rest.bytes[rest.written..])?;
+            let (written, result) = write_out(&mut self.socket, &rest.bytes[rest.written..]);
             rest.take(written);
-            return Ok(());
+            return result;
         };
         loop {
             let plain = &self.output.bytes[self.output.written..];
@@ -518,8 +550,9 @@ impl NatsClient {
                 self.output.take(taken);
             }
             tls.take_output(&mut self.cipher);
-            let written = write_out(&mut self.socket, &self.cipher)?;
+            let (written, result) = write_out(&mut self.socket, &self.cipher);
             self.cipher.drain(..written);
+            result?;
             if !self.cipher.is_empty() || self.output.len() == 0 || tls.is_handshaking() {
                 return Ok(());
             }
@@ -527,18 +560,18 @@ impl NatsClient {
     }
 }
 
-/// How much the socket took.
-fn write_out(socket: &mut Socket, bytes: &[u8]) -> io::Result<usize> {
+/// How much the socket took, also where it failed then.
+fn write_out(socket: &mut Socket, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut at = 0;
     while at < bytes.len() {
         match socket.write(&bytes[at..]) {
             Ok(written) => at += written,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+            Err(error) => return (at, Err(error)),
         }
     }
-    Ok(at)
+    (at, Ok(()))
 }
 
 fn is_passing(error: &io::Error) -> bool {
@@ -735,6 +768,24 @@ mod tests {
             publish(&mut held, "ack", &payload);
         }
         assert_eq!((held.bytes.len() >> 20, held.dropped()), (8, 4));
+    }
+
+    #[test]
+    fn what_the_next_server_does_not_take_is_not_sent() {
+        let mut output = Output::default();
+        publish(&mut output, "a", b"1");
+        publish(&mut output, "b", b"much\r\ntoo much");
+        publish(&mut output, "c", b"3\r\n");
+        let mut next = Output {
+            payload_bytes_max: 10,
+            argument_bytes_max: 100,
+            ..Output::default()
+        };
+        next.release(&output.held());
+        publish(&mut next, &"d".repeat(100), b"4");
+        publish(&mut next, "e", b"5");
+        let text = String::from_utf8(next.bytes).unwrap();
+        assert_eq!(text, "PUB a 1\r\n1\r\nPUB c 3\r\n3\r\n\r\nPUB e 1\r\n5\r\n");
     }
 
     #[test]

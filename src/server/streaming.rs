@@ -9,7 +9,7 @@ use super::nats_link::Link;
 use super::nats_login::NatsUrl;
 use crate::config::Options;
 use crate::config::streaming::{StoreKind, StreamingOptions};
-use crate::stan::engine::{Engine, Settings};
+use crate::stan::engine::{Engine, Settings, Shown};
 use crate::stan::outlet::{Inlet, Outlet};
 use crate::stan::pb;
 use crate::stan::report::Report;
@@ -271,14 +271,26 @@ impl Host {
                 fds.push(PollFd::new(client.fd(), flags));
             }
         }
+        // Rounded up, so that the deadline has come when the wait is over.
+        let millis = self.wait_max().as_micros().div_ceil(1000) as u16;
+        let _ = poll(&mut fds, PollTimeout::from(millis));
+        let _ = self.event.read();
+    }
+
+    /// How long there is nothing to do when nothing happens.
+    fn wait_max(&self) -> Duration {
+        // Everything may have been written at once: nothing but us knows of the room then.
+        if let Link::Up(client) = &self.link
+            && client.has_room()
+            && self.engine.waits_for_room()
+        {
+            return Duration::ZERO;
+        }
         let maintain = MAINTAIN_EVERY.saturating_sub(self.maintained_at.elapsed());
         let due = self.engine.next_deadline().map_or(maintain, |at| {
             Duration::from_nanos(at.saturating_sub(self.clock.now()).max(0) as u64)
         });
-        // Rounded up, so that the deadline has come when the wait is over.
-        let millis = due.min(maintain).as_micros().div_ceil(1000) as u16;
-        let _ = poll(&mut fds, PollTimeout::from(millis));
-        let _ = self.event.read();
+        due.min(maintain)
     }
 
     /// Back-pressure: with much output waiting nothing more is read.
@@ -319,7 +331,7 @@ impl Host {
                 log::info!("STREAM: Streaming Server is ready");
             }
             for violation in client.take_violations() {
-                log::error!("STREAM: NATS server: {violation}");
+                log::error!("STREAM: NATS server: {}", Shown(&violation));
             }
         }
         self.act();
@@ -453,4 +465,84 @@ fn urls(text: &str) -> Result<Vec<NatsUrl>, String> {
     text.split(',')
         .map(|url| NatsUrl::parse(url.trim()))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    /// Over a pair of sockets, with a store in memory; the other end.
+    fn host() -> (Host, UnixStream) {
+        let options = Options::default();
+        let store = MemoryStore::new(limits::of(&options.streaming));
+        let (clock, random) = (Clock::new(), Random::new(1));
+        let recovered = Recovered::default();
+        let settings = settings(&options);
+        let engine = Engine::new(settings, Box::new(store), recovered, random, clock.now());
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (_, asks) = channel();
+        let host = Host {
+            engine: engine.unwrap(),
+            link: Link::Up(NatsClient::own(ours, "test").unwrap()),
+            urls: Vec::new(),
+            terms: Terms::default(),
+            event: Arc::new(EventFd::new().unwrap()),
+            asks,
+            clock,
+            maintained_at: Instant::now(),
+            told_ready: false,
+        };
+        (host, theirs)
+    }
+
+    #[test]
+    fn deliveries_go_on_where_everything_was_written_at_once() {
+        let (mut host, mut theirs) = host();
+        theirs.set_nonblocking(true).unwrap();
+        host.begin(&Output::default());
+        let connect = pb::ConnectRequest {
+            client_id: "me".into(),
+            heartbeat_inbox: "beat".into(),
+            ..Default::default()
+        };
+        let message = pb::PubMsg {
+            client_id: "me".into(),
+            guid: "1".into(),
+            subject: "foo".into(),
+            data: vec![0; 1 << 20].into(),
+            ..Default::default()
+        };
+        let subscribe = pb::SubscriptionRequest {
+            client_id: "me".into(),
+            subject: "foo".into(),
+            inbox: "inbox".into(),
+            max_in_flight: 100,
+            ack_wait_seconds: 30,
+            start_position: 4,
+            ..Default::default()
+        };
+        let mut requests = vec![(Inlet::CONNECT, connect.encode_to_vec())];
+        requests.resize(1 + 20, (Inlet::PUBLISH, message.encode_to_vec()));
+        requests.push((Inlet::SUBSCRIBE, subscribe.encode_to_vec()));
+        for (inlet, request) in requests {
+            let (now, out) = (host.clock.now(), host.link.output());
+            host.engine
+                .handle_message(inlet, "", None, request.into(), now, out);
+            host.act();
+        }
+        let mut received = 0;
+        for turn in 0..3 {
+            while host.link.client().unwrap().has_output() {
+                host.link.flush().unwrap();
+                while let Ok(bytes) = theirs.read(&mut [0; 1 << 16]) {
+                    received += bytes;
+                }
+            }
+            let goes_on = turn < 2;
+            assert_eq!(host.wait_max() == Duration::ZERO, goes_on, "{turn}");
+            host.act();
+        }
+        assert!(received > 20 << 20);
+    }
 }

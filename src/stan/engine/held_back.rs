@@ -5,7 +5,7 @@
 //! ```
 //!
 //! While a channel is held back an ack delivers nothing by itself: whoever acknowledges fast would take the room of those
-//! whose turn it is.
+//! whose turn it is. Who got something while there was room is last of the next round, who found none is its first.
 
 use super::Engine;
 use crate::stan::clients::ChannelIndex;
@@ -39,6 +39,11 @@ impl Engine {
         }
     }
 
+    /// Whether there is more to deliver as soon as there is room on the way out.
+    pub fn waits_for_room(&self) -> bool {
+        !self.held_back.is_empty()
+    }
+
     /// What was held back, as far as there is room now.
     pub(super) fn deliver_held_back(&mut self, out: &mut dyn Outlet) {
         while !self.away
@@ -60,6 +65,7 @@ impl Engine {
         let count = plain + groups.len();
         for step in 0..count {
             let place = (start + step) % count;
+            let next = place + usize::from(!out.is_full());
             let done = match place.checked_sub(plain) {
                 None => {
                     let id = self.channel(index).plain[place];
@@ -68,7 +74,7 @@ impl Engine {
                 Some(group) => self.deliver_to_group(index, &groups[group], out),
             };
             if !done {
-                return self.hold_back(index, place + 1);
+                return self.hold_back(index, next);
             }
         }
     }

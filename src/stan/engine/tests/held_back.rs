@@ -193,3 +193,25 @@ fn a_durable_that_comes_back_waits_for_room() {
     let all: Vec<u64> = (1..=10).collect();
     assert_eq!(again, all, "without waiting for AckWait");
 }
+
+#[test]
+fn whose_turn_found_no_room_is_next() {
+    let mut world = World::stored(1000);
+    let mut acks = BTreeMap::new();
+    for at in 0..4 {
+        let inbox = format!("in.{at}");
+        acks.insert(inbox.clone(), world.subscribe_into(&inbox, ""));
+    }
+    let mut got = BTreeMap::new();
+    for _ in 0..8 {
+        // As much as one of them may have in flight.
+        for (inbox, message) in world.turn(10) {
+            world.ack_into(&acks[&inbox], message.sequence);
+            *got.entry(inbox).or_insert(0) += 1;
+        }
+    }
+    assert!(
+        got.len() == 4 && got.values().all(|got| *got == 20),
+        "{got:?}"
+    );
+}
