@@ -731,3 +731,43 @@ fn what_is_not_there_yet_is_refused_by_name() {
         assert!(text.contains(words), "{arguments:?}: {text}");
     }
 }
+
+#[test]
+fn an_inbox_too_long_for_a_line_ends_nothing() {
+    let server = memory_server(&[]);
+    let mut client = stan(&server, "me");
+    for _ in 0..20 {
+        client.publish("foo", b"text").unwrap();
+    }
+    let long = "x".repeat(100_000);
+    client.subscribe("foo", |r| r.inbox = long).unwrap();
+    assert_eq!(client.ping(), "");
+    client.close();
+    server.stop();
+}
+
+#[test]
+fn a_message_as_large_as_may_be_is_delivered_again() {
+    let server = memory_server(&[]);
+    let mut client = stan(&server, "a");
+    // As clients of older versions do; so what is delivered is larger than what was published.
+    client.connection = String::new();
+    let around = pb::PubMsg {
+        client_id: "a".into(),
+        guid: "1000000".into(),
+        subject: "foo".into(),
+        data: vec![b'x'; 1 << 20].into(),
+        ..Default::default()
+    };
+    let around = around.encoded_len() - (1 << 20);
+    let data = vec![b'x'; (1 << 20) - around];
+    client.publish("foo", &data).unwrap();
+    let sub = client.subscribe("foo", |r| r.ack_wait_seconds = 1).unwrap();
+    for redelivered in [false, true] {
+        let message = client.next(&sub);
+        assert_eq!(message.redelivered, redelivered);
+        assert!(message.data == data);
+    }
+    client.close();
+    server.stop();
+}

@@ -39,7 +39,15 @@ impl Broker {
         let mut parser = std::mem::replace(&mut client.parser, Parser::new(client.kind));
         let (result, messages, payload_bytes) = match client.kind {
             Kind::Client => {
+                let settings = &self.settings;
+                // What a part of this process passes on for clients must not end its connection.
+                let (payload_bytes_max, control_line_bytes_max) = match client.internal {
+                    true => (u64::MAX, usize::MAX),
+                    false => (settings.payload_bytes_max, settings.control_line_bytes_max),
+                };
                 let mut session = Session {
+                    payload_bytes_max,
+                    control_line_bytes_max,
                     trace: log::log_enabled!(log::Level::Trace),
                     slot,
                     messages: 0,
@@ -123,6 +131,8 @@ impl Broker {
 /// One read of one connection, as the parser's sink.
 struct Session<'b> {
     broker: &'b mut Broker,
+    payload_bytes_max: u64,
+    control_line_bytes_max: usize,
     slot: Slot,
     trace: bool,
     /// Added to the counters at the end of the read.
@@ -252,11 +262,11 @@ impl Sink for Session<'_> {
 
     #[inline(always)]
     fn payload_bytes_max(&self) -> u64 {
-        self.broker.settings.payload_bytes_max
+        self.payload_bytes_max
     }
 
     fn control_line_bytes_max(&self) -> usize {
-        self.broker.settings.control_line_bytes_max
+        self.control_line_bytes_max
     }
 
     #[inline(always)]
