@@ -10,7 +10,7 @@ use super::subs::Care;
 use super::{Broker, Slot};
 use crate::subject::token;
 use crate::wire::connect::masked;
-use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
+use crate::wire::parser::{Fault, Kind, Message, Padded, Parser, Sink, Stop};
 use crate::wire::run::Run;
 use crate::wire::{encode, errors};
 use bytes::Bytes;
@@ -250,6 +250,15 @@ impl Session<'_> {
 }
 
 impl Sink for Session<'_> {
+    #[inline]
+    fn looks_ahead(&self) -> bool {
+        self.broker.looks_ahead()
+    }
+
+    fn look_ahead(&self, subjects: &[Padded<'_>]) {
+        self.broker.look_ahead(subjects);
+    }
+
     #[inline(always)]
     fn connect_only(&self) -> bool {
         self.broker.receivers.clients[self.slot as usize].unauthorized

@@ -119,6 +119,13 @@ pub trait Sink {
         run.messages()
             .try_for_each(|message| self.message(&message, None))
     }
+    /// Whether it helps to know subjects before their messages come.
+    #[inline]
+    fn looks_ahead(&self) -> bool {
+        false
+    }
+    /// Subjects of messages that come next, at most `run::AHEAD_MAX`. What follows may not depend on it.
+    fn look_ahead(&self, _: &[Padded<'_>]) {}
     fn subscribe(&mut self, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop>;
     /// `max` None: now.
     fn unsubscribe(&mut self, sid: &[u8], max: Option<u64>) -> Result<(), Stop>;

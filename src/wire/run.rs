@@ -19,6 +19,8 @@ use crate::util::same_start;
 /// the last of them, up to `RUN_BYTES_MAX + SHARED_BYTES_MIN`.
 pub const RUN_MESSAGES_MAX: usize = 64;
 const RUN_BYTES_MAX: usize = 16 << 10;
+/// Subjects told of at once. Looked up together, what each waits for from memory comes at the same time.
+pub const AHEAD_MAX: usize = 8;
 
 /// One message of a run; places are those of the run's input.
 #[derive(Clone, Copy, Debug, Default)]
@@ -146,6 +148,8 @@ pub fn skip_messages<S: Sink, const ROUTED: bool>(
     sink: &mut S,
 ) -> Result<usize, Stop> {
     let (bytes_max, headers) = (sink.payload_bytes_max(), sink.headers());
+    // Up to there the sink knows the subjects.
+    let mut told = at;
     while let Some((message, end)) = fast::message::<ROUTED>(input, at, bytes_max, headers) {
         // The verb, the subject and the sid, with the blanks behind them.
         let start_bytes = end - message.tail.len - at;
@@ -153,11 +157,35 @@ pub fn skip_messages<S: Sink, const ROUTED: bool>(
         if small && same_bytes(input, at, end, start_bytes) {
             at = take_run::<S, ROUTED>(input, at, &message, end, bytes_max, sink)?;
         } else {
+            if end > told && sink.looks_ahead() {
+                told = look_ahead::<S, ROUTED>(input, at, bytes_max, sink);
+            }
             sink.message(&message, None)?;
             at = end;
         }
     }
     Ok(at)
+}
+
+/// Tells of the subjects of the next few messages; returns where the last of them ends.
+#[inline(never)]
+fn look_ahead<S: Sink, const ROUTED: bool>(
+    input: &[u8],
+    mut at: usize,
+    bytes_max: u64,
+    sink: &S,
+) -> usize {
+    let mut subjects = [Padded::new(input, 0); AHEAD_MAX];
+    let mut count = 0;
+    while count < AHEAD_MAX
+        && let Some((message, end)) = fast::message::<ROUTED>(input, at, bytes_max, true)
+    {
+        subjects[count] = message.subject;
+        count += 1;
+        at = end;
+    }
+    sink.look_ahead(&subjects[..count]);
+    at
 }
 
 /// The first message of a run lies from `line` to `end`; hands on all of it and returns where it ends.
@@ -209,5 +237,116 @@ fn same_bytes(input: &[u8], one: usize, other: usize, bytes: usize) -> bool {
     match (chunk(one), chunk(other)) {
         (Some(one), Some(other)) if bytes <= 32 => same_start(one, other, bytes),
         _ => input.get(other..other + bytes) == Some(&input[one..one + bytes]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::parser::{Kind, Parser};
+    use std::cell::RefCell;
+
+    /// Wants to know subjects before their messages come, and is told.
+    #[derive(Default)]
+    struct Foreseeing {
+        told: RefCell<Vec<String>>,
+        /// Subjects of messages that came alone, with how many it knew by then.
+        came: Vec<(String, usize)>,
+        in_runs: usize,
+    }
+
+    impl Sink for Foreseeing {
+        fn looks_ahead(&self) -> bool {
+            true
+        }
+        fn look_ahead(&self, subjects: &[Padded<'_>]) {
+            assert!((1..=AHEAD_MAX).contains(&subjects.len()));
+            let text = |subject: &Padded<'_>| String::from_utf8(subject.bytes().into()).unwrap();
+            self.told.borrow_mut().extend(subjects.iter().map(text));
+        }
+        fn connect_only(&self) -> bool {
+            false
+        }
+        fn headers(&self) -> bool {
+            true
+        }
+        fn payload_bytes_max(&self) -> u64 {
+            1 << 20
+        }
+        fn control_line_bytes_max(&self) -> usize {
+            1024
+        }
+        fn connect(&mut self, _: &[u8]) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn info(&mut self, _: &[u8]) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn message(&mut self, message: &Message<'_>, _: Option<bytes::Bytes>) -> Result<(), Stop> {
+            let subject = String::from_utf8(message.subject.bytes().into()).unwrap();
+            self.came.push((subject, self.told.borrow().len()));
+            Ok(())
+        }
+        fn run(&mut self, run: &Run<'_>) -> Result<(), Stop> {
+            self.in_runs += run.count();
+            Ok(())
+        }
+        fn subscribe(&mut self, _: &[u8], _: Option<&[u8]>, _: &[u8]) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn unsubscribe(&mut self, _: &[u8], _: Option<u64>) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn ping(&mut self) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn pong(&mut self) -> Result<(), Stop> {
+            Ok(())
+        }
+        fn error(&mut self, _: &[u8]) -> Result<(), Stop> {
+            Ok(())
+        }
+    }
+
+    fn after(stream: &str) -> Foreseeing {
+        let mut sink = Foreseeing::default();
+        let mut parser = Parser::new(Kind::Client);
+        parser.parse(stream.as_bytes(), &mut sink).unwrap();
+        sink
+    }
+
+    #[test]
+    fn each_subject_is_told_once_and_before_its_message() {
+        let stream: String = (0..50)
+            .map(|at| match at % 3 {
+                0 => format!("HPUB s.{at} 12 14\r\nNATS/1.0\r\n\r\nhi\r\n"),
+                1 => format!("PUB s.{at} inbox.{at} 2\r\nhi\r\n"),
+                _ => format!("PUB s.{at} 0\r\n\r\n"),
+            })
+            .collect();
+        // What follows is for the fast path to look into.
+        let sink = after(&format!("{stream}{}", "PING\r\n".repeat(20)));
+        let all: Vec<String> = (0..50).map(|at| format!("s.{at}")).collect();
+        assert_eq!(*sink.told.borrow(), all);
+        assert_eq!(sink.came.len(), 50);
+        for (at, (subject, told)) in sink.came.iter().enumerate() {
+            assert_eq!(*subject, all[at]);
+            assert!(at < *told && *told <= at + AHEAD_MAX, "{at}: {told}");
+        }
+    }
+
+    #[test]
+    fn what_comes_in_runs_needs_no_telling() {
+        let stream = "PUB s.1 2\r\nhi\r\n".repeat(100) + &"PING\r\n".repeat(20);
+        let sink = after(&stream);
+        assert_eq!((sink.in_runs, sink.told.borrow().len()), (100, 0));
+        // Single ones between runs.
+        let mixed = "PUB a 1\r\nx\r\nPUB b 1\r\nx\r\nPUB b 1\r\ny\r\nPUB c 1\r\nx\r\n".repeat(30);
+        let sink = after(&(mixed + &"PING\r\n".repeat(20)));
+        assert_eq!((sink.in_runs, sink.came.len()), (60, 60));
+        assert!(sink.told.borrow().len() <= 120);
+        for (subject, told) in &sink.came {
+            assert!(sink.told.borrow()[..*told].contains(subject));
+        }
     }
 }

@@ -7,6 +7,8 @@
 
 mod groups;
 mod receivers;
+#[cfg(test)]
+mod tests;
 
 use super::client::PublisherRef;
 use super::mail::{Envelope, Groups};
@@ -16,9 +18,13 @@ use super::subs::Target;
 use super::{Broker, Slot};
 use crate::subject::sublist::InterestId;
 use crate::wire::parser::{Message, Padded, SHARED_BYTES_MIN};
+use crate::wire::run::AHEAD_MAX;
 use bytes::Bytes;
 use receivers::{Beyond, Delivery};
 pub(super) use receivers::{Receivers, put_head};
+
+/// A table of so many patterns, with their subscriptions, is about 2 MB: what a core of today caches for itself.
+const PATTERNS_CACHED: usize = 1 << 14;
 
 /// Where a message comes from.
 pub(super) struct Origin {
@@ -58,6 +64,28 @@ impl Broker {
         };
         self.matched = matched;
         receivers
+    }
+
+    /// With a table larger than the caches, each message waits for memory several times, one after the other.
+    #[inline]
+    pub(super) fn looks_ahead(&self) -> bool {
+        self.sublist.pattern_count() > PATTERNS_CACHED
+    }
+
+    /// Brings what messages to these subjects will need into the caches, side by side.
+    pub(super) fn look_ahead(&self, subjects: &[Padded<'_>]) {
+        let mut found = [None; AHEAD_MAX];
+        for (subject, id) in subjects.iter().zip(&mut found) {
+            *id = self.sublist.literal(subject.bytes());
+        }
+        let mut read = 0;
+        for id in found.into_iter().flatten() {
+            let first = self.sublist.interest(id).plain().first();
+            let subscription = first.and_then(|at| self.receivers.subscriptions.get(*at as usize));
+            read += subscription.map_or(0, |subscription| subscription.delivered);
+        }
+        // To have read it is all.
+        std::hint::black_box(read);
     }
 
     /// One message of a run that has to be delivered one by one.

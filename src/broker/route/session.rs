@@ -10,7 +10,7 @@ use crate::broker::{Broker, Slot};
 use crate::subject::token;
 use crate::wire::connect::{Connect, masked};
 use crate::wire::info::Info;
-use crate::wire::parser::{Message, Sink, Stop};
+use crate::wire::parser::{Message, Padded, Sink, Stop};
 use crate::wire::run::Run;
 use crate::wire::{encode, errors};
 use bytes::Bytes;
@@ -66,6 +66,15 @@ impl RouteSession<'_> {
 }
 
 impl Sink for RouteSession<'_> {
+    #[inline]
+    fn looks_ahead(&self) -> bool {
+        self.broker.looks_ahead()
+    }
+
+    fn look_ahead(&self, subjects: &[Padded<'_>]) {
+        self.broker.look_ahead(subjects);
+    }
+
     fn connect_only(&self) -> bool {
         self.broker.receivers.clients[self.slot as usize].unauthorized
     }
