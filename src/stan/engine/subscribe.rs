@@ -218,27 +218,28 @@ impl Engine {
     ) -> Seq {
         let store = self.channel(index).store;
         let bounds = self.store.bounds(store);
-        // A limit may have removed messages for new ones that are not durable yet, and may never be.
-        let durable_to = self.channel(index).durable_to;
-        let before_first = bounds.first.saturating_sub(1).min(durable_to);
+        // New ones that are not durable yet may never be, and their numbers given again; and a limit may have removed messages
+        // for them.
+        let last = self.channel(index).durable_to.min(bounds.last);
+        let before_first = bounds.first.saturating_sub(1).min(last);
         match start {
             _ if bounds.last == 0 => 0,
-            StartPosition::NewOnly => bounds.last,
-            StartPosition::LastReceived if bounds.messages == 0 => bounds.last,
-            StartPosition::LastReceived => bounds.last - 1,
+            StartPosition::NewOnly => last,
+            StartPosition::LastReceived if bounds.messages == 0 => last,
+            StartPosition::LastReceived => last.saturating_sub(1),
             StartPosition::First => before_first,
             StartPosition::SequenceStart => match request.start_sequence {
                 asked if asked < bounds.first => before_first,
-                asked if asked > bounds.last => bounds.last,
+                asked if asked > last => last,
                 asked => asked - 1,
             },
             StartPosition::TimeDeltaStart => {
                 let since = self.now.saturating_sub(request.start_time_delta);
                 if request.start_time_delta <= 0 {
-                    return bounds.last;
+                    return last;
                 }
                 match self.store.first_since(store, since) {
-                    Ok(seq) => seq.saturating_sub(1).clamp(before_first, bounds.last),
+                    Ok(seq) => seq.saturating_sub(1).clamp(before_first, last),
                     Err(error) => {
                         log::error!("STREAM: {error}");
                         before_first

@@ -151,3 +151,77 @@ fn what_cannot_be_read_just_now_is_not_acknowledged() {
     world.wait(6 * SECOND);
     assert_eq!(world.got("in"), [(1, true)]);
 }
+
+/// Acks without an error.
+fn acks(world: &mut World) -> usize {
+    let taken = world.took().into_iter();
+    let acks = taken.filter(|(subject, ..)| subject == "reply.to");
+    acks.filter(|(.., ack)| pb::PubAck::decode(&ack[..]).unwrap().error.is_empty())
+        .count()
+}
+
+#[test]
+fn what_is_taken_back_while_a_channel_is_deleted_is_not_acknowledged() {
+    let mut disk = Disk::new();
+    disk.world.publish("me", "doomed");
+    disk.settle();
+    disk.world.took();
+    let full = disk.fill();
+    // One under way, and one behind it.
+    disk.world.publish("me", "foo");
+    disk.world.publish("me", "foo");
+    let doomed = disk.world.engine.by_name["doomed"];
+    let World { engine, out, now } = &mut disk.world;
+    engine.delete_channel(doomed, out).unwrap();
+    drop(full);
+    // In the same turn.
+    let message = pb::PubMsg {
+        client_id: "me".into(),
+        guid: "g".into(),
+        subject: "foo".into(),
+        ..Default::default()
+    };
+    let payload = Bytes::from(message.encode_to_vec());
+    engine.handle_message(Inlet::PUBLISH, "", Some("reply.to"), payload, *now, out);
+    engine.end_turn(*now, out).unwrap();
+    disk.tick();
+    disk.settle();
+    let acks = acks(&mut disk.world);
+    let engine = &disk.world.engine;
+    let stored = engine
+        .store
+        .bounds(engine.channels[0].as_ref().unwrap().store);
+    assert_eq!(stored.last, 1 + acks as u64);
+    assert!(
+        engine
+            .channels
+            .iter()
+            .flatten()
+            .all(|channel| channel.waiting.is_empty())
+    );
+}
+
+#[test]
+fn what_was_taken_back_counts_for_no_subscription() {
+    for start in [
+        pb::StartPosition::NewOnly,
+        pb::StartPosition::LastReceived,
+        pb::StartPosition::TimeDeltaStart,
+    ] {
+        let mut disk = Disk::new();
+        let full = disk.fill();
+        for _ in 0..3 {
+            disk.world.publish("me", "foo");
+        }
+        disk.world
+            .subscribe(|request| request.start_position = start as i32);
+        disk.settle();
+        assert_eq!(acks(&mut disk.world), 0);
+        drop(full);
+        disk.tick();
+        disk.world.publish("me", "foo");
+        disk.settle();
+        let got = disk.world.got("in");
+        assert_eq!(got.last(), Some(&(2, false)), "{start:?}");
+    }
+}

@@ -67,6 +67,17 @@ impl Commits {
         self.queued.push(channel);
     }
 
+    /// An error while nobody has been told of messages that were taken back: theirs are the numbers that would be given now, and
+    /// who waits for them would take these for its own.
+    pub fn check_told(&self, channel: ChannelId) -> Result<(), StoreError> {
+        let of_channel = |one: &&Completion| one.channel == channel;
+        let mut untold = self.completions.iter().filter(of_channel);
+        match untold.find_map(|one| one.taken_back.as_ref()) {
+            Some(error) => Err(StoreError::Refused(error.to_string())),
+            None => Ok(()),
+        }
+    }
+
     pub fn queued_bytes(&self, channels: &[Channel]) -> usize {
         let queued = self.queued.iter().map(|id| &channels[*id as usize]);
         queued.map(|channel| channel.log.gathered_size().1).sum()

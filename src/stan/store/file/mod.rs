@@ -467,8 +467,14 @@ impl Store for FileStore {
 
     fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<Seq, StoreError> {
         let Self {
-            channels, options, ..
+            channels,
+            options,
+            commits,
+            ..
         } = self;
+        if let Some(commits) = commits {
+            commits.check_told(channel)?;
+        }
         let channel = &mut channels[channel as usize];
         channel.check(options)?;
         let log = &mut channel.log;

@@ -643,3 +643,22 @@ fn what_the_log_has_is_not_left_there_for_a_server_that_keeps_none() {
     drop(full);
     assert_eq!(subs(&open_without().unwrap().1), [1]);
 }
+
+#[test]
+fn numbers_are_not_given_again_before_it_is_told_that_they_were_taken_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, foo, full) = full_store(folder.path());
+    let bar = store.create_channel("bar").unwrap();
+    store.append(bar, message("lost", 1)).unwrap();
+    store.flush(bar).unwrap();
+    store.commit();
+    // This waits for the batch with the message, which finds no room.
+    store.delete_channel(foo).unwrap();
+    drop(full);
+    let error = store.append(bar, message("early", 1)).unwrap_err();
+    assert!(error.to_string().contains("No space"), "{error}");
+    let told = store.completed().unwrap().unwrap();
+    assert!((told.channel, told.up_to) == (bar, 0) && told.taken_back.is_some());
+    publish(&mut store, bar, "kept").unwrap();
+    assert_eq!(text(&mut store, bar, 1).as_deref(), Some("kept"));
+}
