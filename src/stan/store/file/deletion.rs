@@ -4,18 +4,23 @@
 //! disk it cannot be emptied at once. So the folder stays, without its files, until no log has any: whoever replays leaves out
 //! what batches up to that generation have of the channel. Until the log goes on in a later one, none of that name is made.
 
-use super::{FileStore, disk, io_error, is_sync};
+use super::{FileStore, SYNCING, disk, io_error, is_sync};
 use crate::stan::store::{ChannelId, StoreError};
+use sha2::{Digest, Sha256};
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 /// No channel's name begins with a dot.
 const DELETED: &str = ".deleted.";
 /// Of a file.
 const NAME_BYTES_MAX: usize = 255;
+/// More than anybody finds another name for.
+const HASH_BYTES: usize = 16;
 
 pub struct Deleted {
     pub folder: PathBuf,
-    pub channel: String,
+    /// The channel's name, or a dot and its hash where that is too long.
+    channel: String,
     /// The last one whose batches may have records of it; 0: none has.
     pub generation: u64,
 }
@@ -37,15 +42,30 @@ impl Deleted {
     }
 
     fn new(root: &Path, channel: &str, generation: u64) -> Self {
-        let mut name = format!("{DELETED}{generation:x}.{channel}");
-        if name.len() > NAME_BYTES_MAX || root.join(&name).exists() {
-            let unique = crate::util::random::Random::from_entropy().id();
-            name = format!("{DELETED}{unique}");
+        let name = |channel: &str| format!("{DELETED}{generation:x}.{channel}");
+        let channel = match name(channel).len() > NAME_BYTES_MAX {
+            true => hashed(channel),
+            false => channel.to_owned(),
+        };
+        let mut name = name(&channel);
+        // Without syncs all generations are the same, and there is no log to be told.
+        if root.join(&name).exists() {
+            name = format!(
+                "{DELETED}{}",
+                crate::util::random::Random::from_entropy().id()
+            );
         }
         Self {
             folder: root.join(name),
-            channel: channel.to_owned(),
+            channel,
             generation,
+        }
+    }
+
+    pub fn is_of(&self, channel: &str) -> bool {
+        match self.channel.starts_with('.') {
+            true => self.channel == hashed(channel),
+            false => self.channel == channel,
         }
     }
 
@@ -82,17 +102,28 @@ impl Deleted {
 impl FileStore {
     pub(super) fn delete(&mut self, id: ChannelId) -> Result<(), StoreError> {
         let log = self.commits.as_ref().map(|commits| &commits.log);
-        // What is noted may come to the log when that goes on in its other file.
-        let generation = log.map_or(0, |log| log.generation() + u64::from(log.has_notes()));
+        let generation = log.map_or(0, |log| log.generation());
         let channel = self.channel(id);
         let deleted = Deleted::new(&self.root, &channel.name, generation);
         let folder = channel.folder.clone();
         // One step decides: a crash before it leaves the whole channel, one behind it leaves a name that the
         // next start removes.
         disk::rename(&folder, &deleted.folder)
-            .and_then(|()| disk::sync_folder(&self.root))
             .map_err(|error| io_error("removing", &folder, error))?;
-        let channel = self.channel_mut(id);
+        if let Err(error) = disk::sync_folder(&self.root) {
+            let _ = disk::rename(&deleted.folder, &folder);
+            let failed = Err(io_error(SYNCING, &self.root, error));
+            self.fail_on_sync(&failed);
+            return failed;
+        }
+        // What is under way is of this generation; what waits might come to the log in any later one.
+        let Self {
+            channels, commits, ..
+        } = self;
+        let channel = &mut channels[id as usize];
+        if let Some(commits) = commits {
+            commits.log.forget(&channel.name);
+        }
         channel.gone = true;
         channel.log.forget();
         channel.subs.forget();
@@ -127,7 +158,7 @@ impl FileStore {
 
     /// A channel of this name can be made when the log goes on behind what it has of the last one.
     pub(super) fn settle_deletion(&mut self, name: &str) -> Result<(), StoreError> {
-        let same = self.deleted.iter().filter(|one| one.channel == name);
+        let same = self.deleted.iter().filter(|one| one.is_of(name));
         let (Some(last), Some(commits)) = (same.map(|one| one.generation).max(), &self.commits)
         else {
             return Ok(());
@@ -150,4 +181,15 @@ impl FileStore {
         let gone: Vec<Deleted> = gone;
         gone.iter().for_each(Deleted::remove);
     }
+}
+
+/// What stands for a name that is too long.
+fn hashed(channel: &str) -> String {
+    let hash = Sha256::digest(channel);
+    hash.iter()
+        .take(HASH_BYTES)
+        .fold(".".to_owned(), |mut text, byte| {
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

@@ -8,6 +8,8 @@ use std::sync::{Mutex, MutexGuard};
 pub enum Fault {
     /// No file grows any further.
     Full,
+    /// Nor is there room for writing in place, where the file system never does so.
+    NoRoom,
     /// Every read, every write, every sync is an error.
     Read,
     Write,
@@ -56,7 +58,7 @@ pub fn before_write(path: &Path, len: u64, end: u64) -> io::Result<()> {
     if has(path, Fault::Write) {
         return Err(nix::Error::EIO.into());
     }
-    match end > len && has(path, Fault::Full) {
+    match end > len && has(path, Fault::Full) || has(path, Fault::NoRoom) {
         true => Err(nix::Error::ENOSPC.into()),
         false => Ok(()),
     }

@@ -136,6 +136,19 @@ impl Entry<'_> {
     }
 }
 
+/// What of these entries is not about this channel.
+pub fn without(mut entries: &[u8], channel: &str) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(entries.len());
+    while !entries.is_empty() {
+        let all = entries;
+        let entry = Entry::take(&mut entries).expect("we put it there");
+        if entry.channel() != Some(channel) {
+            kept.extend_from_slice(&all[..all.len() - entries.len()]);
+        }
+    }
+    kept
+}
+
 /// Makes room for the header of a batch whose entries are to follow.
 pub fn begin(out: &mut Vec<u8>) {
     out.extend_from_slice(&[0; BATCH_HEADER_BYTES]);

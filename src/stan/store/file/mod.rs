@@ -413,6 +413,11 @@ impl Store for FileStore {
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
         self.may_note()?;
+        if shared_log::NAMES.contains(&name) {
+            // Whether there is one now or not: the next start would take it for the log.
+            let text = format!("{name:?} is the name of a file of the store");
+            return Err(StoreError::Refused(text));
+        }
         self.settle_deletion(name)?;
         let folder = self.root.join(name);
         disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;

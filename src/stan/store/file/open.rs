@@ -176,8 +176,9 @@ impl FileStore {
                 .channels
                 .iter()
                 .any(|channel| channel.subs.has_unwritten());
-        if logged.unclean && syncer.is_some() {
-            // A killed server may have written what it had not logged yet. What is found counts, so it must last.
+        if syncer.is_some() && !(self.channels.is_empty() && self.registered.is_empty()) {
+            // A killed server may have written what it had not logged yet, and one without syncs, or the original, leaves
+            // everything to the system and no trace of it. What is found counts, so it must last.
             disk::sync_all(&self.root).map_err(|error| io_error("syncing", &self.root, error))?;
         }
         if let Some(syncer) = syncer {
@@ -189,6 +190,8 @@ impl FileStore {
             self.commits = Some(Commits::new(log));
         } else if !unwritten {
             shared_log::remove(&self.root);
+            // With what it has it must not come back over what is written now.
+            sync_folder(&self.root)?;
         } else {
             // Nothing is logged without syncs: what the log has would be replayed over what came since.
             return Err(StoreError::Refused(format!(

@@ -23,8 +23,6 @@ pub type TypedRecord = (u8, Vec<u8>);
 pub struct Logged {
     pub channels: BTreeMap<String, LoggedChannel>,
     pub clients: Vec<TypedRecord>,
-    /// There is a log, as no clean stop leaves it.
-    pub unclean: bool,
     /// Of each log that holds something.
     pub tails: [Option<Tail>; 2],
 }
@@ -66,14 +64,11 @@ impl Piece {
 /// there yet. The logs stay: they are emptied when that, and everything else they hold, is there as well. What they have of channels that
 /// were `deleted` is left out.
 pub fn replay(root: &Path, deleted: &[Deleted]) -> Result<Logged, StoreError> {
-    let (mut logs, mut unclean) = (Vec::new(), false);
+    let mut logs = Vec::new();
     for name in NAMES {
         let path = root.join(name);
         let bytes = match std::fs::read(&path) {
-            Ok(bytes) => {
-                unclean = true;
-                bytes
-            }
+            Ok(bytes) => bytes,
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(io_error("reading", &path, error)),
         };
@@ -96,7 +91,6 @@ pub fn replay(root: &Path, deleted: &[Deleted]) -> Result<Logged, StoreError> {
     }
     chains.sort_by_key(|chain| chain.first().map_or(0, |(.., batch)| batch.generation));
     let mut logged = Logged {
-        unclean,
         tails,
         ..Logged::default()
     };
@@ -108,7 +102,8 @@ pub fn replay(root: &Path, deleted: &[Deleted]) -> Result<Logged, StoreError> {
                 why: why.to_owned(),
             })?;
             let of_deleted = |one: &Deleted| {
-                entry.channel() == Some(&one.channel) && batch.generation <= one.generation
+                batch.generation <= one.generation
+                    && entry.channel().is_some_and(|channel| one.is_of(channel))
             };
             if !deleted.iter().any(of_deleted) {
                 logged.take(&entry);

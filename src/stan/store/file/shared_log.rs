@@ -67,6 +67,8 @@ pub struct SharedLog {
     /// Where channels end whose messages were taken back; before the notes.
     ends: Ends,
     ends_under_way: Ends,
+    /// A commit that somebody may wait for, with nothing left in it.
+    owed: bool,
     /// What the system said when there was no room for the last batch.
     no_room: Option<String>,
     spare: Vec<u8>,
@@ -143,6 +145,7 @@ impl SharedLog {
             notes_under_way: Vec::new(),
             ends: Ends::new(),
             ends_under_way: Ends::new(),
+            owed: false,
             no_room: None,
             spare: Vec::new(),
             under_way: false,
@@ -184,8 +187,18 @@ impl SharedLog {
         self.ends.insert(channel.to_owned(), (slice, len));
     }
 
+    /// Nothing of this channel comes to the log any more but what is under way: it was deleted.
+    pub fn forget(&mut self, channel: &str) {
+        self.owed = self.has_notes();
+        for notes in [&mut self.notes, &mut self.notes_under_way] {
+            *notes = log_format::without(notes, channel);
+        }
+        self.ends.remove(channel);
+        self.ends_under_way.remove(channel);
+    }
+
     pub fn has_notes(&self) -> bool {
-        !self.notes.is_empty() || !self.ends.is_empty()
+        !self.notes.is_empty() || !self.ends.is_empty() || self.owed
     }
 
     /// An error while there is no room for what was noted already, and that is much.
@@ -240,6 +253,7 @@ impl SharedLog {
     /// A buffer with the header and the notes of a batch; the messages follow, and then `submit`.
     pub fn begin(&mut self, entries_bytes: usize) -> (Vec<u8>, usize) {
         assert!(!self.under_way, "one batch at a time");
+        self.owed = false;
         let mut buffer = std::mem::take(&mut self.spare);
         buffer.clear();
         let ends_bytes = |name: &String| log_format::ENTRY_HEADER_BYTES + name.len();
@@ -424,6 +438,10 @@ impl SharedLog {
         checkpoint.sync(1).map_err(failed)?;
         // What is older goes first: alone it would be taken for all there is.
         self.give_up_kept()?;
+        if self.files.iter().any(|file| file.state == State::Kept) {
+            let text = "there is no room to empty the log of the last start";
+            return Err(StoreError::Refused(text.to_owned()));
+        }
         let path = self.root.join(NAMES[self.active]);
         mark_empty(&checkpoint.log).map_err(|error| io_error(WRITING, &path, error))?;
         let log = &mut self.files[self.active];
@@ -435,6 +453,7 @@ impl SharedLog {
         if self.has_notes() {
             self.notes.clear();
             self.ends.clear();
+            self.owed = false;
             self.begun += 1;
         }
         self.done = self.begun;

@@ -9,10 +9,10 @@ use super::files::StoreFile;
 use super::log_format::BLOCK_BYTES;
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A write of the log that takes longer stops the engine too long.
@@ -76,14 +76,19 @@ impl Checkpoint {
     /// All of it but the log.
     pub fn sync(&self, threads: usize) -> io::Result<()> {
         let next = AtomicUsize::new(0);
+        let removed = Mutex::new(Vec::new());
         let work = || -> io::Result<()> {
             while let Some(file) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
                 match file.sync() {
                     // There is nothing that could be brought to the disk.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => log::error!(
-                        "STREAM: {} was removed, and what it had is lost",
-                        file.path().display()
-                    ),
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                        log::error!(
+                            "STREAM: {} was removed, and what it had is lost",
+                            file.path().display()
+                        );
+                        let mut removed = removed.lock().expect("nobody panics with it");
+                        removed.extend(still_there(file.path()));
+                    }
                     result => result?,
                 }
             }
@@ -97,7 +102,13 @@ impl Checkpoint {
                 results.try_for_each(|result| result.expect("nothing in it panics"))
             })?,
         }
-        for folder in self.folders.iter().chain(&self.removed_from()) {
+        let removed = removed.into_inner().expect("all threads are done");
+        for folder in self
+            .folders
+            .iter()
+            .chain(&self.removed_from())
+            .chain(&removed)
+        {
             match disk::sync_folder(folder) {
                 // A channel deleted meanwhile.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
@@ -128,6 +139,13 @@ impl Checkpoint {
         folders.dedup();
         folders
     }
+}
+
+/// The folder that lacks this path, or what is above it. That must last like any removal; it may be a channel that is being
+/// deleted at this moment, whose folder has another name already.
+fn still_there(path: &Path) -> Option<PathBuf> {
+    let folder = path.ancestors().skip(1).find(|folder| folder.is_dir());
+    folder.map(Into::into)
 }
 
 /// A log whose first block is none is empty; one without any block is so already, and on a full disk stays without.
@@ -335,5 +353,33 @@ impl Drop for Syncer {
         for thread in self.threads.drain(..) {
             let _ = thread.join();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::Files;
+    use super::super::trace::{Op, Trace};
+    use super::*;
+
+    /// As while a channel is deleted: its folder has another name, and nothing says yet that this lasts.
+    #[test]
+    fn a_log_is_emptied_when_it_lasts_that_files_are_gone() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let trace = Trace::begin(root);
+        let checkpoint = Checkpoint {
+            files: vec![Files::new(10).file(root.join("foo").join("msgs.1.dat"))],
+            folders: Vec::new(),
+            log: Arc::new(File::open_durable(&root.join("log"), false).unwrap()),
+            which: 0,
+        };
+        checkpoint.perform(1).unwrap();
+        trace.end();
+        let ops = trace.ops();
+        let synced = |op: &Op| matches!(op, Op::FolderSynced(path) if path == root);
+        let synced = ops.iter().position(synced).unwrap();
+        let emptied = |op: &Op| matches!(op, Op::Write(..));
+        assert!(synced < ops.iter().position(emptied).unwrap());
     }
 }

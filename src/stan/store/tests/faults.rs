@@ -1,9 +1,11 @@
 //! The file store over a disk that is full, or fails.
 
 use super::*;
+use crate::stan::store::file::crash::Disk;
 use crate::stan::store::file::faults::{Fault, plant};
 use crate::stan::store::file::steps::Steps;
 use crate::stan::store::file::trace::{Op, Trace};
+use crate::util::random::Random;
 use std::time::Duration;
 
 fn synced() -> FileOptions {
@@ -661,4 +663,204 @@ fn numbers_are_not_given_again_before_it_is_told_that_they_were_taken_back() {
     assert!((told.channel, told.up_to) == (bar, 0) && told.taken_back.is_some());
     publish(&mut store, bar, "kept").unwrap();
     assert_eq!(text(&mut store, bar, 1).as_deref(), Some("kept"));
+}
+
+#[test]
+fn what_a_server_without_syncs_left_is_on_the_disk_before_anything_counts_on_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let trace = Trace::begin(root);
+    // One ends as it should, one is killed; neither leaves a log.
+    for close in [true, false] {
+        let (mut store, recovered) = open(root, options(|_| {}), limits(0, 0, 0));
+        if recovered.server.is_none() {
+            store.save_server(&info()).unwrap();
+            store.create_channel("foo").unwrap();
+        }
+        for number in 1..=5 {
+            store.append(0, message("old", number)).unwrap();
+        }
+        store.flush(0).unwrap();
+        if close {
+            store.close();
+        }
+    }
+    let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+    publish(&mut store, 0, "new").unwrap();
+    drop(store);
+    trace.end();
+    for seed in 0..20 {
+        let mut disk = Disk::new(root, &trace.before(), false);
+        trace.ops().iter().for_each(|op| disk.take(op));
+        let left = tempfile::tempdir().unwrap();
+        disk.after_power_loss(left.path(), &mut Random::new(seed));
+        let (mut store, _) = open(left.path(), synced(), limits(0, 0, 0));
+        assert_eq!(store.bounds(0).messages, 11, "seed {seed}");
+        assert_eq!(text(&mut store, 0, 11).as_deref(), Some("new"));
+    }
+}
+
+#[test]
+fn a_log_that_goes_does_not_come_back_over_what_a_server_without_syncs_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, channel) = prepare(root);
+    store.add_sub(channel, &durable(1)).unwrap();
+    settle(&mut store).unwrap();
+    drop(store);
+    let trace = Trace::begin(root);
+    drop(open(root, options(|_| {}), limits(0, 0, 0)));
+    trace.end();
+    let ops = trace.ops();
+    let log = root.join("midge.log.1");
+    let removed = |op: &Op| matches!(op, Op::Removed(path) if *path == log);
+    let removed = ops.iter().position(removed).unwrap();
+    let synced = |op: &Op| matches!(op, Op::FolderSynced(path) if path == root);
+    assert!(ops[removed..].iter().any(synced));
+}
+
+#[test]
+fn no_channel_has_the_name_of_the_log() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, _) = open(root, options(|_| {}), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    for name in ["midge.log.1", "midge.log.2"] {
+        let error = store.create_channel(name).unwrap_err().to_string();
+        assert!(error.contains(name), "{error}");
+    }
+    drop(store);
+    open(root, options(|_| {}), limits(0, 0, 0));
+}
+
+fn names(recovered: &Recovered) -> Vec<&str> {
+    let channels = recovered.channels.iter();
+    channels.map(|channel| channel.name.as_str()).collect()
+}
+
+#[test]
+fn channels_of_any_name_stay_away() {
+    const LONG: usize = 255;
+    for name in ["foo.bar", &"l".repeat(LONG), &"ü.".repeat(80)[..239]] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut store, foo) = prepare(root);
+        let doomed = store.create_channel(name).unwrap();
+        publish(&mut store, doomed, "old").unwrap();
+        store.add_sub(foo, &durable(1)).unwrap();
+        settle(&mut store).unwrap();
+        let full = plant(root, Fault::Full);
+        store.add_sub(foo, &durable(2)).unwrap();
+        store.delete_channel(doomed).unwrap();
+        assert!(store.create_channel(name).is_err());
+        drop(store);
+        let (store, recovered) = open(root, synced(), limits(0, 0, 0));
+        assert_eq!(names(&recovered), ["foo"], "{name}");
+        drop(store);
+        drop(full);
+        // And a later one of the name is whole.
+        let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+        let later = store.create_channel(name).unwrap();
+        publish(&mut store, later, "new").unwrap();
+        drop(store);
+        let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+        let later = recovered.channels.iter().find(|one| one.name == name);
+        let later = later.unwrap().id;
+        assert_eq!(store.bounds(later).messages, 1);
+        assert_eq!(text(&mut store, later, 1).as_deref(), Some("new"));
+    }
+}
+
+#[test]
+fn what_waited_for_room_of_a_deleted_channel_comes_to_no_later_log() {
+    const MINUTE: i64 = 60_000_000_000;
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, bar) = prepare(root);
+    settle(&mut store).unwrap();
+    let full = ["midge.log.1", "midge.log.2"].map(|name| {
+        std::fs::write(root.join(name), b"").unwrap();
+        plant(&root.join(name), Fault::Full)
+    });
+    let doomed = store.create_channel("doomed").unwrap();
+    store.add_sub(doomed, &durable(1)).unwrap();
+    settle(&mut store).unwrap_err();
+    // The log cannot be emptied, and then it can be left.
+    let broken = plant(&root.join("foo").join("subs.dat"), Fault::Write);
+    store.add_sub(bar, &durable(2)).unwrap();
+    store.delete_channel(doomed).unwrap();
+    drop(broken);
+    store.flush(bar).unwrap();
+    for minute in 0..20 {
+        store.maintain(1 + minute * MINUTE);
+        while let Some(completion) = store.completed() {
+            completion.unwrap();
+        }
+    }
+    drop(full);
+    settle_all(&mut store);
+    drop(store);
+    let (_, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(names(&recovered), ["foo"]);
+}
+
+#[test]
+fn a_deletion_that_cannot_be_brought_to_the_disk_leaves_the_channel_or_ends_it() {
+    for sync in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let (mut store, _) = open(root, options(|o| o.sync = sync), limits(0, 0, 0));
+        store.save_server(&info()).unwrap();
+        let foo = store.create_channel("foo").unwrap();
+        store.append(foo, message("a", 1)).unwrap();
+        let planted = faults_at(root);
+        store.delete_channel(foo).unwrap_err();
+        drop(planted);
+        let failed = std::iter::from_fn(|| store.completed()).any(|done| done.is_err());
+        assert_eq!(failed, sync);
+        if !sync {
+            store.append(foo, message("b", 1)).unwrap();
+            store.close();
+            drop(store);
+            let (store, recovered) = open(root, options(|_| {}), limits(0, 0, 0));
+            assert_eq!(names(&recovered), ["foo"]);
+            assert_eq!(store.bounds(0).messages, 2);
+        }
+    }
+}
+
+#[test]
+fn a_log_of_the_last_start_is_never_left_alone() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut options = synced();
+    options.log_bytes_max = 4096;
+    let open = || {
+        let steps = Arc::new(Steps::default());
+        let (store, recovered) =
+            FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
+        (store, recovered, steps)
+    };
+    let (mut store, _, steps) = open();
+    store.save_server(&info()).unwrap();
+    store.create_channel("foo").unwrap();
+    for id in 1..=4 {
+        add_durable(&mut store, &steps, id);
+    }
+    drop(store);
+    lose_subs(root);
+    let full = plant(root, Fault::Full);
+    let (mut store, ..) = open();
+    drop(full);
+    // The older one cannot be emptied, here and when a channel is deleted.
+    let planted = plant(&root.join("midge.log.1"), Fault::NoRoom);
+    store.delete_sub(0, 1).unwrap();
+    let bar = store.create_channel("bar").unwrap();
+    store.delete_channel(bar).unwrap();
+    assert!(store.completed().is_none());
+    drop(store);
+    drop(planted);
+    let recovered = open().1;
+    assert_eq!(subs(&recovered), [2, 3, 4]);
+    assert_eq!(names(&recovered), ["foo"]);
 }
