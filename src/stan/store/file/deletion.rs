@@ -1,6 +1,6 @@
 //! Channels on their way out.
 //!
-//! A deletion is one rename: to `.deleted.GENERATION.CHANNEL`. The log may still have records of the channel, and on a full
+//! A deletion is one rename: to `midge.deleted.GENERATION.CHANNEL`. The log may still have records of the channel, and on a full
 //! disk it cannot be emptied at once. So the folder stays, without its files, until no log has any: whoever replays leaves out
 //! what batches up to that generation have of the channel. Until the log goes on in a later one, none of that name is made.
 
@@ -10,8 +10,12 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// No channel's name begins with a dot.
-const DELETED: &str = ".deleted.";
+/// No channel's name begins so, because none is made. It could be one: nats-streaming-server takes every folder for a channel, and
+/// does not start if NATS refuses the name as a subject, such as one that begins with a dot.
+const DELETED: &str = "midge.deleted.";
+/// The same with a hash.
+const HASHED: &str = "midge.deleted-hash.";
+const EARLIER: &str = ".deleted.";
 /// Of a file.
 const NAME_BYTES_MAX: usize = 255;
 /// More than anybody finds another name for.
@@ -27,27 +31,34 @@ pub struct Deleted {
 
 impl Deleted {
     pub fn is(name: &str) -> bool {
-        name.starts_with(DELETED)
+        let prefixes = [DELETED, HASHED, EARLIER];
+        prefixes.iter().any(|prefix| name.starts_with(prefix))
     }
 
     /// What the name of a folder says.
     pub fn read(root: &Path, name: &str) -> Option<Self> {
-        let rest = name.strip_prefix(DELETED)?;
-        let (generation, channel) = rest.split_once('.').unwrap_or(("0", ""));
+        let hash = name.strip_prefix(HASHED);
+        let plain = name.strip_prefix(DELETED).or(name.strip_prefix(EARLIER));
+        let (generation, channel) = hash.or(plain)?.split_once('.').unwrap_or(("0", ""));
         Some(Self {
             folder: root.join(name),
-            channel: channel.to_owned(),
+            channel: match hash {
+                Some(_) => format!(".{channel}"),
+                None => channel.to_owned(),
+            },
             generation: u64::from_str_radix(generation, 16).unwrap_or(0),
         })
     }
 
     fn new(root: &Path, channel: &str, generation: u64) -> Self {
-        let name = |channel: &str| format!("{DELETED}{generation:x}.{channel}");
-        let channel = match name(channel).len() > NAME_BYTES_MAX {
-            true => hashed(channel),
-            false => channel.to_owned(),
-        };
-        let mut name = name(&channel);
+        let (mut name, mut channel) = (
+            format!("{DELETED}{generation:x}.{channel}"),
+            channel.to_owned(),
+        );
+        if name.len() > NAME_BYTES_MAX {
+            channel = hashed(&channel);
+            name = format!("{HASHED}{generation:x}{channel}");
+        }
         // Without syncs all generations are the same, and there is no log to be told.
         if root.join(&name).exists() {
             name = format!(

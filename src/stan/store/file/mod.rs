@@ -413,9 +413,9 @@ impl Store for FileStore {
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
         self.may_note()?;
-        if shared_log::NAMES.contains(&name) {
-            // Whether there is one now or not: the next start would take it for the log.
-            let text = format!("{name:?} is the name of a file of the store");
+        if shared_log::NAMES.contains(&name) || Deleted::is(name) {
+            // Whether there is one now or not: the next start would take it for that.
+            let text = format!("{name:?} is a name that the store itself has use for");
             return Err(StoreError::Refused(text));
         }
         self.settle_deletion(name)?;

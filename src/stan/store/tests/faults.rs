@@ -606,7 +606,7 @@ fn a_channel_deleted_on_a_full_disk_stays_away() {
     assert_eq!(text(&mut store, 1, 1).as_deref(), Some("b"));
     let left = std::fs::read_dir(root).unwrap().flatten();
     let mut left = left.map(|entry| entry.file_name().into_string().unwrap());
-    assert_eq!(left.find(|name| name.starts_with(".deleted")), None);
+    assert_eq!(left.find(|name| name.contains("deleted")), None);
 }
 
 /// A registration and a subscription that the log has and no file has room for.
@@ -720,12 +720,17 @@ fn a_log_that_goes_does_not_come_back_over_what_a_server_without_syncs_writes() 
 }
 
 #[test]
-fn no_channel_has_the_name_of_the_log() {
+fn no_channel_has_a_name_that_the_store_has_use_for() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
     let (mut store, _) = open(root, options(|_| {}), limits(0, 0, 0));
     store.save_server(&info()).unwrap();
-    for name in ["midge.log.1", "midge.log.2"] {
+    for name in [
+        "midge.log.1",
+        "midge.log.2",
+        "midge.deleted.1.foo",
+        "midge.deleted-hash.1.0",
+    ] {
         let error = store.create_channel(name).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
@@ -752,6 +757,13 @@ fn channels_of_any_name_stay_away() {
         let full = plant(root, Fault::Full);
         store.add_sub(foo, &durable(2)).unwrap();
         store.delete_channel(doomed).unwrap();
+        // The original starts if it could be a channel.
+        let mut folders = std::fs::read_dir(root).unwrap().flatten();
+        let left = folders.find_map(|one| {
+            let name = one.file_name().into_string().unwrap();
+            name.contains("deleted").then_some(name)
+        });
+        assert!(crate::stan::names::is_valid_channel(&left.unwrap()));
         assert!(store.create_channel(name).is_err());
         drop(store);
         let (store, recovered) = open(root, synced(), limits(0, 0, 0));
