@@ -876,3 +876,60 @@ fn a_log_of_the_last_start_is_never_left_alone() {
     assert_eq!(subs(&recovered), [2, 3, 4]);
     assert_eq!(names(&recovered), ["foo"]);
 }
+
+#[test]
+fn an_old_log_stays_until_what_is_carried_over_is_durable() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let mut options = synced();
+    options.log_bytes_max = 4096;
+    let open = || {
+        let steps = Arc::new(Steps::default());
+        let (store, recovered) =
+            FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
+        (store, recovered, steps)
+    };
+    let (mut store, _, steps) = open();
+    store.save_server(&info()).unwrap();
+    store.create_channel("foo").unwrap();
+    let bar = store.create_channel("bar").unwrap();
+    let planted = plant(&root.join("foo").join("subs.dat"), Fault::Write);
+    add_durable(&mut store, &steps, 1);
+    // The log is full, and the file lacks the subscription.
+    store.append(bar, message("a", 1)).unwrap();
+    store.flush(bar).unwrap();
+    store.commit();
+    // Whatever of it the disk does first.
+    steps.step(0);
+    drop(store);
+    drop(planted);
+    let recovered = open().1;
+    let foo = recovered.channels.iter().find(|one| one.name == "foo");
+    assert_eq!(foo.unwrap().subscriptions.len(), 1);
+}
+
+#[test]
+fn a_later_channel_of_the_name_is_logged_behind_the_deleted_one() {
+    const DELETED: &str = "midge.deleted.7fffffffffffff00.doomed";
+    // Whether the log of the last start is kept or not.
+    for kept in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let full = with_unwritten(root);
+        std::fs::create_dir(root.join(DELETED)).unwrap();
+        let full = kept.then_some(full);
+        let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+        assert_eq!(root.join(DELETED).exists(), kept);
+        drop(full);
+        let doomed = store.create_channel("doomed").unwrap();
+        publish(&mut store, doomed, "new").unwrap();
+        drop(store);
+        // With the power.
+        let data = root.join("doomed").join("msgs.1.dat");
+        nix::unistd::truncate(&data, 0).unwrap();
+        let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+        let doomed = recovered.channels.iter().find(|one| one.name == "doomed");
+        let doomed = doomed.unwrap().id;
+        assert_eq!(text(&mut store, doomed, 1).as_deref(), Some("new"));
+    }
+}
