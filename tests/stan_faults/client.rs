@@ -9,6 +9,8 @@ use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 pub const CHANNEL: &str = "crash";
+/// Ends the subject that connect requests are answered on.
+const CONNECTED: &str = ".connected";
 
 /// A streaming client whose server may go at any moment: then everything says None.
 pub struct Client {
@@ -56,17 +58,27 @@ impl Client {
             .stream
             .set_read_timeout(Some(Duration::from_millis(700)))
             .ok()?;
-        let answer = loop {
-            let answer = client.request("_STAN.discover.test-cluster", &request.encode_to_vec());
+        // One inbox for all tries: on a busy machine the answer to an earlier one comes late, and the later ones are refused
+        // because the id is taken, by us.
+        let answers = format!("{inbox}{CONNECTED}");
+        loop {
+            client.publish(
+                "_STAN.discover.test-cluster",
+                &answers,
+                &request.encode_to_vec(),
+            )?;
+            let answer = client.wait_for(&answers);
+            let answer = answer.map(|bytes| pb::ConnectResponse::decode(&bytes[..]).unwrap());
             match answer {
-                Some(answer) => break answer,
-                None if Instant::now() > end => return None,
-                None if client.is_gone() => return None,
-                None => {}
+                Some(answer) if answer.error.is_empty() => {
+                    client.session = answer;
+                    break;
+                }
+                _ if Instant::now() > end || client.is_gone() => return None,
+                _ => {}
             }
-        };
+        }
         client.stream.set_read_timeout(Some(PATIENCE)).ok()?;
-        client.session = pb::ConnectResponse::decode(&answer[..]).unwrap();
         Some(client)
     }
 
@@ -138,6 +150,9 @@ impl Client {
             if subject.ends_with(".heartbeat") {
                 self.publish(reply, "", b"")?;
                 continue;
+            }
+            if subject.ends_with(CONNECTED) && !self.session.pub_prefix.is_empty() {
+                continue; // to a try that nobody waits for any more
             }
             return Some((subject.into(), reply.into(), payload));
         }
