@@ -382,9 +382,9 @@ fn publishers_that_try_again_at_once_do_not_keep_requests_from_being_answered() 
 
 /// Whatever was asked for is over.
 fn settle_all(store: &mut FileStore) {
-    store.maintain(0);
     let wanted = store.next_commit().unwrap();
     while store.committed() < wanted {
+        store.maintain(0);
         store.commit();
         while let Some(completion) = store.completed() {
             completion.unwrap();
@@ -451,7 +451,7 @@ fn publish(store: &mut FileStore, channel: ChannelId, text: &str) -> Result<(), 
     let seq = store.append(channel, message(text, 1))?;
     store.flush(channel)?;
     store.commit();
-    loop {
+    for _ in 0..50_000_000 {
         while let Some(completion) = store.completed() {
             let completion = completion?;
             if let Some(error) = completion.taken_back {
@@ -463,6 +463,7 @@ fn publish(store: &mut FileStore, channel: ChannelId, text: &str) -> Result<(), 
         }
         std::thread::yield_now();
     }
+    panic!("nobody is told what became of it");
 }
 
 #[test]
@@ -574,6 +575,18 @@ fn faults_at(folder: &Path) -> crate::stan::store::file::faults::Planted {
     plant(folder, Fault::FolderSync)
 }
 
+/// The folder of a deleted channel.
+fn deleted_in(root: &Path) -> Option<std::path::PathBuf> {
+    let mut entries = std::fs::read_dir(root).unwrap().flatten();
+    let is_deleted = |path: &std::path::PathBuf| path.to_string_lossy().contains("deleted");
+    entries.find_map(|entry| Some(entry.path()).filter(is_deleted))
+}
+
+/// Files in it.
+fn left_of_deleted(root: &Path) -> Option<usize> {
+    deleted_in(root).map(|folder| std::fs::read_dir(folder).unwrap().count())
+}
+
 #[test]
 fn a_channel_deleted_on_a_full_disk_stays_away() {
     let folder = tempfile::tempdir().unwrap();
@@ -587,13 +600,17 @@ fn a_channel_deleted_on_a_full_disk_stays_away() {
     // The log cannot be emptied while this finds no room.
     store.add_sub(bar, &durable(2)).unwrap();
     store.delete_channel(foo).unwrap();
+    assert_eq!(left_of_deleted(root), Some(0), "what was in it makes room");
     let error = store.create_channel("foo").unwrap_err().to_string();
     assert!(error.contains("bar"), "{error}");
     drop(store);
+    let deleted = deleted_in(root).unwrap();
+    std::fs::write(deleted.join("msgs.1.dat"), b"a kill came before").unwrap();
     for _ in 0..2 {
         let (store, recovered) = open(root, synced(), limits(0, 0, 0));
         let names: Vec<_> = recovered.channels.iter().map(|c| &c.name).collect();
         assert_eq!(names, ["bar"]);
+        assert_eq!(left_of_deleted(root), Some(0));
         drop(store);
     }
     let (mut store, _) = open(root, synced(), limits(0, 0, 0));
@@ -604,9 +621,7 @@ fn a_channel_deleted_on_a_full_disk_stays_away() {
     let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
     assert_eq!(recovered.channels[1].name, "foo");
     assert_eq!(text(&mut store, 1, 1).as_deref(), Some("b"));
-    let left = std::fs::read_dir(root).unwrap().flatten();
-    let mut left = left.map(|entry| entry.file_name().into_string().unwrap());
-    assert_eq!(left.find(|name| name.contains("deleted")), None);
+    assert_eq!(left_of_deleted(root), None);
 }
 
 /// A registration and a subscription that the log has and no file has room for.
@@ -758,12 +773,9 @@ fn channels_of_any_name_stay_away() {
         store.add_sub(foo, &durable(2)).unwrap();
         store.delete_channel(doomed).unwrap();
         // The original starts if it could be a channel.
-        let mut folders = std::fs::read_dir(root).unwrap().flatten();
-        let left = folders.find_map(|one| {
-            let name = one.file_name().into_string().unwrap();
-            name.contains("deleted").then_some(name)
-        });
-        assert!(crate::stan::names::is_valid_channel(&left.unwrap()));
+        let left = deleted_in(root).unwrap();
+        let left = left.file_name().unwrap().to_str().unwrap();
+        assert!(crate::stan::names::is_valid_channel(left));
         assert!(store.create_channel(name).is_err());
         drop(store);
         let (store, recovered) = open(root, synced(), limits(0, 0, 0));
