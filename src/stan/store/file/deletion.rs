@@ -10,11 +10,13 @@ use sha2::{Digest, Sha256};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-/// No channel's name begins so, because none is made. It could be one: nats-streaming-server takes every folder for a channel, and
-/// does not start if NATS refuses the name as a subject, such as one that begins with a dot.
+/// The generation follows, in as many digits as it has at most, and a dot: no channel has such a name, because none is made. It could
+/// be one: nats-streaming-server takes every folder for a channel, and does not start if NATS refuses the name as a subject.
 const DELETED: &str = "midge.deleted.";
 /// The same with a hash.
 const HASHED: &str = "midge.deleted-hash.";
+const GENERATION_DIGITS: usize = 16;
+/// Without a generation: earlier versions emptied the log first.
 const EARLIER: &str = ".deleted.";
 /// Of a file.
 const NAME_BYTES_MAX: usize = 255;
@@ -30,41 +32,41 @@ pub struct Deleted {
 }
 
 impl Deleted {
-    pub fn is(name: &str) -> bool {
-        let prefixes = [DELETED, HASHED, EARLIER];
-        prefixes.iter().any(|prefix| name.starts_with(prefix))
-    }
-
-    /// What the name of a folder says.
+    /// What the name of a folder says; None: it is a channel's.
     pub fn read(root: &Path, name: &str) -> Option<Self> {
+        let folder = root.join(name);
+        if name.starts_with(EARLIER) {
+            return Some(Self {
+                folder,
+                channel: String::new(),
+                generation: 0,
+            });
+        }
         let hash = name.strip_prefix(HASHED);
-        let plain = name.strip_prefix(DELETED).or(name.strip_prefix(EARLIER));
-        let (generation, channel) = hash.or(plain)?.split_once('.').unwrap_or(("0", ""));
+        let (generation, channel) = hash.or(name.strip_prefix(DELETED))?.split_once('.')?;
+        let generation = Some(generation).filter(|digits| digits.len() == GENERATION_DIGITS)?;
         Some(Self {
-            folder: root.join(name),
+            folder,
             channel: match hash {
                 Some(_) => format!(".{channel}"),
                 None => channel.to_owned(),
             },
-            generation: u64::from_str_radix(generation, 16).unwrap_or(0),
+            generation: u64::from_str_radix(generation, 16).ok()?,
         })
     }
 
     fn new(root: &Path, channel: &str, generation: u64) -> Self {
-        let (mut name, mut channel) = (
-            format!("{DELETED}{generation:x}.{channel}"),
-            channel.to_owned(),
-        );
+        let digits = format!("{generation:0GENERATION_DIGITS$x}");
+        let mut channel = channel.to_owned();
+        let mut name = format!("{DELETED}{digits}.{channel}");
         if name.len() > NAME_BYTES_MAX {
             channel = hashed(&channel);
-            name = format!("{HASHED}{generation:x}{channel}");
+            name = format!("{HASHED}{digits}{channel}");
         }
         // Without syncs all generations are the same, and there is no log to be told.
         if root.join(&name).exists() {
-            name = format!(
-                "{DELETED}{}",
-                crate::util::random::Random::from_entropy().id()
-            );
+            let unique = crate::util::random::Random::from_entropy().id();
+            name = format!("{HASHED}{digits}.{unique}");
         }
         Self {
             folder: root.join(name),
@@ -160,7 +162,7 @@ impl FileStore {
         {
             commits.fail(StoreError::Refused(error.to_string()));
         }
-        let last = self.deleted.iter().map(|one| one.generation).max();
+        let last = last_generation(&self.deleted);
         if let (Ok(()), Some(last), Some(commits)) = (&emptied, last, &mut self.commits) {
             commits.log.go_behind(last);
         }
@@ -192,6 +194,11 @@ impl FileStore {
         let gone: Vec<Deleted> = gone;
         gone.iter().for_each(Deleted::remove);
     }
+}
+
+/// The last generation whose batches may have records of any of them.
+pub fn last_generation(deleted: &[Deleted]) -> Option<u64> {
+    deleted.iter().map(|one| one.generation).max()
 }
 
 /// What stands for a name that is too long.

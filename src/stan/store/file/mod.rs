@@ -315,7 +315,7 @@ impl FileStore {
                 let (files, _) = self.take_dirty();
                 for file in files {
                     let synced = file.sync();
-                    synced.map_err(|error| io_error("syncing", file.path(), error))?;
+                    synced.map_err(|error| io_error(SYNCING, file.path(), error))?;
                 }
             }
         }
@@ -413,7 +413,7 @@ impl Store for FileStore {
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
         self.may_note()?;
-        if shared_log::NAMES.contains(&name) || Deleted::is(name) {
+        if shared_log::NAMES.contains(&name) || Deleted::read(&self.root, name).is_some() {
             // Whether there is one now or not: the next start would take it for that.
             let text = format!("{name:?} is a name that the store itself has use for");
             return Err(StoreError::Refused(text));

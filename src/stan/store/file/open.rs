@@ -1,6 +1,7 @@
 //! Opening a store: its own files, then its channels, several at a time if wanted.
 
 use super::damage::Damage;
+use super::deletion::last_generation;
 use super::files::{Files, StoreFile};
 use super::identity::{Identity, Known};
 use super::messages::MessageLog;
@@ -151,10 +152,10 @@ impl FileStore {
     fn begin_log(&mut self, logged: &Logged, syncer: Option<Syncer>) -> Result<(), StoreError> {
         let sync = |file: Arc<StoreFile>| {
             let synced = file.sync();
-            synced.map_err(|error| io_error("syncing", file.path(), error))
+            synced.map_err(|error| io_error(SYNCING, file.path(), error))
         };
         let sync_folder = |folder: &Path| {
-            disk::sync_folder(folder).map_err(|error| io_error("syncing", folder, error))
+            disk::sync_folder(folder).map_err(|error| io_error(SYNCING, folder, error))
         };
         if !logged.clients.is_empty() {
             self.clients.rewrite()?;
@@ -179,13 +180,13 @@ impl FileStore {
         if syncer.is_some() && !(self.channels.is_empty() && self.registered.is_empty()) {
             // A killed server may have written what it had not logged yet, and one without syncs, or the original, leaves
             // everything to the system and no trace of it. What is found counts, so it must last.
-            disk::sync_all(&self.root).map_err(|error| io_error("syncing", &self.root, error))?;
+            disk::sync_all(&self.root).map_err(|error| io_error(SYNCING, &self.root, error))?;
         }
         if let Some(syncer) = syncer {
             let bytes_max = self.options.log_bytes_max;
-            let deleted = self.deleted.iter().map(|one| one.generation).max();
-            let keep = (unwritten, deleted.unwrap_or(0));
-            let mut log = SharedLog::open(&self.root, bytes_max, syncer, logged.tails, keep)?;
+            let above = last_generation(&self.deleted).unwrap_or(0);
+            let tails = logged.tails;
+            let mut log = SharedLog::open(&self.root, bytes_max, syncer, tails, unwritten, above)?;
             self.note_unwritten(logged, &mut log);
             self.commits = Some(Commits::new(log));
         } else if !unwritten {
@@ -322,9 +323,11 @@ fn folders(root: &Path, damage: &Damage) -> Result<(Vec<String>, Vec<Deleted>), 
             continue;
         }
         match entry.file_name().into_string() {
-            // Its deletion was decided, and interrupted.
-            Ok(name) if Deleted::is(&name) => deleted.extend(Deleted::read(root, &name)),
-            Ok(name) => names.push(name),
+            // A deletion may have been decided, and interrupted.
+            Ok(name) => match Deleted::read(root, &name) {
+                Some(one) => deleted.push(one),
+                None => names.push(name),
+            },
             Err(_) => damage.found(&entry.path(), 0, "no name of a channel; it is left alone")?,
         }
     }

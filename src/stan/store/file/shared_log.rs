@@ -12,10 +12,10 @@
 
 use super::disk::File;
 use super::files::StoreFile;
-use super::io_error;
 use super::log_format::{self, BLOCK_BYTES, Entry};
 use super::replay::Tail;
 use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty, rewrite_first_block};
+use super::{SYNCING, io_error};
 use crate::stan::store::StoreError;
 use crate::util::random::Random;
 use std::collections::BTreeMap;
@@ -105,7 +105,8 @@ impl SharedLog {
         bytes_max: u64,
         syncer: Syncer,
         tails: [Option<Tail>; 2],
-        (keep, above): (bool, u64),
+        keep: bool,
+        above: u64,
     ) -> Result<Self, StoreError> {
         let kept = if keep { tails } else { [None; 2] };
         let open = |which: usize| LogFile::open(&root.join(NAMES[which]), kept[which]);
@@ -118,7 +119,7 @@ impl SharedLog {
             }
             false => [open(0)?, open(1)?],
         };
-        super::disk::sync_folder(root).map_err(|error| io_error("syncing", root, error))?;
+        super::disk::sync_folder(root).map_err(|error| io_error(SYNCING, root, error))?;
         let generation_of = |which: &usize| kept[*which].map(|tail| tail.generation);
         let active = usize::from(generation_of(&1) > generation_of(&0));
         // Not one that what is left of earlier processes may have.
@@ -212,7 +213,7 @@ impl SharedLog {
         }
     }
 
-    /// Bytes of it.
+    /// Bytes of it, and the channels whose ends it has.
     #[cfg(test)]
     pub fn notes_bytes(&self) -> usize {
         let ends = self.ends.len() + self.ends_under_way.len();

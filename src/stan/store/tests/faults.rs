@@ -51,6 +51,18 @@ fn subs(recovered: &Recovered) -> Vec<u64> {
     subs.map(|sub| sub.state.id).collect()
 }
 
+/// With logs that are soon full, step by step.
+fn open_in_steps(root: &Path) -> (FileStore, Recovered, Arc<Steps>) {
+    let options = FileOptions {
+        log_bytes_max: 4096,
+        ..synced()
+    };
+    let steps = Arc::new(Steps::default());
+    let opened = FileStore::open_in_steps(root, options, limits(0, 0, 0), &steps);
+    let (store, recovered) = opened.unwrap();
+    (store, recovered, steps)
+}
+
 /// What was not synced of the file of subscriptions is lost, which is all of it but the version.
 fn lose_subs(root: &Path) {
     let path = root.join("foo").join("subs.dat");
@@ -104,14 +116,7 @@ fn add_durable(store: &mut FileStore, steps: &Steps, id: u64) {
 fn both_logs_are_kept_until_what_they_hold_is_written_again() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let mut options = synced();
-    options.log_bytes_max = 4096;
-    let open = || {
-        let steps = Arc::new(Steps::default());
-        let (store, recovered) =
-            FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
-        (store, recovered, steps)
-    };
+    let open = || open_in_steps(root);
     let (mut store, _, steps) = open();
     store.save_server(&info()).unwrap();
     store.create_channel("foo").unwrap();
@@ -738,19 +743,29 @@ fn a_log_that_goes_does_not_come_back_over_what_a_server_without_syncs_writes() 
 fn no_channel_has_a_name_that_the_store_has_use_for() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let (mut store, _) = open(root, options(|_| {}), limits(0, 0, 0));
+    let (mut store, _) = open(root, synced(), limits(0, 0, 0));
     store.save_server(&info()).unwrap();
     for name in [
         "midge.log.1",
         "midge.log.2",
-        "midge.deleted.1.foo",
-        "midge.deleted-hash.1.0",
+        "midge.deleted.0000000000000001.foo",
+        "midge.deleted-hash.0000000000000001.0",
     ] {
         let error = store.create_channel(name).unwrap_err().to_string();
         assert!(error.contains(name), "{error}");
     }
+    // Those that others may have made are theirs.
+    let like_it = ["midge.deleted.1.foo", "midge.deleted.foo", "midge.log.3"];
+    for name in like_it {
+        let channel = store.create_channel(name).unwrap();
+        publish(&mut store, channel, "kept").unwrap();
+    }
     drop(store);
-    open(root, options(|_| {}), limits(0, 0, 0));
+    let (store, recovered) = open(root, synced(), limits(0, 0, 0));
+    assert_eq!(names(&recovered), like_it);
+    for channel in &recovered.channels {
+        assert_eq!(store.bounds(channel.id).messages, 1);
+    }
 }
 
 fn names(recovered: &Recovered) -> Vec<&str> {
@@ -857,14 +872,7 @@ fn a_deletion_that_cannot_be_brought_to_the_disk_leaves_the_channel_or_ends_it()
 fn a_log_of_the_last_start_is_never_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let mut options = synced();
-    options.log_bytes_max = 4096;
-    let open = || {
-        let steps = Arc::new(Steps::default());
-        let (store, recovered) =
-            FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
-        (store, recovered, steps)
-    };
+    let open = || open_in_steps(root);
     let (mut store, _, steps) = open();
     store.save_server(&info()).unwrap();
     store.create_channel("foo").unwrap();
@@ -893,14 +901,7 @@ fn a_log_of_the_last_start_is_never_left_alone() {
 fn an_old_log_stays_until_what_is_carried_over_is_durable() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
-    let mut options = synced();
-    options.log_bytes_max = 4096;
-    let open = || {
-        let steps = Arc::new(Steps::default());
-        let (store, recovered) =
-            FileStore::open_in_steps(root, options.clone(), limits(0, 0, 0), &steps).unwrap();
-        (store, recovered, steps)
-    };
+    let open = || open_in_steps(root);
     let (mut store, _, steps) = open();
     store.save_server(&info()).unwrap();
     store.create_channel("foo").unwrap();
