@@ -190,18 +190,9 @@ impl Engine {
         let durable = state.is_durable;
         self.place_sub(index, Sub::new(state, true));
         if durable {
-            let about = About {
-                index,
-                id,
-                resumed: false,
-            };
-            self.answer_durably(
-                reply,
-                response.encode_to_vec(),
-                Some(sub_refusal),
-                Some(about),
-                out,
-            );
+            let resumed = false;
+            let about = About { index, id, resumed };
+            self.answer_subscribe(reply, &response, about, out);
             return Ok(());
         }
         answer(reply, &response, out);
@@ -295,19 +286,22 @@ impl Engine {
             ..Default::default()
         };
         self.tell_sub("Resumed", index, &state, |_| String::new());
-        let about = About {
-            index,
-            id,
-            resumed: true,
-        };
-        self.answer_durably(
-            reply,
-            response.encode_to_vec(),
-            Some(sub_refusal),
-            Some(about),
-            out,
-        );
+        let resumed = true;
+        let about = About { index, id, resumed };
+        self.answer_subscribe(reply, &response, about, out);
         Ok(())
+    }
+
+    /// When the subscription is durable.
+    fn answer_subscribe(
+        &mut self,
+        reply: Option<&str>,
+        response: &pb::SubscriptionResponse,
+        about: About,
+        out: &mut dyn Outlet,
+    ) {
+        let (yes, no) = (response.encode_to_vec(), Some(sub_refusal as Refusal));
+        self.answer_durably(reply, yes, no, Some(about), out);
     }
 
     // ---- unsubscribe
