@@ -528,6 +528,10 @@ fn a_log_file_is_moved_away_at_its_size() {
     for _ in 0..100 {
         Client::raw(port);
     }
+    // While it runs, more of them are moved away and removed.
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    assert!(child.wait().unwrap().success());
     for path in logs() {
         let content = std::fs::read_to_string(&path).unwrap();
         assert!(content.len() <= 4096, "{}", path.display());
@@ -535,9 +539,6 @@ fn a_log_file_is_moved_away_at_its_size() {
         assert!(content.lines().all(|line| line.contains("] ")), "{content}");
     }
     assert!(logs().len() <= 4);
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    assert!(child.wait().unwrap().success());
 }
 
 #[test]
