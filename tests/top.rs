@@ -7,8 +7,7 @@ use nix::unistd::Pid;
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
-use support::{PATIENCE, Server, free_port};
+use support::{Server, free_port, until, until_or};
 
 const TOP: &str = env!("CARGO_BIN_EXE_midge-top");
 
@@ -234,15 +233,8 @@ impl Terminal {
     }
 
     fn shows(&self, words: &str) {
-        let end = Instant::now() + PATIENCE;
-        while !self.text().contains(words) {
-            assert!(
-                Instant::now() < end,
-                "waited in vain for {words:?} on\n{}",
-                self.text()
-            );
-            std::thread::sleep(Duration::from_millis(5));
-        }
+        let why = || format!("waited in vain for {words:?} on\n{}", self.text());
+        until_or(why, || self.text().contains(words));
     }
 
     fn press(&mut self, text: &str) {
@@ -325,18 +317,33 @@ fn a_server_goes_away_and_comes_back() {
     // The one that was never there comes as well.
     let other = Server::start(&["-m", &gone.to_string()]);
     terminal.shows("2 of 2");
-    let find = Command::new("pgrep")
-        .args(["-f", &format!("^{TOP} -s 127.0.0.1:{gone}")])
-        .output()
-        .unwrap();
-    let pid: i32 = String::from_utf8_lossy(&find.stdout)
-        .trim()
-        .parse()
-        .unwrap();
-    kill(Pid::from_raw(pid), Signal::SIGTERM).unwrap();
+    let pid = running(&format!("-s 127.0.0.1:{gone}")).unwrap();
+    kill(pid, Signal::SIGTERM).unwrap();
     terminal.expect_order();
     server.stop();
     other.stop();
+}
+
+#[test]
+fn a_terminal_that_goes_away_takes_the_program_with_it() {
+    let (server, http, _client) = watched_server(&[]);
+    let arguments = format!("-m {http} -d 0.2");
+    let mut terminal = Terminal::start(&arguments);
+    terminal.shows("watched");
+    assert!(running(&arguments).is_some());
+    terminal.child.kill().unwrap();
+    until("the end of midge-top", || running(&arguments).is_none());
+    server.stop();
+}
+
+/// The process that was started with these arguments.
+fn running(arguments: &str) -> Option<Pid> {
+    let find = Command::new("pgrep")
+        .args(["-f", &format!("^{TOP} {arguments}")])
+        .output()
+        .unwrap();
+    let pid = String::from_utf8_lossy(&find.stdout).trim().parse();
+    pid.ok().map(Pid::from_raw)
 }
 
 #[test]

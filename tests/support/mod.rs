@@ -169,10 +169,15 @@ impl Drop for Server {
     }
 }
 
-pub fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub fn until(what: &str, done: impl FnMut() -> bool) {
+    until_or(|| format!("waited in vain for: {what}"), done);
+}
+
+/// The same with more to say in the end.
+pub fn until_or(why: impl Fn() -> String, mut done: impl FnMut() -> bool) {
     let end = Instant::now() + PATIENCE;
     while !done() {
-        assert!(Instant::now() < end, "waited in vain for: {what}");
+        assert!(Instant::now() < end, "{}", why());
         std::thread::sleep(Duration::from_millis(5));
     }
 }
