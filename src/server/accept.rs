@@ -106,9 +106,20 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
+    /// Who it is that came.
+    fn peer(&mut self, fd: RawFd) -> std::io::Result<SocketAddr> {
+        let peer = self.io.peer_address(fd)?;
+        if let Some(name) = &self.shared.congestion_elsewhere
+            && !peer.ip().is_loopback()
+        {
+            self.io.set_congestion_control(fd, name)?;
+        }
+        Ok(peer)
+    }
+
     /// Gives a new connection to the loop with the fewest.
     fn distribute(&mut self, fd: RawFd) {
-        let Ok(peer) = self.io.peer_address(fd) else {
+        let Ok(peer) = self.peer(fd) else {
             return self.io.close(fd); // it has gone already
         };
         let doors = self.shared.mesh.doors();
@@ -177,7 +188,7 @@ impl<I: Io> EventLoop<I> {
     }
 
     fn route_accepted(&mut self, fd: RawFd) {
-        match self.io.peer_address(fd) {
+        match self.peer(fd) {
             Ok(peer) => self.open_route(fd, peer, None),
             Err(_) => self.io.close(fd), // it has gone already
         }

@@ -113,6 +113,8 @@ pub struct Shared {
     pub dialer: super::dial::Dialer,
     /// How new connections do TLS.
     pub tls: super::tls_link::TlsTerms,
+    /// Of connections from other hosts, when the listeners have another one.
+    pub congestion_elsewhere: Option<std::ffi::OsString>,
 }
 
 pub struct EventLoop<I: Io> {
@@ -784,6 +786,7 @@ mod tests {
             verifier: Default::default(),
             dialer: Default::default(),
             tls: Default::default(),
+            congestion_elsewhere: None,
         });
         // The descriptor other threads wake the loop by is real; nobody does here.
         let acceptor = Acceptor::new(Some(listener), None, 1);

@@ -3,6 +3,7 @@
 //! The only folder that sees both ring and broker; it holds no rule of any protocol.
 
 mod accept;
+mod congestion;
 mod connection;
 mod dial;
 mod event_loop;

@@ -1,6 +1,7 @@
 //! The process: from options to running loops, and what signals do to them.
 
 use super::accept::Acceptor;
+use super::congestion;
 use super::dial::Dialer;
 use super::event_loop::{Command, EventLoop, Shared};
 use super::mailbox::Mesh;
@@ -190,14 +191,17 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     };
     let settings = settings(&options, &identity).map_err(StartError::Options)?;
     let loops = loops(&options);
+    let listeners = (listener, route_listener);
+    let unpaced = |listener: &Option<_>| listener.as_ref().and_then(congestion::without_pacing);
+    let congestion_elsewhere = unpaced(&listeners.0).or(unpaced(&listeners.1));
     let shared = Arc::new(Shared {
         mesh: Mesh::new(loops)?,
         connections_max: AtomicUsize::new(connections_max(&options)),
         verifier: Verifier::default(),
         dialer: Dialer::default(),
         tls,
+        congestion_elsewhere,
     });
-    let listeners = (listener, route_listener);
     let (threads, gates) = start_loops(&shared, &Arc::new(settings), listeners)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
     let ports_file = ports

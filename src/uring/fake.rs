@@ -14,6 +14,7 @@
 //! Descriptors are numbers of the fake's own, far above those of the process.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ffi::OsString;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::RawFd;
@@ -573,6 +574,10 @@ impl Io for FakeIo {
     /// The descriptor stands in for the port.
     fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr> {
         Ok(SocketAddr::from(([127, 0, 0, 1], (fd - FIRST_FD) as u16)))
+    }
+
+    fn set_congestion_control(&self, _: RawFd, _: &OsString) -> io::Result<()> {
+        Ok(())
     }
 
     fn fd(&self) -> RawFd {

@@ -36,6 +36,7 @@ pub use probe::{Features, Unusable, probe};
 pub use ring::{Ring, RingConfig};
 pub use token::{Kind, Token};
 
+use std::ffi::OsString;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::os::fd::RawFd;
@@ -165,6 +166,9 @@ pub trait Io {
 
     /// Who is at the other end of a connection.
     fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr>;
+
+    /// Takes effect at once.
+    fn set_congestion_control(&self, fd: RawFd, name: &OsString) -> io::Result<()>;
 
     /// The ring's own descriptor: the address of its doorbell.
     fn fd(&self) -> RawFd;

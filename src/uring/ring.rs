@@ -12,11 +12,12 @@
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::io;
 use std::marker::PhantomData;
 use std::mem::{ManuallyDrop, size_of};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -501,6 +502,13 @@ impl Io for Ring {
             Some(v6) => Ok(SocketAddr::new(v6.ip().to_canonical(), v6.port())),
             None => Err(io::ErrorKind::AddrNotAvailable.into()),
         }
+    }
+
+    fn set_congestion_control(&self, fd: RawFd, name: &OsString) -> io::Result<()> {
+        use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
+        // SAFETY: a descriptor is open while it is in use here: it is closed by `close` alone, and only when nothing goes on on it.
+        let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+        Ok(setsockopt(&fd, TcpCongestion, name)?)
     }
 
     fn fd(&self) -> RawFd {
