@@ -8,6 +8,8 @@ mod bed;
 mod compare;
 mod html;
 mod load;
+mod machine;
+mod progress;
 mod report;
 mod scenarios;
 mod server;
@@ -16,6 +18,7 @@ mod stats;
 
 use bed::{Bed, Setup};
 use clap::{Parser, Subcommand};
+use progress::Progress;
 use report::{Report, Row};
 use scenarios::{Scenario, Setting};
 use server::Program;
@@ -79,7 +82,7 @@ struct RunArguments {
     /// Measured seconds per run
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Runs per server and scenario
+    /// Runs per server and scenario; up to three times as many where the figures of a server differ by 8 % and more
     #[arg(long, default_value_t = 3)]
     repeat: usize,
     /// One short run of each: a check that everything works, no measurement
@@ -219,20 +222,28 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
     let (server_cpu, load_cpu) = (arguments.server_cpu % cpus, arguments.load_cpu % cpus);
     server::pin(0, load_cpu)?;
     let mut report = Report::new(&field.all());
-    let runs = chosen.iter().map(|scenario| field.of(scenario).len());
-    let (total, mut done) = (runs.sum::<usize>() * repeat, 0);
+    if !arguments.quick
+        && let Some(warning) = machine::busy(&[server_cpu, load_cpu])
+    {
+        eprintln!("{warning}");
+    }
+    let mut progress = Progress::new(chosen.len());
     let mut failures = Vec::new();
     for scenario in &chosen {
         let programs = field.of(scenario);
+        progress.scenario(&scenario.name);
         let mut rows: Vec<Row> = programs
             .iter()
             .map(|program| Row::new(scenario, &program.name))
             .collect();
-        for _ in 0..repeat {
+        let rounds_max = if arguments.quick { 1 } else { 3 * repeat };
+        for round in 0..rounds_max {
+            if round >= repeat && rows.iter().all(Row::is_settled) {
+                break;
+            }
             for (program, row) in programs.iter().zip(&mut rows) {
-                done += 1;
                 let what = format!("{} on {}", scenario.name, program.name);
-                eprint!("\r[{done}/{total}] {what}\x1b[K");
+                progress.run(&what);
                 let bed = match &arguments.url {
                     Some(url) => Bed::running(url),
                     None => Bed::new(program, scenario.setup, server_cpu),
@@ -245,15 +256,15 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
                     Ok((outcome, peak_memory)) => row.add(outcome, peak_memory),
                     // The others are worth having all the same.
                     Err(error) => {
-                        eprintln!("\r{what}: {error}\x1b[K");
+                        progress.say(&format!("{what}: {error}"));
                         failures.push(format!("{what}: {error}"));
                     }
                 }
             }
         }
-        eprint!("\r\x1b[K");
         report.add(rows);
     }
+    progress.clear();
     println!("{}", report.table());
     write(&arguments.json, || Ok(report.json()))?;
     write(&arguments.markdown, || Ok(report.markdown()))?;

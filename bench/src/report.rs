@@ -1,10 +1,14 @@
 //! Figures side by side, for the terminal, for README, and as JSON.
 
+use crate::machine;
 use crate::scenarios::{Group, Outcome, Scenario};
 use crate::server::Program;
 use crate::stats::{Latency, Spread, spread};
 use serde::Serialize;
 use std::fmt::Write;
+
+/// Figures of runs so near to each other, as part of their median, but for the outer ones, are enough of them.
+const SETTLED: f64 = 0.08;
 
 /// One scenario on one server.
 #[derive(Serialize)]
@@ -62,6 +66,15 @@ impl Row {
         spread(&self.bytes_rates).median
     }
 
+    /// Whether one more run would hardly move the median, or none came to an end.
+    pub fn is_settled(&self) -> bool {
+        let mut sorted = self.figures.clone();
+        sorted.sort_by(f64::total_cmp);
+        let outer = sorted.len() / 4;
+        let inner = spread(&sorted[outer..sorted.len() - outer]);
+        inner.median.is_nan() || inner.max - inner.min <= SETTLED * inner.median
+    }
+
     /// The median over the runs of one of the percentiles; None: not measured.
     pub fn latency(&self, of: fn(&Latency) -> f64) -> Option<f64> {
         let values: Vec<f64> = self.latencies.iter().map(of).collect();
@@ -81,27 +94,12 @@ pub struct Report {
 
 impl Report {
     pub fn new(programs: &[&Program]) -> Self {
-        let read = |path| std::fs::read_to_string(path).unwrap_or_default();
-        let cpu = read("/proc/cpuinfo");
-        let model = cpu
-            .lines()
-            .find_map(|line| line.strip_prefix("model name")?.split_once(": "));
-        // This process is bound to one of them.
-        let cores = cpu
-            .lines()
-            .filter(|line| line.starts_with("processor"))
-            .count();
-        let machine = format!(
-            "{}, {cores} cores, Linux {}",
-            model.map_or("unknown CPU", |(_, name)| name),
-            read("/proc/sys/kernel/osrelease").trim()
-        );
         let command: Vec<String> = std::env::args()
             .skip(1)
             .map(|a| a.rsplit('/').next().unwrap_or("").to_owned())
             .collect();
         Self {
-            machine,
+            machine: machine::description(),
             command: format!("midge-bench {}", command.join(" ")),
             servers: programs
                 .iter()
@@ -160,14 +158,17 @@ impl Report {
             text += " ratio | target |\n|---|---|";
             text += &"---|".repeat(section[0].len() + 2);
             text.push('\n');
-            for rows in section {
+            for rows in &section {
                 let _ = write!(text, "| {} | {} |", rows[0].about, rows[0].unit);
-                for row in rows {
+                for row in *rows {
                     let _ = write!(text, " {} |", short(row.figure().median));
                 }
                 let _ = writeln!(text, " {} | {} |", ratio(rows), target(&rows[0]));
             }
             text.push('\n');
+            if group == Group::Latency {
+                latencies(&mut text, &section);
+            }
         }
         let _ = writeln!(text, "{}", self.provenance());
         text
@@ -182,6 +183,28 @@ impl Report {
         let _ = write!(text, ". `{}`", self.command);
         text
     }
+}
+
+/// All percentiles of the rows of a section.
+fn latencies(text: &mut String, section: &[&Vec<Row>]) {
+    *text += "| scenario | server | p50 | p99 | p99.9 | max |\n|---|---|---|---|---|---|\n";
+    for row in section.iter().copied().flatten() {
+        let _ = write!(text, "| {} | {} |", row.about, row.server);
+        for (_, value) in percentiles(row) {
+            let _ = write!(text, " {} |", value.map_or("-".into(), short));
+        }
+        text.push('\n');
+    }
+    text.push('\n');
+}
+
+fn percentiles(row: &Row) -> [(&'static str, Option<f64>); 4] {
+    [
+        ("p50", row.latency(|l| l.p50)),
+        ("p99", row.latency(|l| l.p99)),
+        ("p99.9", row.latency(|l| l.p999)),
+        ("max", row.latency(|l| l.max)),
+    ]
 }
 
 fn terminal_row(text: &mut String, rows: &[Row]) {
@@ -213,13 +236,7 @@ fn details(row: &Row) -> String {
         known.push(format!("{}B/s", rate(row.bytes_rate())));
     }
     known.push(format!("peak {}B", rate(row.peak_memory as f64)));
-    let percentiles = [
-        ("p50", row.latency(|l| l.p50)),
-        ("p99", row.latency(|l| l.p99)),
-        ("p99.9", row.latency(|l| l.p999)),
-        ("max", row.latency(|l| l.max)),
-    ];
-    let measured = percentiles
+    let measured = percentiles(row)
         .into_iter()
         .filter_map(|(name, value)| Some(format!("{name} {} us", short(value?))));
     known.extend(measured);
@@ -294,6 +311,20 @@ pub mod tests {
             report.add(rows.into());
         }
         report
+    }
+
+    #[test]
+    fn runs_that_differ_are_not_settled() {
+        let mut row = Row::new(&crate::scenarios::all()[0], "a");
+        let mut with = |figures: &[f64]| {
+            row.figures = figures.to_vec();
+            row.is_settled()
+        };
+        assert!(with(&[100.0, 107.0, 101.0]));
+        assert!(!with(&[100.0, 110.0, 101.0]));
+        // The outer ones count no longer.
+        assert!(with(&[100.0, 110.0, 101.0, 90.0]));
+        assert!(!with(&[100.0, 110.0, 101.0, 90.0, 89.0]));
     }
 
     #[test]

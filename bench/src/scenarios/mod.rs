@@ -379,10 +379,11 @@ fn loads() -> Vec<Scenario> {
         among("among-10000-idle", 9_900),
         new(
             "slow-consumer",
-            "1 publisher, 8 subscribers, one stops reading: what the others lose",
-            slow::loss,
+            "1 publisher, 8 subscribers, one stops reading: time per message to the others",
+            slow::cost,
         )
-        .unit("% of their rate"),
+        .unit("of that with 7")
+        .target(1.05),
         new(
             "subscription-churn",
             "SUB and UNSUB of 1000 subjects while publishing 1 to 1",
@@ -423,7 +424,7 @@ fn latencies() -> Vec<Scenario> {
             about,
             move |bed, setting| latency::at_rate(bed, setting, per_second),
         )
-        .unit("us p99")
+        .unit("us p50")
         .x(per_second as f64)
     };
     [1_000, 5_000, 20_000].map(of).into()

@@ -1,4 +1,4 @@
-//! One slow consumer among eight: what the other seven lose.
+//! One slow consumer among eight: what that costs the other seven.
 
 use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
@@ -39,14 +39,15 @@ fn rate(bed: &Bed, seconds: f64, readers: usize, with_slow_one: bool) -> Result<
     Ok(rate)
 }
 
-pub fn loss(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+/// How many times as long a message to the others takes.
+pub fn cost(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     // Long enough for a hold-up of some seconds to show as what it is.
     let seconds = setting.seconds * 5.0;
     rate(bed, setting.seconds / 5.0, SUBSCRIBERS - 1, false)?; // warm-up
     let alone = rate(bed, seconds, SUBSCRIBERS - 1, false)?;
     let beside = rate(bed, seconds, SUBSCRIBERS - 1, true)?;
     Ok(Outcome {
-        figure: (100.0 * (1.0 - beside / alone)).max(0.0),
+        figure: alone / beside,
         rate: beside,
         ..Outcome::default()
     })

@@ -1,0 +1,86 @@
+//! Where a long run is: one line that changes on a terminal, a line per scenario anywhere else.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+pub struct Progress {
+    on_terminal: bool,
+    /// Scenarios, the one under way included.
+    begun: usize,
+    total: usize,
+    start: Instant,
+}
+
+impl Progress {
+    pub fn new(total: usize) -> Self {
+        Self {
+            on_terminal: std::io::stderr().is_terminal(),
+            begun: 0,
+            total,
+            start: Instant::now(),
+        }
+    }
+
+    pub fn scenario(&mut self, name: &str) {
+        self.begun += 1;
+        if !self.on_terminal {
+            eprintln!("{}{name}", self.place());
+        }
+    }
+
+    /// One run of it begins.
+    pub fn run(&self, what: &str) {
+        if self.on_terminal {
+            eprint!("\r{}{what}\x1b[K", self.place());
+        }
+    }
+
+    pub fn say(&self, text: &str) {
+        match self.on_terminal {
+            true => eprintln!("\r{text}\x1b[K"),
+            false => eprintln!("{text}"),
+        }
+    }
+
+    /// Leaves the line to what is printed next.
+    pub fn clear(&self) {
+        if self.on_terminal {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    fn place(&self) -> String {
+        let Self { begun, total, .. } = self;
+        match left(self.start.elapsed(), begun - 1, *total) {
+            Some(left) => format!("[{begun}/{total}, {left} left] "),
+            None => format!("[{begun}/{total}] "),
+        }
+    }
+}
+
+/// The rest, if it is like what is done; None: not enough of it is.
+fn left(elapsed: Duration, done: usize, total: usize) -> Option<String> {
+    if done == 0 || elapsed < Duration::from_secs(10) {
+        return None;
+    }
+    let left = elapsed.as_secs_f64() / done as f64 * total.saturating_sub(done) as f64;
+    Some(match left < 100.0 {
+        true => format!("{left:.0} s"),
+        false => format!("{:.0} min", left / 60.0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rest_is_like_what_is_done() {
+        let after = |seconds, done| left(Duration::from_secs(seconds), done, 50);
+        assert_eq!(after(5, 3), None);
+        assert_eq!(after(20, 0), None);
+        assert_eq!(after(20, 1).as_deref(), Some("16 min"));
+        assert_eq!(after(980, 49).as_deref(), Some("20 s"));
+        assert_eq!(after(1000, 50).as_deref(), Some("0 s"));
+    }
+}
