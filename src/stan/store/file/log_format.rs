@@ -185,6 +185,12 @@ pub fn generation(log: &[u8]) -> Option<u64> {
     (header[..4] == MAGIC).then(|| u64::from_le_bytes(*generation))
 }
 
+/// Whether a log that begins with no batch is one that was emptied, or never written to.
+pub fn is_empty(log: &[u8]) -> bool {
+    let mut header = log.iter().take(BATCH_HEADER_BYTES);
+    header.all(|byte| *byte == 0)
+}
+
 impl<'a> Batch<'a> {
     /// The batch at this place of a log, if there is a whole one.
     pub fn read(log: &'a [u8], at: usize) -> Option<Self> {

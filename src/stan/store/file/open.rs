@@ -81,7 +81,7 @@ impl FileStore {
         }
         let logged = match server {
             Known::Nothing => Logged::default(),
-            Known::Info(_) | Known::Lost => replay::replay(root, &deleted)?,
+            Known::Info(_) | Known::Lost => replay::replay(root, &deleted, &damage)?,
         };
         // The log may have brought some back.
         let (names, _) = folders(root, &damage)?;

@@ -3,6 +3,7 @@
 //! A file that has everything is left as it is, whatever stands behind it: after a kill (and not a loss of power) nothing is
 //! changed. Records of subscriptions and clients are handed to whoever opens those files.
 
+use super::damage::Damage;
 use super::deletion::Deleted;
 use super::disk::{self, File};
 use super::io_error;
@@ -11,6 +12,7 @@ use super::records::{INDEX_BYTES, VERSION};
 use super::shared_log::NAMES;
 use crate::stan::store::StoreError;
 use std::collections::BTreeMap;
+use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -63,7 +65,7 @@ impl Piece {
 /// Reads the logs of a store and brings the messages in them to their files, and to the disk. The names of new files may not be
 /// there yet. The logs stay: they are emptied when that, and everything else they hold, is there as well. What they have of channels that
 /// were `deleted` is left out.
-pub fn replay(root: &Path, deleted: &[Deleted]) -> Result<Logged, StoreError> {
+pub fn replay(root: &Path, deleted: &[Deleted], damage: &Damage<'_>) -> Result<Logged, StoreError> {
     let mut logs = Vec::new();
     for name in NAMES {
         let path = root.join(name);
@@ -74,10 +76,11 @@ pub fn replay(root: &Path, deleted: &[Deleted]) -> Result<Logged, StoreError> {
         };
         logs.push((path, bytes));
     }
-    let mut chains: Vec<Vec<(&Path, usize, Batch<'_>)>> = logs
+    let chains: Result<Vec<_>, _> = logs
         .iter()
-        .map(|(path, bytes)| chain(path, bytes))
+        .map(|(path, bytes)| chain(path, bytes, damage))
         .collect();
+    let mut chains = chains?;
     let tail = |chain: &Vec<(&Path, usize, Batch<'_>)>| {
         chain.last().map(|(.., batch)| Tail {
             generation: batch.generation,
@@ -124,31 +127,47 @@ fn give_back_room(path: &Path, len: u64, end: u64) -> Result<(), StoreError> {
 }
 
 /// The batches of one log, in order, with their places.
-fn chain<'a>(path: &'a Path, bytes: &'a [u8]) -> Vec<(&'a Path, usize, Batch<'a>)> {
+fn chain<'a>(
+    path: &'a Path,
+    bytes: &'a [u8],
+    damage: &Damage<'_>,
+) -> Result<Vec<(&'a Path, usize, Batch<'a>)>, StoreError> {
     let mut found: Vec<(&Path, usize, Batch<'_>)> = Vec::new();
+    let lost = |from: usize, to: usize, why: String| {
+        let file = File::open(OpenOptions::new().read(true), path);
+        let file = file.map_err(|error| io_error("opening", path, error))?;
+        damage.found_bytes(&file, path, (from as u64, to as u64), why)
+    };
     // Behind the last batch stand those of earlier uses.
     let Some(generation) = log_format::generation(bytes) else {
-        return found;
+        if !log_format::is_empty(bytes) {
+            lost(
+                0,
+                bytes.len(),
+                "it does not begin as a log does; none of it can be read".into(),
+            )?;
+        }
+        return Ok(found);
     };
-    let (mut at, mut number) = (0, 0);
+    let (mut at, mut number, mut end) = (0, 0, 0);
     while at < bytes.len() {
         let batch = Batch::read(bytes, at);
         let batch = batch.filter(|found| found.generation == generation && found.number >= number);
         if let Some(batch) = batch {
             // One batch is begun when the one before is durable: what lies between two was durable as well.
             if batch.number > number {
-                log::error!(
-                    "STREAM: {} is damaged before byte {at}: {} commit(s) in it cannot be read",
-                    path.display(),
-                    batch.number - number
-                );
+                lost(
+                    end,
+                    at,
+                    format!("{} commit(s) cannot be read", batch.number - number),
+                )?;
             }
-            number = batch.number + 1;
+            (number, end) = (batch.number + 1, batch.next);
             found.push((path, at, batch));
         }
         at = batch.map_or(at + BLOCK_BYTES, |batch| batch.next);
     }
-    found
+    Ok(found)
 }
 
 impl Logged {
@@ -344,4 +363,67 @@ fn cut_index(path: &Path, from: u64) -> Result<(), StoreError> {
         file.set_len(kept).map_err(failed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// So many batches of a block each.
+    fn log(batches: u64) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for number in 0..batches {
+            let from = bytes.len();
+            log_format::begin(&mut bytes);
+            Entry::Created { channel: "foo" }.put(&mut bytes);
+            log_format::finish(&mut bytes, from, 7, number);
+        }
+        bytes
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_told_of_and_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("midge.log.1");
+        let numbers = |bytes: &[u8], strict| {
+            std::fs::write(&path, bytes).unwrap();
+            let damage = Damage {
+                strict,
+                channel: None,
+            };
+            let found = chain(&path, bytes, &damage)?;
+            Ok::<_, StoreError>(
+                found
+                    .iter()
+                    .map(|(.., batch)| batch.number)
+                    .collect::<Vec<_>>(),
+            )
+        };
+        for (hit, rest, lost) in [
+            (0, vec![], 0..3 * BLOCK_BYTES),
+            (26, vec![1, 2], 0..BLOCK_BYTES),
+            (BLOCK_BYTES, vec![0, 2], BLOCK_BYTES..2 * BLOCK_BYTES),
+        ] {
+            let mut bytes = log(3);
+            bytes[hit] ^= 1;
+            let refused = numbers(&bytes, true).unwrap_err().to_string();
+            assert!(
+                refused.contains("midge.log.1") && refused.contains("read"),
+                "{refused}"
+            );
+            assert_eq!(numbers(&bytes, false).unwrap(), rest);
+            let kept = folder
+                .path()
+                .join(format!("midge.log.1.damaged-{}", lost.start));
+            assert_eq!(std::fs::read(&kept).unwrap(), bytes[lost]);
+            std::fs::remove_file(kept).unwrap();
+        }
+        // What a loss of power leaves is no damage, nor is a log that was emptied.
+        let mut torn = log(3);
+        torn[2 * BLOCK_BYTES + 40] ^= 1;
+        assert_eq!(numbers(&torn, true).unwrap(), [0, 1]);
+        let mut emptied = log(3);
+        emptied[..BLOCK_BYTES].fill(0);
+        assert_eq!(numbers(&emptied, true).unwrap(), []);
+    }
 }
