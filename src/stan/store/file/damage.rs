@@ -9,6 +9,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 const PIECE_BYTES: u64 = 256 << 10;
+/// Of one place.
+const COPIES_MAX: u32 = 10;
 
 /// How damage is dealt with, and whose it is.
 #[derive(Clone, Copy)]
@@ -60,11 +62,23 @@ impl Damage<'_> {
 /// Keeps these bytes in a file beside, unless that was done before. Going on is worth more than the copy, so
 /// that it cannot be made is only told.
 pub fn keep_copy(file: &File, path: &Path, from: u64, to: u64) {
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".damaged-{from}"));
-    let beside = PathBuf::from(name);
-    if beside.exists() {
-        return;
+    let named = |more: String| {
+        let mut name = path.as_os_str().to_owned();
+        name.push(format!(".damaged-{from}{more}"));
+        PathBuf::from(name)
+    };
+    let mut beside = named(String::new());
+    // The same place of a file that is used again may be damaged again.
+    let mut others = (2..COPIES_MAX).map(|number| named(format!(".{number}")));
+    while beside.exists() {
+        // Where that cannot be known there are enough copies.
+        if is_copy(file, &beside, from, to).unwrap_or(true) {
+            return;
+        }
+        let Some(next) = others.next() else {
+            return log::warn!("STREAM: no more copies of bytes from {from} on are kept");
+        };
+        beside = next;
     }
     match copy(file, &beside, from, to) {
         Ok(()) => log::warn!(
@@ -96,4 +110,25 @@ fn copy(file: &File, beside: &Path, from: u64, to: u64) -> io::Result<()> {
         at += piece.len() as u64;
     }
     target.sync_all()
+}
+
+fn is_copy(file: &File, beside: &Path, from: u64, to: u64) -> io::Result<bool> {
+    let copy = std::fs::File::open(beside)?;
+    if copy.metadata()?.len() != to - from {
+        return Ok(false);
+    }
+    let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+    let mut at = from;
+    while at < to {
+        let piece = (to - at).min(PIECE_BYTES) as usize;
+        ours.resize(piece, 0);
+        theirs.resize(piece, 0);
+        file.read_exact_at(&mut ours, at)?;
+        copy.read_exact_at(&mut theirs, at - from)?;
+        if ours != theirs {
+            return Ok(false);
+        }
+        at += piece as u64;
+    }
+    Ok(true)
 }

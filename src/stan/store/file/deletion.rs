@@ -44,7 +44,9 @@ impl Deleted {
         }
         let hash = name.strip_prefix(HASHED);
         let (generation, channel) = hash.or(name.strip_prefix(DELETED))?.split_once('.')?;
-        let generation = Some(generation).filter(|digits| digits.len() == GENERATION_DIGITS)?;
+        let digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+        let ours = generation.len() == GENERATION_DIGITS && generation.bytes().all(digit);
+        let generation = Some(generation).filter(|_| ours)?;
         Some(Self {
             folder,
             channel: match hash {

@@ -185,6 +185,26 @@ pub fn generation(log: &[u8]) -> Option<u64> {
     (header[..4] == MAGIC).then(|| u64::from_le_bytes(*generation))
 }
 
+/// That of a log whose first batch is whole but for what it says of its generation; None: it is not.
+pub fn mended_generation(log: &[u8]) -> Option<u64> {
+    let length = log.get(24..)?.first_chunk()?;
+    let crc = log.get(4..)?.first_chunk()?;
+    let end = BATCH_HEADER_BYTES + u32::from_le_bytes(*length) as usize;
+    let rest = log.get(16..end)?;
+    let fits = |generation: &u64| {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&generation.to_le_bytes());
+        hasher.update(rest);
+        hasher.finalize() == u32::from_le_bytes(*crc)
+    };
+    // Those behind it have it right; among them may be batches of earlier uses.
+    let places = (BLOCK_BYTES..log.len()).step_by(BLOCK_BYTES);
+    let batches = places.filter_map(|at| Batch::read(log, at));
+    let mut generations: Vec<u64> = batches.map(|batch| batch.generation).collect();
+    generations.dedup();
+    generations.into_iter().find(fits)
+}
+
 /// Whether a log that begins with no batch is one that was emptied, or never written to.
 pub fn is_empty(log: &[u8]) -> bool {
     let mut header = log.iter().take(BATCH_HEADER_BYTES);

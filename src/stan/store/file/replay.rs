@@ -139,7 +139,7 @@ fn chain<'a>(
         damage.found_bytes(&file, path, (from as u64, to as u64), why)
     };
     // Behind the last batch stand those of earlier uses.
-    let Some(generation) = log_format::generation(bytes) else {
+    let Some(mut generation) = log_format::generation(bytes) else {
         if !log_format::is_empty(bytes) {
             lost(
                 0,
@@ -149,6 +149,9 @@ fn chain<'a>(
         }
         return Ok(found);
     };
+    if Batch::read(bytes, 0).is_none() {
+        generation = log_format::mended_generation(bytes).unwrap_or(generation);
+    }
     let (mut at, mut number, mut end) = (0, 0, 0);
     while at < bytes.len() {
         let batch = Batch::read(bytes, at);
@@ -368,6 +371,7 @@ fn cut_index(path: &Path, from: u64) -> Result<(), StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stan::store::file::sync::mark_empty;
 
     /// So many batches of a block each.
     fn log(batches: u64) -> Vec<u8> {
@@ -401,6 +405,7 @@ mod tests {
         };
         for (hit, rest, lost) in [
             (0, vec![], 0..3 * BLOCK_BYTES),
+            (8, vec![1, 2], 0..BLOCK_BYTES),
             (26, vec![1, 2], 0..BLOCK_BYTES),
             (BLOCK_BYTES, vec![0, 2], BLOCK_BYTES..2 * BLOCK_BYTES),
         ] {
@@ -422,8 +427,17 @@ mod tests {
         let mut torn = log(3);
         torn[2 * BLOCK_BYTES + 40] ^= 1;
         assert_eq!(numbers(&torn, true).unwrap(), [0, 1]);
-        let mut emptied = log(3);
-        emptied[..BLOCK_BYTES].fill(0);
-        assert_eq!(numbers(&emptied, true).unwrap(), []);
+        let mut torn = log(3);
+        torn[40] ^= 1;
+        torn.truncate(BLOCK_BYTES);
+        assert!(numbers(&torn, true).unwrap().is_empty());
+        std::fs::write(&path, log(3)).unwrap();
+        mark_empty(&File::make(&path).unwrap()).unwrap();
+        let emptied = std::fs::read(&path).unwrap();
+        assert_eq!(
+            emptied[log_format::BATCH_HEADER_BYTES..],
+            log(3)[log_format::BATCH_HEADER_BYTES..]
+        );
+        assert!(numbers(&emptied, true).unwrap().is_empty());
     }
 }

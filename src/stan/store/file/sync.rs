@@ -6,7 +6,7 @@
 
 use super::disk::{self, File};
 use super::files::StoreFile;
-use super::log_format::BLOCK_BYTES;
+use super::log_format::{BATCH_HEADER_BYTES, BLOCK_BYTES};
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -148,12 +148,18 @@ fn still_there(path: &Path) -> Option<PathBuf> {
     folder.map(Into::into)
 }
 
-/// A log whose first block is none is empty; one without any block is so already, and on a full disk stays without.
+/// A log that does not begin with a batch's header is empty; one without any block is so already, and on a full disk
+/// stays without. Nothing but the header changes, so that whatever part of the write a loss of power leaves, what is
+/// behind it is not damaged.
 pub fn mark_empty(log: &File) -> io::Result<()> {
     let bare = log.metadata()?.len() == 0;
-    let zeros = vec![0; 2 * BLOCK_BYTES];
-    let skew = zeros.as_ptr().align_offset(BLOCK_BYTES);
-    match log.write_durably(&zeros[skew..skew + BLOCK_BYTES], 0) {
+    let mut room = BlockRoom::default();
+    let block = room.block();
+    if log.read_exact_at(block, 0).is_err() {
+        block.fill(0); // there is none, or none that can be read
+    }
+    block[..BATCH_HEADER_BYTES].fill(0);
+    match log.write_durably(block, 0) {
         Err(error) if bare && super::is_full(&error) => Ok(()),
         result => result,
     }
@@ -161,14 +167,29 @@ pub fn mark_empty(log: &File) -> io::Result<()> {
 
 /// It stays what it is.
 pub fn rewrite_first_block(log: &File) -> io::Result<()> {
-    let mut bytes = vec![0; 2 * BLOCK_BYTES];
-    let skew = bytes.as_ptr().align_offset(BLOCK_BYTES);
-    let block = &mut bytes[skew..skew + BLOCK_BYTES];
+    let mut room = BlockRoom::default();
+    let block = room.block();
     log.read_exact_at(block, 0)?;
     match log.write_durably(block, 0) {
         // A file system that never writes in place.
         Err(error) if super::is_full(&error) => Ok(()),
         result => result,
+    }
+}
+
+/// For a block that lies in memory as direct writes want it.
+struct BlockRoom(Vec<u8>);
+
+impl Default for BlockRoom {
+    fn default() -> Self {
+        Self(vec![0; 2 * BLOCK_BYTES])
+    }
+}
+
+impl BlockRoom {
+    fn block(&mut self) -> &mut [u8] {
+        let skew = self.0.as_ptr().align_offset(BLOCK_BYTES);
+        &mut self.0[skew..skew + BLOCK_BYTES]
     }
 }
 

@@ -755,7 +755,12 @@ fn no_channel_has_a_name_that_the_store_has_use_for() {
         assert!(error.contains(name), "{error}");
     }
     // Those that others may have made are theirs.
-    let like_it = ["midge.deleted.1.foo", "midge.deleted.foo", "midge.log.3"];
+    let like_it = [
+        "midge.deleted.+000000000000001.foo",
+        "midge.deleted.1.foo",
+        "midge.deleted.foo",
+        "midge.log.3",
+    ];
     for name in like_it {
         let channel = store.create_channel(name).unwrap();
         publish(&mut store, channel, "kept").unwrap();
