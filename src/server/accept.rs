@@ -106,22 +106,23 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
-    /// Who it is that came.
-    fn peer(&mut self, fd: RawFd) -> std::io::Result<SocketAddr> {
-        let peer = self.io.peer_address(fd)?;
+    /// A connection from another host is paced again, if the system does that.
+    fn set_congestion_control(&self, fd: RawFd, peer: SocketAddr) {
         if let Some(name) = &self.shared.congestion_elsewhere
             && !peer.ip().is_loopback()
+            && let Err(error) = self.io.set_congestion_control(fd, name)
         {
-            self.io.set_congestion_control(fd, name)?;
+            // It works without as well.
+            log::debug!("{peer}: congestion control {}: {error}", name.display());
         }
-        Ok(peer)
     }
 
     /// Gives a new connection to the loop with the fewest.
     fn distribute(&mut self, fd: RawFd) {
-        let Ok(peer) = self.peer(fd) else {
+        let Ok(peer) = self.io.peer_address(fd) else {
             return self.io.close(fd); // it has gone already
         };
+        self.set_congestion_control(fd, peer);
         let doors = self.shared.mesh.doors();
         let counts: Vec<usize> = doors
             .iter()
@@ -188,8 +189,11 @@ impl<I: Io> EventLoop<I> {
     }
 
     fn route_accepted(&mut self, fd: RawFd) {
-        match self.peer(fd) {
-            Ok(peer) => self.open_route(fd, peer, None),
+        match self.io.peer_address(fd) {
+            Ok(peer) => {
+                self.set_congestion_control(fd, peer);
+                self.open_route(fd, peer, None);
+            }
             Err(_) => self.io.close(fd), // it has gone already
         }
     }

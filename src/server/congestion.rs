@@ -4,7 +4,9 @@
 //! hosts. Within this one there is no way to find out about, and the timers cost a loop that serves several receivers
 //! a fifth of its time. So listeners do without, and connections from elsewhere get back what the system chose.
 
-use nix::sys::socket::{getsockopt, setsockopt, sockopt::TcpCongestion};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, getsockopt, setsockopt, socket, sockopt::TcpCongestion,
+};
 use std::ffi::OsString;
 use std::os::fd::OwnedFd;
 
@@ -19,11 +21,20 @@ pub fn without_pacing(listener: &OwnedFd) -> Option<OsString> {
     if !chosen.to_str()?.starts_with(PACING) {
         return None;
     }
-    let set = |name: &OsString| setsockopt(listener, TcpCongestion, name);
     let plain = OsString::from(WITHOUT_PACING);
     // Who may not choose it again on a connection does not give it away.
-    set(&plain).and_then(|()| set(&chosen)).ok()?;
-    set(&plain).ok().map(|()| chosen)
+    let trial = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .ok()?;
+    let given_back = setsockopt(&trial, TcpCongestion, &plain)
+        .and_then(|()| setsockopt(&trial, TcpCongestion, &chosen));
+    given_back.ok()?;
+    setsockopt(listener, TcpCongestion, &plain).ok()?;
+    Some(chosen)
 }
 
 #[cfg(test)]
