@@ -342,8 +342,9 @@ fn running(arguments: &str) -> Option<Pid> {
         .args(["-f", &format!("^{TOP} {arguments}")])
         .output()
         .unwrap();
-    let pid = String::from_utf8_lossy(&find.stdout).trim().parse();
-    pid.ok().map(Pid::from_raw)
+    let found = String::from_utf8_lossy(&find.stdout).into_owned();
+    let first = found.lines().next()?;
+    Some(Pid::from_raw(first.parse().expect("pgrep prints numbers")))
 }
 
 #[test]

@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 /// News are shown this soon.
 const TICK: Duration = Duration::from_millis(50);
 const PAGE_LINES: usize = 20;
-/// Within it the screen ends when it is asked to. Who reads keys of a terminal that is gone does not come back from that.
-const END_GRACE: Duration = Duration::from_secs(1);
+/// Within it the screen ends when it is asked to. Who reads keys of a terminal that is gone does not come back from
+/// that, and who writes to one that is stopped may wait for long.
+const END_GRACE: Duration = Duration::from_secs(3);
 
 pub fn follow(client: Client, options: &Options) -> Result<(), String> {
     let asked_to_end = end_on_signal().map_err(|error| format!("signals: {error}"))?;
@@ -44,6 +45,8 @@ fn end_on_signal() -> nix::Result<Arc<AtomicBool>> {
         if signals.wait().is_ok() {
             told.store(true, SeqCst);
             std::thread::sleep(END_GRACE);
+            // This much can be done without writing to it.
+            let _ = crossterm::terminal::disable_raw_mode();
             std::process::exit(1);
         }
     });
