@@ -15,6 +15,8 @@ struct Run {
 #[derive(Deserialize)]
 struct Measured {
     scenario: String,
+    #[serde(default)]
+    unit: String,
     server: String,
     /// None: not a number.
     figures: Vec<Option<f64>>,
@@ -27,8 +29,8 @@ impl Measured {
     }
 }
 
-/// A scenario and the server the first one is compared with.
-type Key = (String, String);
+/// A scenario, the server the first one is compared with, and what is measured.
+type Key = (String, String, String);
 
 impl Run {
     fn read(path: &str) -> Result<Self, String> {
@@ -43,7 +45,11 @@ impl Run {
         let pairs = rows.flat_map(|(first, others)| others.iter().map(move |other| (first, other)));
         pairs
             .map(|(first, other)| {
-                let key = (first.scenario.clone(), other.server.clone());
+                let key = (
+                    first.scenario.clone(),
+                    other.server.clone(),
+                    first.unit.clone(),
+                );
                 (key, other.median() / first.median())
             })
             .collect()

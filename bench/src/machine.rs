@@ -5,7 +5,7 @@ use std::time::Duration;
 
 /// Of a CPU's time; more, and figures depend on what the rest does.
 const BUSY_MAX: f64 = 0.03;
-const LOOK: Duration = Duration::from_millis(500);
+const LOOK: Duration = Duration::from_secs(2);
 
 pub fn description() -> String {
     let read = |path| read_to_string(path).unwrap_or_default();

@@ -232,13 +232,15 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
     for scenario in &chosen {
         let programs = field.of(scenario);
         progress.scenario(&scenario.name);
+        let failed_before = failures.len();
         let mut rows: Vec<Row> = programs
             .iter()
             .map(|program| Row::new(scenario, &program.name))
             .collect();
         let rounds_max = if arguments.quick { 1 } else { 3 * repeat };
         for round in 0..rounds_max {
-            if round >= repeat && rows.iter().all(Row::is_settled) {
+            let failed = failures.len() > failed_before;
+            if round >= repeat && (failed || rows.iter().all(Row::is_settled)) {
                 break;
             }
             for (program, row) in programs.iter().zip(&mut rows) {

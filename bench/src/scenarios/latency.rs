@@ -120,6 +120,8 @@ pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome>
             true => Duration::ZERO,
             false => Duration::from_secs(10),
         };
+        // Where there is one CPU only, the server needs it.
+        std::thread::yield_now();
         let came = crowd.serve_ready(wait, |index, line, answer| {
             if let Came::Answer = service.line(index, line, answer)? {
                 let number = waiting[index].pop_front().ok_or("an answer to nothing")?;
