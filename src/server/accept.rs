@@ -90,8 +90,7 @@ impl Acceptor {
 impl<I: Io> EventLoop<I> {
     pub(super) fn accepted(&mut self, token: Token, result: Result<u32, Errno>, more: bool) {
         match result {
-            Ok(fd) if token.slot == ROUTES => self.route_accepted(fd as RawFd),
-            Ok(fd) => self.distribute(fd as RawFd),
+            Ok(fd) => self.take_in(token.slot, fd as RawFd),
             Err(Errno::CANCELED) => return,
             Err(error) => {
                 log::error!(
@@ -106,8 +105,12 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
-    /// A connection from another host is paced again, if the system does that.
-    fn set_congestion_control(&self, fd: RawFd, peer: SocketAddr) {
+    /// One connection, of a client or a route.
+    fn take_in(&mut self, which: u32, fd: RawFd) {
+        let Ok(peer) = self.io.peer_address(fd) else {
+            return self.io.close(fd); // it has gone already
+        };
+        // From another host it is paced again, if the system does that.
         if let Some(name) = &self.shared.congestion_elsewhere
             && !peer.ip().is_loopback()
             && let Err(error) = self.io.set_congestion_control(fd, name)
@@ -115,14 +118,14 @@ impl<I: Io> EventLoop<I> {
             // It works without as well.
             log::debug!("{peer}: congestion control {}: {error}", name.display());
         }
+        match which {
+            ROUTES => self.open_route(fd, peer, None),
+            _ => self.distribute(fd, peer),
+        }
     }
 
     /// Gives a new connection to the loop with the fewest.
-    fn distribute(&mut self, fd: RawFd) {
-        let Ok(peer) = self.io.peer_address(fd) else {
-            return self.io.close(fd); // it has gone already
-        };
-        self.set_congestion_control(fd, peer);
+    fn distribute(&mut self, fd: RawFd, peer: SocketAddr) {
         let doors = self.shared.mesh.doors();
         let counts: Vec<usize> = doors
             .iter()
@@ -186,16 +189,6 @@ impl<I: Io> EventLoop<I> {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let slot = self.broker.open_internal(cid, nowhere, self.now);
         self.take_place(slot, fd, None, None);
-    }
-
-    fn route_accepted(&mut self, fd: RawFd) {
-        match self.io.peer_address(fd) {
-            Ok(peer) => {
-                self.set_congestion_control(fd, peer);
-                self.open_route(fd, peer, None);
-            }
-            Err(_) => self.io.close(fd), // it has gone already
-        }
     }
 
     /// A connection to another server, accepted or (`dial`) made by us.

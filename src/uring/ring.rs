@@ -506,7 +506,7 @@ impl Io for Ring {
 
     fn set_congestion_control(&self, fd: RawFd, name: &OsString) -> io::Result<()> {
         use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
-        // SAFETY: a descriptor is open while it is in use here: it is closed by `close` alone, and only when nothing goes on on it.
+        // SAFETY: the descriptor is open for as long as this call: whoever accepted it hands it in, and closes it later, through `close`.
         let fd = unsafe { BorrowedFd::borrow_raw(fd) };
         Ok(setsockopt(&fd, TcpCongestion, name)?)
     }
