@@ -1,7 +1,7 @@
 //! Two reports of the same comparison side by side: how far their ratios are apart.
 
 use crate::report::short;
-use crate::stats::spread;
+use crate::stats::{scatter, spread};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,14 +23,36 @@ struct Measured {
 }
 
 impl Measured {
+    fn figures(&self) -> Vec<f64> {
+        let figures = self.figures.iter();
+        figures.map(|figure| figure.unwrap_or(f64::NAN)).collect()
+    }
+
     fn median(&self) -> f64 {
-        let figures = self.figures.iter().map(|figure| figure.unwrap_or(f64::NAN));
-        spread(&figures.collect::<Vec<_>>()).median
+        spread(&self.figures()).median
+    }
+
+    fn scatter(&self) -> f64 {
+        scatter(&self.figures())
     }
 }
 
-/// A scenario, the server the first one is compared with, and what is measured.
-type Key = (String, String, String);
+/// Which ratio.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Key {
+    scenario: String,
+    /// The server the first one is compared with.
+    server: String,
+    /// What is measured: reports of different units do not speak of the same.
+    unit: String,
+}
+
+/// How many times more one server needs than the first.
+struct Ratio {
+    of_medians: f64,
+    /// How far the runs of either server are apart from each other, whichever are further, as part of their median.
+    scatter: f64,
+}
 
 impl Run {
     fn read(path: &str) -> Result<Self, String> {
@@ -39,18 +61,21 @@ impl Run {
             .map_err(|error| format!("{path}: no report of `midge-bench run --json`: {error}"))
     }
 
-    /// How many times more each server needs than the first.
-    fn ratios(&self) -> BTreeMap<Key, f64> {
+    fn ratios(&self) -> BTreeMap<Key, Ratio> {
         let rows = self.rows.iter().filter_map(|rows| rows.split_first());
         let pairs = rows.flat_map(|(first, others)| others.iter().map(move |other| (first, other)));
         pairs
             .map(|(first, other)| {
-                let key = (
-                    first.scenario.clone(),
-                    other.server.clone(),
-                    first.unit.clone(),
-                );
-                (key, other.median() / first.median())
+                let key = Key {
+                    scenario: first.scenario.clone(),
+                    server: other.server.clone(),
+                    unit: first.unit.clone(),
+                };
+                let ratio = Ratio {
+                    of_medians: other.median() / first.median(),
+                    scatter: first.scatter().max(other.scatter()),
+                };
+                (key, ratio)
             })
             .collect()
     }
@@ -65,27 +90,34 @@ pub fn compare(first: &str, second: &str, within: f64) -> Result<(String, bool),
     Ok(table(&first, &second, within))
 }
 
-fn table(first: &BTreeMap<Key, f64>, second: &BTreeMap<Key, f64>, within: f64) -> (String, bool) {
+fn table(
+    first: &BTreeMap<Key, Ratio>,
+    second: &BTreeMap<Key, Ratio>,
+    within: f64,
+) -> (String, bool) {
     let mut text = format!(
-        "{:<35} {:<22} {:>8} {:>8} {:>7}\n",
-        "scenario", "server", "first", "second", "apart"
+        "{:<35} {:<22} {:>8} {:>8} {:>7} {:>9}\n",
+        "scenario", "server", "first", "second", "apart", "its runs"
     );
     let mut far = 0;
     for (key, one) in first {
-        let other = second.get(key).copied().unwrap_or(f64::NAN);
+        let other = second.get(key);
+        let ratio = other.map_or(f64::NAN, |other| other.of_medians);
         // The same whichever of the two is the larger one.
-        let apart = ((one / other).max(other / one) - 1.0) * 100.0;
+        let apart = ((one.of_medians / ratio).max(ratio / one.of_medians) - 1.0) * 100.0;
+        let scatter = other.map_or(one.scatter, |other| one.scatter.max(other.scatter)) * 100.0;
         // What is not a number is not near anything.
         let near = apart <= within;
         far += usize::from(!near);
         let _ = writeln!(
             text,
-            "{:<35} {:<22} {:>8} {:>8} {:>6}%{}",
-            key.0,
-            key.1,
-            short(*one),
-            short(other),
+            "{:<35} {:<22} {:>8} {:>8} {:>6}% {:>8}%{}",
+            key.scenario,
+            key.server,
+            short(one.of_medians),
+            short(ratio),
             short(apart),
+            short(scatter),
             if near { "" } else { "  <- too far" }
         );
     }
@@ -94,7 +126,7 @@ fn table(first: &BTreeMap<Key, f64>, second: &BTreeMap<Key, f64>, within: f64) -
         let _ = writeln!(
             text,
             "{:<35} {:<22} in the second report only",
-            key.0, key.1
+            key.scenario, key.server
         );
     }
     let _ = writeln!(
@@ -129,7 +161,10 @@ mod tests {
         let far = written(&folder, "3", ["[10]", "[120]"]);
         assert!(compare(&first, &near, 1.0).unwrap().1);
         let (table, agree) = compare(&first, &far, 15.0).unwrap();
-        assert!(!agree && table.contains("20.0%  <- too far"), "{table}");
+        assert!(
+            !agree && table.contains("20.0%") && table.contains("<- too far"),
+            "{table}"
+        );
         assert!(compare(&far, &first, 21.0).unwrap().1);
     }
 

@@ -52,22 +52,44 @@ fn failed(error: std::io::Error) -> String {
 
 impl Connection {
     pub fn open(target: &Target) -> Result<Self> {
+        let mut connection = Self::dial(target)?.introduced(target)?;
+        connection.pong()?;
+        Ok(connection)
+    }
+
+    /// Many at once: each step is taken for all of them before the next one is.
+    pub fn open_together(target: &Target, count: usize) -> Result<Vec<Self>> {
+        let dialed: Vec<Self> = (0..count)
+            .map(|_| Self::dial(target))
+            .collect::<Result<_>>()?;
+        let mut connections: Vec<Self> = dialed
+            .into_iter()
+            .map(|connection| connection.introduced(target))
+            .collect::<Result<_>>()?;
+        connections.iter_mut().try_for_each(Self::pong)?;
+        Ok(connections)
+    }
+
+    fn dial(target: &Target) -> Result<Self> {
         let stream = TcpStream::connect(target.address).map_err(failed)?;
         stream.set_nodelay(true).map_err(failed)?;
         stream.set_read_timeout(Some(PATIENCE)).map_err(failed)?;
         stream.set_write_timeout(Some(PATIENCE)).map_err(failed)?;
-        let mut connection = Self {
+        Ok(Self {
             wire: Wire::Plain(stream),
             buffer: Vec::new(),
             taken: 0,
-        };
-        connection.line()?;
+        })
+    }
+
+    /// Answers INFO; the PONG is still to come.
+    fn introduced(mut self, target: &Target) -> Result<Self> {
+        self.line()?;
         if let Some(config) = &target.tls {
-            connection = connection.secured(config)?;
+            self = self.secured(config)?;
         }
-        connection.write(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\n")?;
-        connection.settle()?;
-        Ok(connection)
+        self.write(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\nPING\r\n")?;
+        Ok(self)
     }
 
     fn secured(self, config: &Arc<rustls::ClientConfig>) -> Result<Self> {

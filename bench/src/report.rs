@@ -3,7 +3,7 @@
 use crate::machine;
 use crate::scenarios::{Group, Outcome, Scenario};
 use crate::server::Program;
-use crate::stats::{Latency, Spread, spread};
+use crate::stats::{Latency, Spread, scatter, spread};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -68,11 +68,8 @@ impl Row {
 
     /// Whether one more run would hardly move the median, or none came to an end.
     pub fn is_settled(&self) -> bool {
-        let mut sorted = self.figures.clone();
-        sorted.sort_by(f64::total_cmp);
-        let outer = sorted.len() / 4;
-        let inner = spread(&sorted[outer..sorted.len() - outer]);
-        inner.median.is_nan() || inner.max - inner.min <= SETTLED * inner.median
+        let scatter = scatter(&self.figures);
+        scatter.is_nan() || scatter <= SETTLED
     }
 
     /// The median over the runs of one of the percentiles; None: not measured.

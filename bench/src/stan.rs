@@ -1,7 +1,7 @@
 //! A client of NATS Streaming, made for load: batches prepared as far as can be.
 
 use crate::load::{Connection, Result};
-use crate::stats::{Latency, histogram};
+use crate::stats::histogram;
 use hdrhistogram::Histogram;
 use prost::Message;
 use std::collections::VecDeque;
@@ -203,8 +203,8 @@ impl Publisher {
     }
 
     /// Publishes for so long; returns how many messages were acknowledged, which is all of them, and
-    /// how long that took each.
-    pub fn run(&mut self, time: Duration) -> Result<(u64, Latency)> {
+    /// how many nanoseconds that took each.
+    pub fn run(&mut self, time: Duration) -> Result<(u64, Histogram<u64>)> {
         let until = Instant::now() + time;
         self.publish(|_| Instant::now() < until)
     }
@@ -213,7 +213,7 @@ impl Publisher {
         self.publish(|published| published < count).map(drop)
     }
 
-    fn publish(&mut self, more: impl Fn(u64) -> bool) -> Result<(u64, Latency)> {
+    fn publish(&mut self, more: impl Fn(u64) -> bool) -> Result<(u64, Histogram<u64>)> {
         let (mut published, mut acknowledged) = (0u64, 0u64);
         let mut times = histogram();
         let mut batch = Vec::new();
@@ -221,7 +221,7 @@ impl Publisher {
         loop {
             let go_on = more(published);
             if !go_on && acknowledged == published {
-                return Ok((published, Latency::of(&times)));
+                return Ok((published, times));
             }
             let ahead = (published - acknowledged) as usize;
             if go_on && ahead + step <= self.window {

@@ -25,6 +25,15 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
+/// How far values are apart, but for the outermost quarter at each end, as part of their median; not a number where there are none.
+pub fn scatter(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let outer = sorted.len() / 4;
+    let inner = spread(&sorted[outer..sorted.len() - outer]);
+    (inner.max - inner.min) / inner.median
+}
+
 /// Nanoseconds up to a minute, to three digits.
 pub fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("sound bounds")

@@ -5,6 +5,9 @@ use crate::bed::Bed;
 use crate::load::{Connection, Result};
 use std::time::Duration;
 
+/// Connections of a storm that are being made at any time.
+const AT_ONCE: usize = 32;
+
 pub struct Cost {
     /// Bytes and nanoseconds of CPU per connection.
     pub memory: f64,
@@ -28,6 +31,25 @@ pub fn cost(bed: &Bed, setting: &Setting, figure: fn(&Cost) -> f64) -> Result<Ou
         cpu: meter.cpu_ns() / count as f64,
     };
     Ok(Outcome::of(figure(&cost), count as u64, elapsed))
+}
+
+/// Clients come back all together, as after a restart of the server, and stay until all are there.
+pub fn storm(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+    let rounds = setting.scaled(300);
+    let count = rounds * AT_ONCE;
+    let meter = bed.meter(0);
+    let mut open = Vec::new();
+    for _ in 0..rounds {
+        open.extend(Connection::open_together(&bed.target(), AT_ONCE)?);
+    }
+    let elapsed = meter.elapsed();
+    drop(open);
+    settle_closes(bed)?;
+    Ok(Outcome::of(
+        meter.cpu_ns() / count as f64,
+        count as u64,
+        elapsed,
+    ))
 }
 
 /// One after the other, each closed before the next.

@@ -6,6 +6,7 @@ use crate::load::{Connection, Result, Target};
 use crate::server;
 use crate::stan::{self, Publisher, Subscriber};
 use crate::stats::{Latency, histogram};
+use hdrhistogram::Histogram;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
@@ -21,11 +22,16 @@ fn connect(target: &Target, id: &str) -> Result<(Connection, stan::Session)> {
     Ok((connection, session))
 }
 
-fn outcome(cpu_ns: f64, messages: u64, elapsed: Duration, latency: Option<Latency>) -> Outcome {
+fn outcome(
+    cpu_ns: f64,
+    messages: u64,
+    elapsed: Duration,
+    times: Option<&Histogram<u64>>,
+) -> Outcome {
     let outcome = Outcome::of(cpu_ns / 1000.0 / messages as f64, messages, elapsed);
     Outcome {
         bytes_rate: outcome.rate * PAYLOAD as f64,
-        latency,
+        latency: times.map(Latency::of),
         ..outcome
     }
 }
@@ -39,35 +45,49 @@ pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> 
     // Channels are made by their first publish.
     publisher.run_messages(channels as u64)?;
     let meter = bed.meter(0);
-    let (messages, latency) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
+    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
     Ok(outcome(
         meter.cpu_ns(),
         messages,
         meter.elapsed(),
-        Some(latency),
+        Some(&times),
     ))
 }
 
 /// One publish at a time: how many times as long the median one takes as an append with its fdatasync
-/// on the same disk and CPU, timed before and after.
+/// on the same disk and CPU. The two take turns, as a disk of a virtual machine is faster and slower from one moment to the next.
 pub fn synchronous(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let syncs = setting.scaled(1000);
-    let before = time_syncs(bed, syncs)?;
-    let outcome = publish(bed, setting, 1, 1)?;
-    let after = time_syncs(bed, syncs)?;
-    let latency = outcome.latency.as_ref().ok_or("nothing was timed")?;
+    const TURNS: usize = 8;
+    let syncs = setting.scaled(1600) / TURNS;
+    let (connection, session) = connect(&bed.target(), "publisher")?;
+    let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, 1)?;
+    publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    let (mut disk, mut acks) = (histogram(), histogram());
+    let (mut messages, mut elapsed) = (0, Duration::ZERO);
+    for _ in 0..TURNS {
+        time_syncs(bed, syncs, &mut disk)?;
+        let start = Instant::now();
+        let (count, times) =
+            publisher.run(Duration::from_secs_f64(setting.seconds / TURNS as f64))?;
+        elapsed += start.elapsed();
+        messages += count;
+        acks.add(times).map_err(|error| error.to_string())?;
+    }
+    let latency = Latency::of(&acks);
+    let figure = latency.p50 / Latency::of(&disk).p50;
+    let outcome = Outcome::of(figure, messages, elapsed);
     Ok(Outcome {
-        figure: latency.p50 * 2.0 / (before + after),
+        bytes_rate: outcome.rate * PAYLOAD as f64,
+        latency: Some(latency),
         ..outcome
     })
 }
 
-/// Median microseconds of an append of a payload and the fdatasync that makes it safe.
-fn time_syncs(bed: &Bed, count: usize) -> Result<f64> {
+/// Nanoseconds of an append of a payload and the fdatasync that makes it safe.
+fn time_syncs(bed: &Bed, count: usize, times: &mut Histogram<u64>) -> Result<()> {
     let path = bed.folder().join("syncs");
     let failed = |error: std::io::Error| format!("{}: {error}", path.display());
     let mut file = std::fs::File::create(&path).map_err(failed)?;
-    let mut times = histogram();
     std::thread::scope(|scope| {
         let syncs = scope.spawn(|| -> Result<()> {
             server::pin(0, bed.cpu)?;
@@ -80,8 +100,7 @@ fn time_syncs(bed: &Bed, count: usize) -> Result<f64> {
             Ok(())
         });
         syncs.join().expect("it does not panic")
-    })?;
-    Ok(Latency::of(&times).p50)
+    })
 }
 
 /// Publishes with a subscriber on the channel, from which every message must come, in order.
@@ -94,9 +113,9 @@ pub fn with_subscriber(bed: &Bed, setting: &Setting, acks: bool) -> Result<Outco
     let (before, _) = publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
     subscriber.wait_for(before)?;
     let meter = bed.meter(0);
-    let (messages, latency) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
+    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
     subscriber.wait_for(before + messages)?;
-    let outcome = outcome(meter.cpu_ns(), messages, meter.elapsed(), Some(latency));
+    let outcome = outcome(meter.cpu_ns(), messages, meter.elapsed(), Some(&times));
     subscriber.finish()?;
     Ok(outcome)
 }
