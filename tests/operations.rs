@@ -238,7 +238,7 @@ async fn a_user_with_a_key() {
         let connect = format!(r#"{{"nkey":"{key}","sig":"{signature}"}}"#);
         assert_eq!(login(server.port, &connect).1, violation());
     }
-    assert!(server.log().contains("Authorization Error - Nkey"));
+    server.wait_log("Authorization Error - Nkey");
     assert!(!server.log().contains(SEED) && !server.log().contains(&nonsense));
     server.stop();
 }
@@ -269,7 +269,8 @@ fn mistakes_in_a_file_are_told_all_at_once() {
     // At a start, what is unknown is a warning, but under --strict.
     file.write("max_paylod: 5\n");
     let server = Server::start(&["-c", file.path()]);
-    assert!(server.log().contains("[WRN]") && server.log().contains("max_payload"));
+    server.wait_log("max_payload");
+    assert!(server.log().contains("[WRN]"));
     server.stop();
     let output = midge(&["--strict", "-c", file.path()], "");
     assert_eq!(output.status.code(), Some(1));
