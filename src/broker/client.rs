@@ -115,8 +115,10 @@ pub struct Client {
     pub progress_at: Option<Instant>,
     pub peer: SocketAddr,
     pub started_at: SystemTime,
-    /// Last CONNECT, SUB, UNSUB, message in, or flush, by the loop's clock.
+    /// Last CONNECT, SUB, UNSUB, or message in or out, by the loop's clock.
     pub active_at: Option<Instant>,
+    /// `traffic.messages_out` at the last write.
+    pub messages_written: u64,
 }
 
 /// The publishers a receiver holds back, and its allowance for doing so where it is in a minority.
@@ -184,6 +186,7 @@ impl Client {
             peer,
             started_at: SystemTime::now(),
             active_at: None,
+            messages_written: 0,
         }
     }
 

@@ -360,7 +360,11 @@ impl Broker {
         let client = &mut self.receivers.clients[slot as usize];
         client.outbox.advance(&mut self.receivers.pool, bytes);
         client.progress_at = (!client.outbox.is_empty()).then_some(now);
-        client.active_at = Some(now);
+        // A PING on its way is no activity, a message is.
+        if client.messages_written != client.traffic.messages_out {
+            client.messages_written = client.traffic.messages_out;
+            client.active_at = Some(now);
+        }
         if client.holding.is_some() || client.stuck || client.choked {
             self.after_progress(slot);
         }
@@ -400,6 +404,10 @@ impl Broker {
             let line = self.info_line(slot);
             self.append(slot, line.as_bytes());
         }
+    }
+
+    pub fn client_urls(&self) -> Arc<Vec<String>> {
+        self.client_urls.clone()
     }
 
     /// New addresses for clients; those that understand it are told.

@@ -152,3 +152,35 @@ fn info(client: &Client, now: Instant, wall: SystemTime) -> ConnectionInfo {
         route,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::broker::propagate::tests::{broker, written};
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn messages_and_subscriptions_are_activity_and_nothing_else() {
+        let start = Instant::now();
+        let (mut broker, client) = broker(start);
+        let mut now = start;
+        let mut is_active = |bytes: &[u8]| {
+            now += Duration::from_secs(1);
+            broker.handle_bytes(client, bytes, now);
+            let said = broker.client(client).unwrap().active_at;
+            now += Duration::from_secs(1);
+            written(&mut broker, client, now);
+            let written = broker.client(client).unwrap().active_at;
+            (
+                said == Some(now - Duration::from_secs(1)),
+                written == Some(now),
+            )
+        };
+        assert_eq!(is_active(b"PING\r\n"), (false, false));
+        assert_eq!(is_active(b"PONG\r\n"), (false, false));
+        assert_eq!(is_active(b"SUB foo 1\r\n"), (true, false));
+        assert_eq!(is_active(b"PUB bar 0\r\n\r\n"), (true, false));
+        assert_eq!(is_active(b"PUB foo 0\r\n\r\n"), (true, true));
+        assert_eq!(is_active(b"PING\r\n"), (false, false));
+        assert_eq!(is_active(b"UNSUB 7\r\n"), (true, false));
+    }
+}

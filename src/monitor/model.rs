@@ -14,6 +14,8 @@ pub struct Varz {
     pub auth_required: bool,
     pub tls_required: bool,
     pub tls_verify: bool,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub connect_urls: Vec<String>,
     pub addr: String,
     pub max_connections: i64,
     /// Nanoseconds.
@@ -169,17 +171,13 @@ pub struct Subsz {
     pub avg_fanout: f64,
 }
 
-/// A number with one decimal, written without it when it is whole.
+/// A number with one decimal.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Rounded(pub f64);
 
 impl Serialize for Rounded {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let tenths = (self.0 * 10.0).round();
-        match tenths % 10.0 == 0.0 {
-            true => serializer.serialize_i64((tenths / 10.0) as i64),
-            false => serializer.serialize_f64(tenths / 10.0),
-        }
+        serializer.serialize_f64((self.0 * 10.0).round() / 10.0)
     }
 }
 
@@ -217,7 +215,7 @@ mod tests {
             assert_eq!(uptime(Duration::from_secs(seconds)), expect);
         }
         assert_eq!(
-            serde_json::to_string(&[Rounded(0.0), Rounded(12.34)]).unwrap(),
+            crate::util::go_json::go_json(&[Rounded(0.0), Rounded(12.34)]),
             "[0,12.3]"
         );
     }

@@ -101,6 +101,8 @@ pub struct Snapshot {
     pub routes: usize,
     pub subscriptions: usize,
     pub slow_consumers: Vec<SlowConsumer>,
+    /// What clients are told of where else to connect.
+    pub client_urls: Arc<Vec<String>>,
 }
 
 /// What all loops share and never changes while they run.
@@ -726,6 +728,7 @@ impl<I: Io> EventLoop<I> {
                     routes: self.broker.route_slots().len(),
                     subscriptions: self.broker.subscription_count(),
                     slow_consumers: self.broker.slow_consumers().to_vec(),
+                    client_urls: self.broker.client_urls(),
                 });
             }
             Command::Connections { kind, from, reply } => {

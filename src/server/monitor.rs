@@ -121,13 +121,6 @@ impl Monitor {
             Ok(response) => response,
             Err(text) => return Response::text(400, &text),
         };
-        let counted = match request.path.as_str() {
-            "/subscriptionsz" => "/subsz",
-            other => other,
-        };
-        if let Some(count) = self.state().requests.get_mut(counted) {
-            *count += 1;
-        }
         match query.get("callback").filter(|name| !name.is_empty()) {
             Some(name) if response.kind == Response::JSON => Response {
                 kind: "application/javascript",
@@ -138,15 +131,39 @@ impl Monitor {
         }
     }
 
+    /// Counts a request that is going to be answered, so that its own answer has it.
+    fn count(&self, path: &'static str) {
+        if let Some(count) = self.state().requests.get_mut(path) {
+            *count += 1;
+        }
+    }
+
     /// The answer to a path; the error is the text of a status 400.
     fn document(&self, path: &str, query: Query<'_>) -> Result<Response, String> {
         let json = |value| Ok(Response::json(value));
         match path {
-            "/" => Ok(Response::html(ROOT_PAGE.into())),
-            "/varz" => json(go_json_pretty(&self.varz())),
-            "/connz" => json(go_json_pretty(&self.connz(query.connz()?))),
-            "/routez" => json(go_json_pretty(&self.routez(query.switch("subs")?))),
-            "/subsz" | "/subscriptionsz" => json(go_json_pretty(&self.subsz())),
+            "/" => {
+                self.count("/");
+                Ok(Response::html(ROOT_PAGE.into()))
+            }
+            "/varz" => {
+                self.count("/varz");
+                json(go_json_pretty(&self.varz()))
+            }
+            "/connz" => {
+                let options = query.connz()?;
+                self.count("/connz");
+                json(go_json_pretty(&self.connz(options)))
+            }
+            "/routez" => {
+                let with_subjects = query.switch("subs")?;
+                self.count("/routez");
+                json(go_json_pretty(&self.routez(with_subjects)))
+            }
+            "/subsz" | "/subscriptionsz" => {
+                self.count("/subsz");
+                json(go_json_pretty(&self.subsz()))
+            }
             "/stacksz" => json(threads()),
             "/metrics" => Ok(Response {
                 kind: "text/plain; version=0.0.4; charset=utf-8",
@@ -305,6 +322,9 @@ impl Monitor {
             },
             tls_required: settings.info.tls_required,
             tls_verify: settings.info.tls_verify,
+            connect_urls: snapshots
+                .first()
+                .map_or_else(Vec::new, |snapshot| snapshot.client_urls.to_vec()),
             tls_timeout: options.tls.timeout,
             port: settings.info.port,
             max_payload: options.max_payload,
