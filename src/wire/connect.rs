@@ -4,6 +4,7 @@
 //! unknown keys are ignored, `null` leaves a value as it was, a wrong type is an error, and a second
 //! CONNECT keeps what it does not mention.
 
+use crate::util::go_json::go_text;
 use serde_json::Value;
 
 /// What a client said of itself; the defaults hold until it does.
@@ -63,8 +64,7 @@ impl Connect {
     /// Takes over what the body sets. On an error some fields may have been set; the connection
     /// ends anyway.
     pub fn update(&mut self, json: &[u8]) -> Result<(), String> {
-        // Go reads invalid UTF-8 as replacement characters.
-        let text = String::from_utf8_lossy(json);
+        let text = go_text(json);
         let object = match serde_json::from_str(&text).map_err(|e| e.to_string())? {
             Value::Object(object) => object,
             Value::Null => return Ok(()),
@@ -138,7 +138,7 @@ pub fn route_connect_line(server_id: &str, login: Option<(&str, &str)>, tls: boo
 
 /// A CONNECT line fit for the log: secrets are replaced by asterisks.
 pub fn masked(json: &[u8]) -> String {
-    let text = String::from_utf8_lossy(json);
+    let text = go_text(json);
     let Ok(Value::Object(mut object)) = serde_json::from_str::<Value>(&text) else {
         // Not readable as JSON, so we cannot tell what is secret in it.
         return format!("({} bytes that are no JSON object)", json.len());
@@ -182,6 +182,15 @@ mod tests {
         connect.update(b"null").unwrap();
         connect.update(b"{}").unwrap();
         assert_eq!(&*connect.name, "a");
+    }
+
+    #[test]
+    fn what_is_no_text_is_replaced_not_refused() {
+        let mut connect = Connect::default();
+        connect
+            .update(b"{\"name\":\"x\\ud800\",\"lang\":\"\xff\"}")
+            .unwrap();
+        assert_eq!((&*connect.name, &*connect.lang), ("x\u{fffd}", "\u{fffd}"));
     }
 
     #[test]
