@@ -8,10 +8,13 @@ use crate::util::nkey::encode_nonce;
 use crate::wire::connect::Connect;
 use crate::wire::encode::{self, error_line};
 use crate::wire::errors;
-use crate::wire::parser::Kind;
+use crate::wire::parser::{Kind, Stop};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Largest CONNECT protocol we know.
+const PROTOCOL_MAX: i64 = 1;
 
 impl Broker {
     /// What this connection is told to sign: a keyed hash of its number, so that nobody can know it
@@ -118,35 +121,67 @@ impl Broker {
         client.ticket = None;
         let answer = std::mem::take(&mut client.answer_connect);
         if !good {
-            let who = client
-                .connect
-                .as_ref()
-                .filter(|_| self.settings.auth.has_users());
-            let label = client.label();
-            match who {
-                Some(connect) if connect.user.is_empty() && !connect.nkey.is_empty() => {
-                    log::error!("{label} - Authorization Error - Nkey {:?}", connect.nkey);
-                }
-                Some(connect) => {
-                    log::error!("{label} - Authorization Error - User {:?}", connect.user);
-                }
-                None => log::error!("{label} - Authorization Error"),
-            }
+            self.log_authorization_error(slot);
             return self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
         }
         client.unauthorized = false;
         client.permissions = permissions;
-        let (verbose, deferred) = (client.verbose, std::mem::take(&mut client.deferred));
-        if answer {
-            log::debug!("{} - {}", client.label(), client.introduction());
-            if verbose {
-                self.append(slot, encode::OK);
-            }
+        let deferred = std::mem::take(&mut client.deferred);
+        if answer && self.admit(slot).is_err() {
+            return;
         }
         self.end_forbidden_subscriptions(slot);
         self.handle_bytes(slot, &deferred, now);
         if self.wants_bytes(slot) {
             self.effects.push(Effect::Resume { slot });
+        }
+    }
+
+    /// A CONNECT is good as far as authorization goes, which comes first: the rest of it is looked at, and
+    /// acknowledged to those who want that.
+    pub(super) fn admit(&mut self, slot: Slot) -> Result<(), Stop> {
+        let client = &self.receivers.clients[slot as usize];
+        let connect = client.connect.as_deref().expect("it was read");
+        let fault = match client.kind {
+            Kind::Client if !(0..=PROTOCOL_MAX).contains(&connect.protocol) => {
+                Some(errors::INVALID_CLIENT_PROTOCOL)
+            }
+            Kind::Client if connect.no_responders && !connect.headers => {
+                Some(errors::NO_RESPONDERS_NEEDS_HEADERS)
+            }
+            // A client that took the route port for its own: servers have no language.
+            Kind::Route if !connect.lang.is_empty() => Some(errors::CLIENT_ON_ROUTE_PORT),
+            _ => None,
+        };
+        if let Some(text) = fault {
+            self.refuse(slot, text);
+            self.log_read_error(slot, &text);
+            return Err(Stop);
+        }
+        if client.kind == Kind::Client {
+            log::debug!("{} - {}", client.label(), client.introduction());
+            if client.verbose {
+                self.append(slot, encode::OK);
+            }
+        }
+        Ok(())
+    }
+
+    #[cold]
+    pub(super) fn log_authorization_error(&self, slot: Slot) {
+        let client = &self.receivers.clients[slot as usize];
+        let label = client.label();
+        let named = client.kind == Kind::Client && self.settings.auth.has_users();
+        let (user, nkey) = match &client.connect {
+            Some(connect) => (&*connect.user, &*connect.nkey),
+            None => ("", ""),
+        };
+        match named {
+            true if user.is_empty() && !nkey.is_empty() => {
+                log::error!("{label} - Authorization Error - Nkey {nkey:?}");
+            }
+            true => log::error!("{label} - Authorization Error - User {user:?}"),
+            false => log::error!("{label} - Authorization Error"),
         }
     }
 

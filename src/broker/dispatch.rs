@@ -9,6 +9,7 @@ use super::route::RouteSession;
 use super::subs::Care;
 use super::{Broker, Slot};
 use crate::subject::token;
+use crate::util::go_json::go_text;
 use crate::wire::connect::masked;
 use crate::wire::parser::{Fault, Kind, Message, Padded, Parser, Sink, Stop};
 use crate::wire::run::Run;
@@ -18,9 +19,6 @@ use std::time::Instant;
 
 /// Publishes to subjects with this prefix are refused, with or without authorization.
 const RESERVED_PREFIX: &[u8] = b"_SYS.";
-
-/// Largest CONNECT protocol we know.
-const PROTOCOL_MAX: i64 = 1;
 
 impl Broker {
     /// The next bytes of a connection.
@@ -91,40 +89,54 @@ impl Broker {
         }
     }
 
+    /// Texts, levels and order of the lines in the log are gnatsd's.
     #[cold]
     fn handle_fault(&mut self, slot: Slot, fault: &Fault) {
         let label = self.receivers.clients[slot as usize].label();
+        if let Fault::BadArguments { verb, line, .. } | Fault::PayloadTooBig { verb, line, .. } =
+            fault
+        {
+            let line = String::from_utf8_lossy(line);
+            log::trace!("{label} - ->> [{} {line}]", verb.name());
+        }
         match fault {
             Fault::Stopped => {} // whoever stopped it has said why
             Fault::UnknownOperation { .. } => {
-                log::error!("{label} - {fault}");
                 self.append(
                     slot,
                     encode::error_line(errors::UNKNOWN_PROTOCOL_OPERATION).as_bytes(),
                 );
+                self.log_read_error(slot, fault);
                 self.refuse(slot, errors::PARSER_ERROR);
             }
-            Fault::BadArguments(_) => {
-                log::error!("{label} - {fault}");
+            Fault::BadArguments { .. } => {
+                self.log_read_error(slot, fault);
                 self.refuse(slot, errors::PARSER_ERROR);
             }
             Fault::ControlLineTooLong => {
-                log::error!("{label} - {fault}");
                 self.refuse(slot, errors::CONTROL_LINE_EXCEEDED);
+                self.log_read_error(slot, fault);
             }
             Fault::PayloadTooBig { .. } => {
                 log::error!("{label} - {fault}");
                 self.refuse(slot, errors::PAYLOAD_VIOLATION);
             }
             Fault::ConnectMissing => {
-                log::error!("{label} - Authorization Error");
+                self.log_authorization_error(slot);
                 self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
             }
             Fault::HeadersNotSupported => {
-                log::error!("{label} - {fault}");
+                self.log_read_error(slot, fault);
                 self.close(slot, CloseReason::Silently);
             }
         }
+    }
+
+    /// What a connection said that ends it.
+    #[cold]
+    pub(super) fn log_read_error(&self, slot: Slot, what: &dyn std::fmt::Display) {
+        let label = self.receivers.clients[slot as usize].label();
+        log::error!("{label} - Error reading from client: {what}");
     }
 }
 
@@ -213,17 +225,22 @@ impl Session<'_> {
             .as_ref()
             .map_or(String::new(), |connect| connect.user.to_string());
         let label = client.label();
+        self.complain(&errors::publish_violation(subject));
         log::error!(
             "{label} - Publish Violation - User {user:?}, Subject {}",
             errors::quoted(subject)
         );
-        self.complain(&errors::publish_violation(subject));
     }
 
     /// The checks most connections do not need; false when the message must not be delivered.
     #[cold]
     fn check_publish(&mut self, subject: &[u8]) -> bool {
         let now = self.broker.now;
+        // An invalid subject is told first, and whether it is permitted all the same.
+        let invalid = self.client().pedantic && !token::is_valid_literal(subject);
+        if invalid {
+            self.complain(errors::INVALID_SUBJECT);
+        }
         let client = self.client();
         let forbidden = subject.starts_with(RESERVED_PREFIX)
             || client
@@ -235,12 +252,10 @@ impl Session<'_> {
             self.refuse_publish(subject);
             return false;
         }
-        if client.pedantic && !token::is_valid_literal(subject) {
-            self.complain(errors::INVALID_SUBJECT);
+        if invalid {
             self.ok_if_verbose();
-            return false;
         }
-        true
+        !invalid
     }
 
     fn stop(&mut self, text: &str) -> Result<(), Stop> {
@@ -362,8 +377,7 @@ impl Sink for Session<'_> {
         client.active_at = Some(now);
         let mut connect = client.connect.take().unwrap_or_default();
         if let Err(error) = connect.update(json) {
-            let label = client.label();
-            log::error!("{label} - CONNECT: {error}");
+            self.broker.log_read_error(self.slot, &error);
             return self.stop(errors::PARSER_ERROR);
         }
         let connect = &*client.connect.insert(connect);
@@ -372,14 +386,6 @@ impl Sink for Session<'_> {
         client.echo = connect.echo;
         client.headers = connect.headers && headers;
         client.no_responders = connect.no_responders && client.headers;
-        let without_headers = connect.no_responders && !connect.headers;
-        let (protocol, verbose) = (connect.protocol, connect.verbose);
-        if !(0..=PROTOCOL_MAX).contains(&protocol) {
-            return self.stop(errors::INVALID_CLIENT_PROTOCOL);
-        }
-        if without_headers {
-            return self.stop(errors::NO_RESPONDERS_NEEDS_HEADERS);
-        }
         let nonce = self.broker.nonce(self.slot);
         let client = &self.broker.receivers.clients[self.slot as usize];
         let judged = match client.internal {
@@ -396,22 +402,18 @@ impl Sink for Session<'_> {
                 let client = self.client();
                 client.unauthorized = false;
                 client.permissions = permissions;
-                log::debug!("{} - {}", client.label(), client.introduction());
+                self.broker.admit(self.slot)
             }
             Verdict::Denied => {
-                self.log_authorization_error();
-                return self.stop(errors::AUTHORIZATION_VIOLATION);
+                self.broker.log_authorization_error(self.slot);
+                self.stop(errors::AUTHORIZATION_VIOLATION)
             }
             Verdict::Verify { proof, permissions } => {
                 self.client().answer_connect = true;
                 self.broker.verify(self.slot, proof, permissions);
-                return Err(Stop);
+                Err(Stop)
             }
         }
-        if verbose {
-            self.broker.append(self.slot, encode::OK);
-        }
-        Ok(())
     }
 
     fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
@@ -419,12 +421,10 @@ impl Sink for Session<'_> {
             self.trace_in(format_args!("INFO {}", String::from_utf8_lossy(json)));
         }
         // Clients have nothing to say here, but it must be JSON.
-        let text = String::from_utf8_lossy(json);
-        match serde_json::from_str::<crate::wire::info::Info>(&text) {
+        match serde_json::from_str::<crate::wire::info::Info>(&go_text(json)) {
             Ok(_) => Ok(()),
             Err(error) => {
-                let label = self.client().label();
-                log::error!("{label} - INFO: {error}");
+                self.broker.log_read_error(self.slot, &error);
                 self.stop(errors::PARSER_ERROR)
             }
         }
@@ -458,12 +458,15 @@ impl Sink for Session<'_> {
                     .as_ref()
                     .map_or(String::new(), |connect| connect.user.to_string());
                 let label = client.label();
+                // Clients of later servers want to know which of their subscriptions it is.
+                let modern = client.connect.as_ref().is_some_and(|c| c.headers);
+                let text = errors::subscription_violation(subject, queue.filter(|_| modern));
+                self.complain(&text);
                 log::error!(
                     "{label} - Subscription Violation - User {user:?}, Subject {}, SID {}",
                     errors::quoted(subject),
                     String::from_utf8_lossy(sid)
                 );
-                self.complain(&errors::subscription_violation(subject, None));
                 return Ok(());
             }
         };
@@ -537,21 +540,5 @@ impl Sink for Session<'_> {
         log::error!("{label} - Client Error {}", String::from_utf8_lossy(text));
         self.broker.close(self.slot, CloseReason::Silently);
         Err(Stop)
-    }
-}
-
-impl Session<'_> {
-    #[cold]
-    fn log_authorization_error(&mut self) {
-        let named = self.broker.settings.auth.has_users();
-        let client = self.client();
-        let label = client.label();
-        match client.connect.as_ref().filter(|_| named) {
-            Some(connect) if connect.user.is_empty() && !connect.nkey.is_empty() => {
-                log::error!("{label} - Authorization Error - Nkey {:?}", connect.nkey);
-            }
-            Some(connect) => log::error!("{label} - Authorization Error - User {:?}", connect.user),
-            None => log::error!("{label} - Authorization Error"),
-        }
     }
 }

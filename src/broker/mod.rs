@@ -288,10 +288,7 @@ impl Broker {
         client.phase = Phase::Closing;
         client.ticket = None;
         let kind = client.kind;
-        match kind {
-            Kind::Client => log::debug!("{} - Client connection closed", client.label()),
-            Kind::Route => log::debug!("{} - Router connection closed", client.label()),
-        }
+        log::debug!("{} - {} connection closed", client.label(), kind.name());
         self.let_publishers_go(slot);
         if kind == Kind::Route {
             self.route_closed(slot);

@@ -202,6 +202,11 @@ impl Broker {
 
     /// Ends a subscription of a connection that stays.
     pub(super) fn remove_subscription(&mut self, slot: Slot, id: u32) {
+        if log::log_enabled!(log::Level::Trace) {
+            let label = self.receivers.clients[slot as usize].label();
+            let sid = String::from_utf8_lossy(self.sid(id));
+            log::trace!("{label} - <-> [DELSUB {sid}]");
+        }
         let hash = sid_hash(&self.sid_hash, self.sid(id));
         let client = &mut self.receivers.clients[slot as usize];
         if let Ok(entry) = client.subscriptions.find_entry(hash, |other| *other == id) {
@@ -242,6 +247,15 @@ impl Broker {
         let subscription = &mut self.receivers.subscriptions[id as usize];
         if subscription.delivered >= max {
             return self.remove_subscription(slot, id);
+        }
+        if log::log_enabled!(log::Level::Debug) {
+            let subject = self.sublist.pattern(subscription.place.interest);
+            log::debug!(
+                "{} - Deferring actual UNSUB({}): {max} max, {} received",
+                self.receivers.clients[slot as usize].label(),
+                String::from_utf8_lossy(subject),
+                subscription.delivered
+            );
         }
         subscription.care = subscription.care.with_limit(true);
         self.receivers.limits.insert(id, max);

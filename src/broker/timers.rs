@@ -93,7 +93,8 @@ impl Broker {
                     self.give_up(slot);
                     return self.refuse(slot, errors::STALE_CONNECTION);
                 }
-                log::debug!("{} - Client Ping Timer", client.label());
+                let kind = client.kind.name();
+                log::debug!("{} - {kind} Ping Timer", client.label());
                 let cid = client.cid;
                 if let Some(route) = &mut client.route {
                     route.asked.push_back(Asked::Sign);

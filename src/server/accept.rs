@@ -159,6 +159,10 @@ impl<I: Io> EventLoop<I> {
         let link = terms.as_ref().and_then(|terms| {
             let info = self.broker.client(slot).map_or(0, |c| c.outbox.pending());
             let greeting = if terms.handshake_first { 0 } else { info };
+            log::debug!(
+                "{} - Starting TLS client connection handshake",
+                self.label(slot)
+            );
             let session = Session::server(terms.configs.server.clone());
             self.started(slot, session, greeting)
         });
@@ -198,6 +202,8 @@ impl<I: Io> EventLoop<I> {
         let slot = self.broker.open_route(rid, peer, dial, self.now);
         let terms = self.shared.tls.routes();
         let link = terms.as_ref().and_then(|terms| {
+            let end = if host.is_some() { "client" } else { "server" };
+            log::debug!("{} - Starting TLS route {end} handshake", self.label(slot));
             let session = match (host, terms.configs.client.clone()) {
                 (None, _) => Session::server(terms.configs.server.clone()),
                 (Some(host), Some(config)) => Session::client(config, &host),

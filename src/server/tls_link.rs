@@ -17,6 +17,7 @@ use crate::config::options::TlsOptions;
 use crate::tls::{Configs, Fault, Session};
 use crate::uring::{Io, Kind, RecvBuf, Segment};
 use crate::wire::errors;
+use crate::wire::parser::Kind as Peer;
 use bytes::{Buf, Bytes};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -134,7 +135,7 @@ impl<I: Io> EventLoop<I> {
             }
             self.handshakes.swap_remove(index);
             if pending {
-                log::error!("{} - TLS handshake timeout", self.label(token.slot));
+                log::debug!("{} - TLS handshake timeout", self.label(token.slot));
                 self.broker.dismiss(token.slot, None);
             }
         }
@@ -194,12 +195,15 @@ impl<I: Io> EventLoop<I> {
 
     fn fail(&mut self, slot: Slot, fault: &Fault) {
         let label = self.label(slot);
+        let peer = self.broker.client(slot).map(|client| client.kind);
         let Some(link) = self.link(slot) else {
             return;
         };
-        match link.established {
-            true => log::debug!("{label} - TLS: {fault}"),
-            false => log::error!("{label} - TLS handshake error: {fault}"),
+        match peer {
+            _ if link.established => log::debug!("{label} - TLS: {fault}"),
+            Some(Peer::Route) => log::error!("{label} - TLS route handshake error: {fault}"),
+            // Anybody can bring this about.
+            _ => log::debug!("{label} - TLS handshake error: {fault}"),
         }
         if *fault == Fault::PlainText {
             // It will understand this better than an alert.

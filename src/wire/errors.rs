@@ -23,8 +23,8 @@ pub fn publish_violation(subject: &[u8]) -> String {
     format!("Permissions Violation for Publish to {}", quoted(subject))
 }
 
-/// `Permissions Violation for Subscription to "<subject>"`, with the queue group where that is
-/// what the rule forbids (2.x form, parsed by nats.js).
+/// `Permissions Violation for Subscription to "<subject>"`, with the queue group for those who know
+/// the 2.x form.
 pub fn subscription_violation(subject: &[u8], queue: Option<&[u8]>) -> String {
     let mut text = format!(
         "Permissions Violation for Subscription to {}",

@@ -139,16 +139,23 @@ pub trait Sink {
 pub enum Fault {
     /// No verb, or a payload that does not end where it should.
     UnknownOperation {
+        kind: Kind,
         state: State,
         at: usize,
         snippet: Vec<u8>,
     },
     /// A line whose arguments make no sense; the text says which.
-    BadArguments(String),
+    BadArguments {
+        what: String,
+        verb: Verb,
+        line: Box<[u8]>,
+    },
     ControlLineTooLong,
     PayloadTooBig {
         bytes: u64,
         max: u64,
+        verb: Verb,
+        line: Box<[u8]>,
     },
     ConnectMissing,
     HeadersNotSupported,
@@ -164,14 +171,23 @@ impl From<Stop> for Fault {
 impl std::fmt::Display for Fault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::UnknownOperation { state, at, snippet } => write!(
+            Self::UnknownOperation {
+                kind,
+                state,
+                at,
+                snippet,
+            } => write!(
                 f,
-                "Client Parser ERROR, state={state:?}, i={at}: proto='{}...'",
+                "{} Parser ERROR, state={}, i={at}: proto='{}...'",
+                kind.name(),
+                state.number(),
                 errors::quoted(snippet)
             ),
-            Self::BadArguments(text) => f.write_str(text),
+            Self::BadArguments { what, line, .. } => {
+                write!(f, "{what}: '{}'", String::from_utf8_lossy(line))
+            }
             Self::ControlLineTooLong => f.write_str(errors::CONTROL_LINE_EXCEEDED),
-            Self::PayloadTooBig { bytes, max } => {
+            Self::PayloadTooBig { bytes, max, .. } => {
                 write!(f, "Maximum Payload Exceeded: {bytes} vs {max}")
             }
             Self::ConnectMissing => f.write_str("a verb before CONNECT"),
@@ -193,6 +209,22 @@ pub enum Verb {
     Subscribe,
     Unsubscribe,
     Error,
+}
+
+impl Verb {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Connect => "CONNECT",
+            Self::Info => "INFO",
+            Self::Publish => "PUB",
+            Self::PublishHeaders => "HPUB",
+            Self::Message => "MSG",
+            Self::MessageHeaders => "HMSG",
+            Self::Subscribe => "SUB",
+            Self::Unsubscribe => "UNSUB",
+            Self::Error => "-ERR",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +252,50 @@ pub enum State {
 pub enum Kind {
     Client,
     Route,
+}
+
+impl Kind {
+    /// The word for it in gnatsd's log.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Client => "Client",
+            Self::Route => "Router",
+        }
+    }
+}
+
+impl State {
+    /// gnatsd's numbers, which stand in its log; those of verbs it does not know follow.
+    #[rustfmt::skip]
+    fn number(self) -> u8 {
+        match self {
+            Self::Start => 0,
+            Self::Plus => 1, Self::PlusO => 2, Self::PlusOk => 3,
+            Self::Minus => 4, Self::MinusE => 5, Self::MinusEr => 6, Self::MinusErr => 7,
+            Self::Space(Verb::Error) => 8, Self::Argument(Verb::Error) => 9,
+            Self::C => 10, Self::Co => 11, Self::Con => 12, Self::Conn => 13, Self::Conne => 14,
+            Self::Connec => 15, Self::Connect | Self::Space(Verb::Connect) => 16,
+            Self::Argument(Verb::Connect) => 17,
+            Self::P => 18, Self::Pu => 19, Self::Pub => 20,
+            Self::Space(Verb::Publish) => 21, Self::Argument(Verb::Publish) => 22,
+            Self::Pi => 23, Self::Pin => 24, Self::Ping => 25,
+            Self::Po => 26, Self::Pon => 27, Self::Pong => 28,
+            // Where faults are found in a payload: at its end.
+            Self::Payload => 30,
+            Self::S => 31, Self::Su => 32, Self::Sub => 33,
+            Self::Space(Verb::Subscribe) => 34, Self::Argument(Verb::Subscribe) => 35,
+            Self::U => 36, Self::Un => 37, Self::Uns => 38, Self::Unsu => 39, Self::Unsub => 40,
+            Self::Space(Verb::Unsubscribe) => 41, Self::Argument(Verb::Unsubscribe) => 42,
+            Self::M => 43, Self::Ms => 44, Self::Msg => 45,
+            Self::Space(Verb::Message) => 46, Self::Argument(Verb::Message) => 47,
+            Self::I => 48, Self::In => 49, Self::Inf => 50,
+            Self::Info | Self::Space(Verb::Info) => 51, Self::Argument(Verb::Info) => 52,
+            Self::H => 53, Self::Hp => 54, Self::Hpu => 55, Self::Hpub => 56,
+            Self::Space(Verb::PublishHeaders) => 57, Self::Argument(Verb::PublishHeaders) => 58,
+            Self::Hm => 59, Self::Hms => 60, Self::Hmsg => 61,
+            Self::Space(Verb::MessageHeaders) => 62, Self::Argument(Verb::MessageHeaders) => 63,
+        }
+    }
 }
 
 /// Lengths of a message under assembly in `held`: `subject sid tail`.
@@ -371,8 +447,13 @@ impl Parser {
     }
 
     fn unknown_operation(&self, input: &[u8], at: usize) -> Fault {
-        let end = input.len().min(at + SNIPPET_BYTES_MAX);
+        // gnatsd leaves the last byte of the input out.
+        let end = match at + SNIPPET_BYTES_MAX {
+            end if end > input.len() => input.len() - 1,
+            end => end,
+        };
         Fault::UnknownOperation {
+            kind: self.kind,
             state: self.state,
             at,
             snippet: input[at..end].to_vec(),
@@ -422,12 +503,12 @@ impl Parser {
             Verb::Subscribe => match *Arguments::of_subscription(line).as_slice() {
                 [subject, sid] => sink.subscribe(subject, None, sid)?,
                 [subject, queue, sid] => sink.subscribe(subject, Some(queue), sid)?,
-                _ => return Err(bad_arguments("processSub Parse Error", line)),
+                _ => return Err(bad_arguments("processSub Parse Error", verb, line)),
             },
             Verb::Unsubscribe => match *Arguments::of_subscription(line).as_slice() {
                 [sid] => sink.unsubscribe(sid, None)?,
                 [sid, max] => sink.unsubscribe(sid, number(max).filter(|max| *max > 0))?,
-                _ => return Err(bad_arguments("processUnsub Parse Error", line)),
+                _ => return Err(bad_arguments("processUnsub Parse Error", verb, line)),
             },
             Verb::Publish | Verb::PublishHeaders | Verb::Message | Verb::MessageHeaders => {
                 return self.begin_message(verb, line, input, end, sink);
@@ -450,9 +531,9 @@ impl Parser {
         let name = match verb {
             Verb::Publish => "processPub",
             Verb::PublishHeaders => "processHeaderPub",
-            _ => "processMsg",
+            _ => "processMsgArgs",
         };
-        let wrong_count = || bad_arguments(&format!("{name} Parse Error"), line);
+        let wrong_count = || bad_arguments(&format!("{name} Parse Error"), verb, line);
         let mut take = || {
             let (first, others) = rest.split_first().ok_or_else(wrong_count)?;
             rest = others;
@@ -475,11 +556,16 @@ impl Parser {
             (true, [reply, header_digits, digits]) => (Some(*reply), Some(*header_digits), digits),
             _ => return Err(wrong_count()),
         };
-        let bad_size = || bad_arguments(&format!("{name} Bad or Missing Size"), line);
+        let bad_size = || bad_arguments(&format!("{name} Bad or Missing Size"), verb, line);
         let bytes = number(digits).ok_or_else(bad_size)?;
         let max = sink.payload_bytes_max();
         if bytes > max {
-            return Err(Fault::PayloadTooBig { bytes, max });
+            return Err(Fault::PayloadTooBig {
+                bytes,
+                max,
+                verb,
+                line: line.into(),
+            });
         }
         let header_bytes = match header_digits {
             None => None,
@@ -563,8 +649,12 @@ impl Parser {
     }
 }
 
-fn bad_arguments(what: &str, line: &[u8]) -> Fault {
-    Fault::BadArguments(format!("{what}: '{}'", String::from_utf8_lossy(line)))
+fn bad_arguments(what: &str, verb: Verb, line: &[u8]) -> Fault {
+    Fault::BadArguments {
+        what: what.to_owned(),
+        verb,
+        line: line.into(),
+    }
 }
 
 /// What a parser reported, as plain values: the common ground of tests and fuzzing.
@@ -823,6 +913,35 @@ mod tests {
             (b"PUB foo 0\r\nx\r\n", "unknown in Payload"),
         ] {
             assert_eq!(events(input).1, expect, "{}", input.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn the_log_says_it_as_gnatsd_does() {
+        for (kind, input, expect) in [
+            (
+                Kind::Client,
+                &b"FOO\r\n"[..],
+                r#"Client Parser ERROR, state=0, i=0: proto='"FOO\r"...'"#,
+            ),
+            (
+                Kind::Client,
+                b"PING\r\nPUBLISH 0123456789 0123456789 0123456789\r\n",
+                r#"Client Parser ERROR, state=20, i=9: proto='"LISH 0123456789 0123456789 01234"...'"#,
+            ),
+            (
+                Kind::Route,
+                b"UNSUX",
+                r#"Router Parser ERROR, state=39, i=4: proto='""...'"#,
+            ),
+            (
+                Kind::Route,
+                b"MSG foo 1\r\n",
+                "processMsgArgs Parse Error: 'foo 1'",
+            ),
+        ] {
+            let fault = Parser::new(kind).parse(input, &mut Record::default());
+            assert_eq!(fault.unwrap_err().to_string(), expect);
         }
     }
 

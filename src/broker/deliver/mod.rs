@@ -270,8 +270,9 @@ impl Broker {
                 .map(|s| s.target())
             {
                 log::debug!(
-                    "{} - Auto-unsubscribe limit reached for sid '{}'",
+                    "{} - Auto-unsubscribe limit of {} reached for sid '{}'",
                     self.receivers.clients[slot as usize].label(),
+                    self.receivers.limits[&subscription],
                     String::from_utf8_lossy(self.sid(subscription))
                 );
                 self.remove_subscription(slot, subscription);

@@ -8,6 +8,7 @@ use crate::broker::propagate::QUEUE_SID_PREFIX;
 use crate::broker::subs::Care;
 use crate::broker::{Broker, Slot};
 use crate::subject::token;
+use crate::util::go_json::go_text;
 use crate::wire::connect::{Connect, masked};
 use crate::wire::info::Info;
 use crate::wire::parser::{Message, Padded, Sink, Stop};
@@ -98,11 +99,8 @@ impl Sink for RouteSession<'_> {
         self.trace(format_args!("CONNECT {}", masked(json)));
         let mut connect = Connect::default();
         if let Err(error) = connect.update(json) {
-            log::error!("{} - CONNECT: {error}", self.client().label());
+            self.broker.log_read_error(self.slot, &error);
             return self.stop(errors::PARSER_ERROR);
-        }
-        if !connect.lang.is_empty() {
-            return self.stop(errors::CLIENT_ON_ROUTE_PORT);
         }
         let verdict = self.broker.cluster().auth.judge(&connect, Shown::default());
         let client = self.client();
@@ -110,13 +108,14 @@ impl Sink for RouteSession<'_> {
         match verdict {
             Verdict::Granted(_) => {
                 client.unauthorized = false;
-                Ok(())
+                self.broker.admit(self.slot)
             }
             Verdict::Denied => {
-                log::error!("{} - Authorization Error", client.label());
+                self.broker.log_authorization_error(self.slot);
                 self.stop(errors::AUTHORIZATION_VIOLATION)
             }
             Verdict::Verify { proof, permissions } => {
+                client.answer_connect = true;
                 self.broker.verify(self.slot, proof, permissions);
                 Err(Stop)
             }
@@ -124,15 +123,15 @@ impl Sink for RouteSession<'_> {
     }
 
     fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
-        let text = String::from_utf8_lossy(json).into_owned();
-        self.trace(format_args!("INFO {text}"));
+        self.trace(format_args!("INFO {}", String::from_utf8_lossy(json)));
+        let text = go_text(json);
         match serde_json::from_str::<Info>(&text) {
             Ok(info) => {
                 self.broker.handle_route_info(self.slot, info);
                 self.go_on()
             }
             Err(error) => {
-                log::error!("{} - INFO: {error}", self.client().label());
+                self.broker.log_read_error(self.slot, &error);
                 self.stop(errors::PARSER_ERROR)
             }
         }
@@ -160,6 +159,9 @@ impl Sink for RouteSession<'_> {
     }
 
     fn subscribe(&mut self, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop> {
+        let lossy = String::from_utf8_lossy;
+        let (shown, group) = (lossy(subject), lossy(queue.unwrap_or_default()));
+        self.trace(format_args!("SUB {shown} {group} {}", lossy(sid)));
         let known = self.broker.find_subscription(self.slot, sid).is_some();
         if !known && token::is_valid_subscription(subject) {
             self.broker
@@ -169,6 +171,11 @@ impl Sink for RouteSession<'_> {
     }
 
     fn unsubscribe(&mut self, sid: &[u8], max: Option<u64>) -> Result<(), Stop> {
+        let shown = String::from_utf8_lossy(sid);
+        match max {
+            Some(max) => self.trace(format_args!("UNSUB {shown} {max}")),
+            None => self.trace(format_args!("UNSUB {shown}")),
+        }
         if let Some(id) = self.broker.find_subscription(self.slot, sid) {
             match max {
                 Some(max) => self.broker.limit_subscription(self.slot, id, max),
