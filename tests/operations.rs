@@ -3,11 +3,11 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{Client, Op, Server, until};
+use support::{Client, Op, Server, free_port, until};
 
 /// Of the user with a key in docs/examples/modern.conf; good for nothing else.
 const SEED: &str = "SUAP4PCGWTBJ42WOQYVP35CVIBSMPO66TBJ7RJ2NNEUI4KE3JPH4MSP27M";
@@ -560,6 +560,172 @@ fn the_protocol_is_traced_both_ways() {
         server.wait_log(line);
     }
     server.stop();
+}
+
+/// What gnatsd 1.1.0 writes, word for word; programs that watch logs know it.
+#[test]
+fn the_log_says_what_gnatsd_said() {
+    let file = File::new("trace: true\ndebug: true");
+    let server = Server::start(&["-c", file.path()]);
+    let mut client = server.client();
+    client.send(
+        b"SUB foo 1\r\nUNSUB 1 2\r\nPUB foo 0\r\n\r\nPUB foo 0\r\n\r\nSUB foo 2\r\nUNSUB 2\r\n",
+    );
+    client.ping();
+    let faults: [(&[u8], &str); 7] = [
+        (b"SUB foo\r\n", "processSub Parse Error: 'foo'"),
+        (b"PUB foo x\r\n", "processPub Bad or Missing Size: 'foo x'"),
+        (
+            b"FOO\r\n",
+            "Client Parser ERROR, state=0, i=0: proto='\"FOO\\r\"...'",
+        ),
+        (b"CONNECT {\"protocol\":5}\r\n", "Invalid Client Protocol"),
+        (
+            &[b"SUB ".as_slice(), &[b'a'; 1100]].concat(),
+            "Maximum Control Line Exceeded",
+        ),
+        (b"CONNECT x\r\n", ""),
+        (b"INFO x\r\n", ""),
+    ];
+    for (said, logged) in faults {
+        let before = server.log().matches("Error reading from client: ").count();
+        let mut client = Client::raw(server.port);
+        client.send(said);
+        while client.op() != Op::Eof {}
+        until("the error", || {
+            server.log().matches("Error reading from client: ").count() > before
+        });
+        server.wait_log(&format!("Error reading from client: {logged}"));
+    }
+    let mut client = Client::raw(server.port);
+    client.send(b"PUB foo 2000000\r\n");
+    while client.op() != Op::Eof {}
+    for line in [
+        "[DBG] 127.0.0.1:",
+        "Deferring actual UNSUB(foo): 2 max, 0 received",
+        "Auto-unsubscribe limit of 2 reached for sid '1'",
+        "<-> [DELSUB 1]",
+        "<-> [DELSUB 2]",
+        "->> [SUB foo]",
+        "->> [PUB foo x]",
+        "->> [PUB foo 2000000]",
+        "Maximum Payload Exceeded: 2000000 vs 1048576",
+    ] {
+        server.wait_log(line);
+    }
+    server.stop();
+}
+
+#[test]
+fn authorization_comes_before_what_else_is_wrong() {
+    let file = File::new(&format!(
+        "authorization {{ users = [{{user: plain, password: p}}, {{user: hashed, password: '{}'}}] }}",
+        hash("p")
+    ));
+    let server = Server::start(&["-c", file.path()]);
+    let answer = |connect: &str| login(server.port, connect).1;
+    let error = |text: &str| Op::Err(text.into());
+    for user in ["plain", "hashed"] {
+        let with = |rest: &str| answer(&format!(r#"{{"verbose":false,"user":"{user}",{rest}}}"#));
+        assert_eq!(with(r#""pass":"x","protocol":7"#), violation());
+        assert_eq!(with(r#""pass":"x","no_responders":true"#), violation());
+        assert_eq!(
+            with(r#""pass":"p","protocol":7"#),
+            error("Invalid Client Protocol")
+        );
+        assert_eq!(
+            with(r#""pass":"p","no_responders":true"#),
+            error("no responders requires headers support")
+        );
+        assert_eq!(with(r#""pass":"p","name":"\ud800""#), Op::Pong);
+    }
+    for verb in [&b"FOO\r\n"[..], b"PING\r\n", b"\r\n"] {
+        let mut client = Client::raw(server.port);
+        client.send(verb);
+        assert_eq!((client.op(), client.op()), (violation(), Op::Eof));
+    }
+    server.wait_log("Authorization Error - User \"\"");
+    server.stop();
+}
+
+#[test]
+fn what_is_invalid_and_forbidden_is_told_in_gnatsds_order() {
+    let file = File::new(
+        "authorization { users = [{user: u, password: p, permissions: {publish: \"ok.>\", subscribe: \"ok.>\"}}] }",
+    );
+    let server = Server::start(&["-c", file.path()]);
+    let answers = |connect: &str, said: &str| {
+        let mut client = Client::raw(server.port);
+        let connect = format!(r#"CONNECT {{"user":"u","pass":"p","verbose":false{connect}}}"#);
+        client.send(format!("{connect}\r\n{said}PING\r\n").as_bytes());
+        let mut answers = Vec::new();
+        while let Op::Err(text) = client.op() {
+            answers.push(text);
+        }
+        answers
+    };
+    let publish = |subject: &str| answers("", &format!("PUB {subject} 0\r\n\r\n"));
+    let forbidden = |subject: &str| format!("Permissions Violation for Publish to \"{subject}\"");
+    assert_eq!(publish("ok.a"), [""; 0]);
+    assert_eq!(publish("no"), [forbidden("no")]);
+    assert_eq!(publish("ok..a"), ["Invalid Subject"]);
+    for both in ["no..a", "no.>", "_SYS..a"] {
+        assert_eq!(
+            publish(both),
+            ["Invalid Subject".to_owned(), forbidden(both)]
+        );
+    }
+    let subscribe = "SUB no..a 1\r\nSUB ok..a 1\r\nSUB no q 1\r\n";
+    let text = |rest: &str| format!("Permissions Violation for Subscription to {rest}");
+    let told = |connect: &str, group: &str| {
+        let expect = [
+            text("\"no..a\""),
+            "Invalid Subject".to_owned(),
+            text("\"no\"") + group,
+        ];
+        assert_eq!(answers(connect, subscribe), expect);
+    };
+    told("", "");
+    // nats-server's form, for its clients.
+    told(r#","headers":true"#, " using queue \"q\"");
+    server.stop();
+}
+
+/// A document of the monitoring port, without its blanks.
+fn monitor(port: u16, path: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    write!(stream, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    body.split_whitespace().collect()
+}
+
+#[test]
+fn varz_counts_itself_and_knows_where_clients_may_connect() {
+    let (http, cluster) = (free_port(), free_port());
+    let route = format!("nats://127.0.0.1:{cluster}");
+    let a = Server::start(&["-m", &http.to_string(), "--cluster", &route]);
+    let varz = monitor(http, "/varz");
+    assert!(
+        varz.contains(r#""/varz":1}"#) && varz.contains(r#""auth_timeout":1,"#),
+        "{varz}"
+    );
+    assert!(!varz.contains("connect_urls"), "{varz}");
+    monitor(http, "/connz?limit=x");
+    monitor(http, "/connz");
+    monitor(http, "/subscriptionsz");
+    let varz = monitor(http, "/varz");
+    let counted = r#""http_req_stats":{"/":0,"/connz":1,"/routez":0,"/subsz":1,"/varz":2}"#;
+    assert!(varz.contains(counted), "{varz}");
+    let b = Server::start(&["--cluster", "nats://127.0.0.1:-1", "--routes", &route]);
+    let urls = format!(
+        r#""connect_urls":["127.0.0.1:{}","127.0.0.1:{}"]"#,
+        a.port, b.port
+    );
+    until("both addresses", || monitor(http, "/varz").contains(&urls));
+    b.stop();
+    a.stop();
 }
 
 #[test]

@@ -257,7 +257,7 @@ async fn certificates_out_of_their_time_or_of_strangers_are_refused() {
     stranger.issue("stranger");
     authority.issue_until("expired", 2020);
     let config = authority.config(", verify: true");
-    let server = Server::start(&["-c", &config]);
+    let server = Server::start(&["-c", &config, "-D"]);
     let with = |folder: &Authority, name: &str| {
         options(&authority)
             .add_client_certificate(
@@ -271,5 +271,10 @@ async fn certificates_out_of_their_time_or_of_strangers_are_refused() {
     authority.issue("good");
     exchange(&with(&authority, "good").await.unwrap()).await;
     server.wait_log("TLS handshake error");
+    let log = server.log();
+    let line = log
+        .lines()
+        .find(|line| line.contains("TLS handshake error"));
+    assert!(line.is_some_and(|line| line.contains("[DBG]")), "{log}");
     server.stop();
 }

@@ -143,6 +143,8 @@ mod tests {
     #[test]
     fn json_is_escaped_as_go_does() {
         assert_eq!(go_json(&"a<b>&c"), r#""a\u003cb\u003e\u0026c""#);
+        assert_eq!(go_json(&"\u{2028}\u{2029}"), r#""\u2028\u2029""#);
+        assert_eq!(go_json(&"\u{2027}ä"), "\"\u{2027}ä\"");
         assert_eq!(go_json_pretty(&[1.0, 0.5]), "[\n  1,\n  0.5\n]");
         assert_eq!(go_json_pretty(&[0; 0]), "[]");
         let object = std::collections::BTreeMap::from([("a", 1), ("b", 2)]);
