@@ -562,6 +562,29 @@ fn the_protocol_is_traced_both_ways() {
     server.stop();
 }
 
+#[test]
+fn routes_are_traced_as_well() {
+    let file = File::new("trace: true");
+    let cluster = free_port();
+    let url = format!("nats://127.0.0.1:{cluster}");
+    let server = Server::start(&["-c", file.path(), "--cluster", &url]);
+    let mut route = std::net::TcpStream::connect(("127.0.0.1", cluster)).unwrap();
+    let said = "INFO {\"server_id\":\"other\"}\r\nSUB foo q QRSID:1:1\r\nMSG bar RSID:1:2 0\r\n\r\nMSG bar RSID:1:2 r 2\r\nhi\r\nUNSUB QRSID:1:1\r\nFOO\r\n";
+    route.write_all(said.as_bytes()).unwrap();
+    for line in [
+        "->> [SUB foo q QRSID:1:1]",
+        "->> [MSG bar RSID:1:2 0]",
+        "->> [MSG bar RSID:1:2 r 2]",
+        "->> MSG_PAYLOAD: [hi]",
+        "->> [UNSUB QRSID:1:1]",
+        "<-> [DELSUB QRSID:1:1]",
+        "Error reading from client: Router Parser ERROR, state=0, ",
+    ] {
+        server.wait_log(line);
+    }
+    server.stop();
+}
+
 /// What gnatsd 1.1.0 writes, word for word; programs that watch logs know it.
 #[test]
 fn the_log_says_what_gnatsd_said() {

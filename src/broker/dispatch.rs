@@ -55,16 +55,10 @@ impl Broker {
                 let result = parser.parse(bytes, &mut session);
                 (result, session.messages, session.bytes)
             }
-            Kind::Route => {
-                let mut session = RouteSession {
-                    slot,
-                    messages: 0,
-                    bytes: 0,
-                    broker: self,
-                };
-                let result = parser.parse(bytes, &mut session);
-                (result, session.messages, session.bytes)
-            }
+            Kind::Route => match log::log_enabled!(log::Level::Trace) {
+                true => RouteSession::<true>::read(self, slot, &mut parser, bytes),
+                false => RouteSession::<false>::read(self, slot, &mut parser, bytes),
+            },
         };
         self.totals.traffic.messages_in += messages;
         self.totals.traffic.bytes_in += payload_bytes;
@@ -132,6 +126,33 @@ impl Broker {
         }
     }
 
+    /// A message of a client or a route.
+    #[cold]
+    pub(super) fn trace_message(&self, slot: Slot, message: &Message<'_>) {
+        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let client = &self.receivers.clients[slot as usize];
+        let (label, headers) = (client.label(), message.header_bytes.is_some());
+        let (verb, sid) = match client.kind {
+            Kind::Client if headers => ("HPUB", String::new()),
+            Kind::Client => ("PUB", String::new()),
+            Kind::Route if headers => ("HMSG", lossy(message.sid) + " "),
+            Kind::Route => ("MSG", lossy(message.sid) + " "),
+        };
+        let tail = message.tail.bytes();
+        let arguments = lossy(&tail[..tail.len() - message.body().len() - 2]);
+        let subject = lossy(message.subject.bytes());
+        log::trace!("{label} - ->> [{verb} {subject} {sid}{arguments}]");
+        let payload = &message.body()[..message.body_bytes];
+        match self
+            .settings
+            .traced_bytes_max
+            .and_then(|max| payload.get(..max))
+        {
+            Some(start) => log::trace!("{label} - ->> MSG_PAYLOAD: [{}...]", lossy(start)),
+            None => log::trace!("{label} - ->> MSG_PAYLOAD: [{}]", lossy(payload)),
+        }
+    }
+
     /// What a connection said that ends it.
     #[cold]
     pub(super) fn log_read_error(&self, slot: Slot, what: &dyn std::fmt::Display) {
@@ -191,30 +212,6 @@ impl Session<'_> {
     fn trace_in(&mut self, line: std::fmt::Arguments<'_>) {
         let label = self.client().label();
         log::trace!("{label} - ->> [{line}]");
-    }
-
-    #[cold]
-    fn trace_message(&mut self, message: &Message<'_>) {
-        let lossy = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let shown_bytes = self.broker.settings.traced_bytes_max;
-        let verb = if message.header_bytes.is_some() {
-            "HPUB"
-        } else {
-            "PUB"
-        };
-        let tail = message.tail.bytes();
-        let arguments = &tail[..tail.len() - message.body().len() - 2];
-        self.trace_in(format_args!(
-            "{verb} {} {}",
-            lossy(message.subject.bytes()),
-            lossy(arguments)
-        ));
-        let label = self.client().label();
-        let payload = &message.body()[..message.body_bytes];
-        match shown_bytes.and_then(|max| payload.get(..max)) {
-            Some(start) => log::trace!("{label} - ->> MSG_PAYLOAD: [{}...]", lossy(start)),
-            None => log::trace!("{label} - ->> MSG_PAYLOAD: [{}]", lossy(payload)),
-        }
     }
 
     #[cold]
@@ -298,7 +295,7 @@ impl Sink for Session<'_> {
         self.messages += 1;
         self.bytes += message.body_bytes as u64;
         if self.trace {
-            self.trace_message(message);
+            self.broker.trace_message(self.slot, message);
         }
         let slot = self.slot;
         let client = &mut self.broker.receivers.clients[slot as usize];

@@ -11,7 +11,7 @@ use crate::subject::token;
 use crate::util::go_json::go_text;
 use crate::wire::connect::{Connect, masked};
 use crate::wire::info::Info;
-use crate::wire::parser::{Message, Padded, Sink, Stop};
+use crate::wire::parser::{Fault, Message, Padded, Parser, Sink, Stop};
 use crate::wire::run::Run;
 use crate::wire::{encode, errors};
 use bytes::Bytes;
@@ -22,15 +22,33 @@ const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
 /// An INFO with the addresses of many servers is long.
 const CONTROL_LINE_BYTES_MAX: usize = 64 << 10;
 
-/// One read of a route, as the parser's sink.
-pub(in crate::broker) struct RouteSession<'b> {
-    pub broker: &'b mut Broker,
-    pub slot: Slot,
-    pub messages: u64,
-    pub bytes: u64,
+/// One read of a route, as the parser's sink. With `TRACE` what the route says goes to the log; without,
+/// messages do not even ask.
+pub(in crate::broker) struct RouteSession<'b, const TRACE: bool> {
+    broker: &'b mut Broker,
+    slot: Slot,
+    messages: u64,
+    bytes: u64,
 }
 
-impl RouteSession<'_> {
+impl<'b, const TRACE: bool> RouteSession<'b, TRACE> {
+    /// How the read ended, and the messages in it with the bytes of their payloads.
+    pub fn read(
+        broker: &'b mut Broker,
+        slot: Slot,
+        parser: &mut Parser,
+        input: &[u8],
+    ) -> (Result<(), Fault>, u64, u64) {
+        let mut session = Self {
+            broker,
+            slot,
+            messages: 0,
+            bytes: 0,
+        };
+        let result = parser.parse(input, &mut session);
+        (result, session.messages, session.bytes)
+    }
+
     fn client(&mut self) -> &mut Client {
         &mut self.broker.receivers.clients[self.slot as usize]
     }
@@ -41,7 +59,7 @@ impl RouteSession<'_> {
     }
 
     fn trace(&mut self, line: std::fmt::Arguments<'_>) {
-        if log::log_enabled!(log::Level::Trace) {
+        if TRACE {
             log::trace!("{} - ->> [{line}]", self.client().label());
         }
     }
@@ -66,7 +84,7 @@ impl RouteSession<'_> {
     }
 }
 
-impl Sink for RouteSession<'_> {
+impl<const TRACE: bool> Sink for RouteSession<'_, TRACE> {
     #[inline]
     fn looks_ahead(&self) -> bool {
         self.broker.looks_ahead()
@@ -140,13 +158,16 @@ impl Sink for RouteSession<'_> {
     fn message(&mut self, message: &Message<'_>, owned: Option<Bytes>) -> Result<(), Stop> {
         self.messages += 1;
         self.bytes += message.body_bytes as u64;
+        if TRACE {
+            self.broker.trace_message(self.slot, message);
+        }
         let origin = self.origin();
         self.broker.deliver_from_route(&origin, message, owned);
         self.go_on()
     }
 
     fn run(&mut self, run: &Run<'_>) -> Result<(), Stop> {
-        if run.sid.starts_with(QUEUE_SID_PREFIX) {
+        if TRACE || run.sid.starts_with(QUEUE_SID_PREFIX) {
             return run
                 .messages()
                 .try_for_each(|message| self.message(&message, None));
