@@ -38,6 +38,16 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&program, &error),
         },
+        Ok(Command::Check { options, verdict }) => match server::check(&options) {
+            Ok(warnings) => {
+                for warning in warnings {
+                    eprintln!("{program}: {warning}");
+                }
+                print!("{verdict}");
+                ExitCode::SUCCESS
+            }
+            Err(error) => fail(&program, &error),
+        },
         Ok(Command::Run {
             source,
             options,

@@ -6,7 +6,7 @@ mod support;
 use rustls::pki_types::{CertificateDer, pem::PemObject};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
-use support::Server;
+use support::{Server, free_port};
 
 struct Authority {
     folder: tempfile::TempDir,
@@ -277,4 +277,172 @@ async fn certificates_out_of_their_time_or_of_strangers_are_refused() {
         .find(|line| line.contains("TLS handshake error"));
     assert!(line.is_some_and(|line| line.contains("[DBG]")), "{log}");
     server.stop();
+}
+
+/// Writes a certificate that signed itself and is an authority's (CA:TRUE), as `openssl req -x509` makes them.
+fn sign_itself(folder: &Path, name: &str, host: &str, until_year: i32) {
+    let names = vec![host.to_owned(), "localhost.example".to_owned()];
+    let mut params = rcgen::CertificateParams::new(names).unwrap();
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    params.not_after = rcgen::date_time_ymd(until_year, 1, 1);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let cert = params.self_signed(&key).unwrap();
+    std::fs::write(folder.join(format!("{name}.pem")), cert.pem()).unwrap();
+    std::fs::write(folder.join(format!("{name}.key")), key.serialize_pem()).unwrap();
+}
+
+/// A member of a cluster with this certificate for clients and routes, which trusts those in `ca.pem`.
+fn member(folder: &Path, name: &str, port: u16, route: u16) -> Server {
+    let folder = folder.to_str().unwrap();
+    let tls = format!(
+        "tls {{ cert_file: '{folder}/{name}.pem', key_file: '{folder}/{name}.key', ca_file: '{folder}/ca.pem', \
+         verify: true, timeout: 20 }}\n"
+    );
+    let text = format!(
+        "{tls} cluster {{ listen: '127.0.0.1:{port}', routes: ['nats://127.0.0.1:{route}'] {tls} }}"
+    );
+    let config = format!("{folder}/{port}.conf");
+    std::fs::write(&config, text).unwrap();
+    Server::start(&["--threads", "1", "-D", "-c", &config])
+}
+
+/// A client that shows this certificate, and trusts `ca.pem` as servers do.
+fn showing(folder: &Path, name: &str) -> async_nats::ConnectOptions {
+    let file = |name: String| folder.join(name).to_str().unwrap().to_owned();
+    let config = midge::tls::client(&midge::config::options::ClientTlsOptions {
+        cert_file: file(format!("{name}.pem")),
+        key_file: file(format!("{name}.key")),
+        ca_file: file("ca.pem".into()),
+        ..Default::default()
+    });
+    async_nats::ConnectOptions::new()
+        .tls_client_config((*config.unwrap()).clone())
+        .require_tls(true)
+}
+
+#[tokio::test]
+async fn one_certificate_that_signed_itself_serves_a_whole_cluster() {
+    use futures::StreamExt;
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    sign_itself(folder, "shared", "127.0.0.1", 4000);
+    sign_itself(folder, "stranger", "127.0.0.1", 4000);
+    sign_itself(folder, "expired", "127.0.0.1", 2020);
+    let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+    std::fs::write(
+        folder.join("ca.pem"),
+        read("shared.pem") + &read("expired.pem"),
+    )
+    .unwrap();
+    let ports = (free_port(), free_port());
+    let first = member(folder, "shared", ports.0, ports.1);
+    let second = member(folder, "shared", ports.1, ports.0);
+    let here = showing(folder, "shared")
+        .connect(first.url())
+        .await
+        .unwrap();
+    let there = showing(folder, "shared")
+        .connect(second.url())
+        .await
+        .unwrap();
+    exchange(&here).await;
+    let mut heard = here.subscribe("crossing").await.unwrap();
+    here.flush().await.unwrap();
+    let crossing = async {
+        loop {
+            there.publish("crossing", "x".into()).await.unwrap();
+            there.flush().await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let patience = tokio::time::sleep(support::PATIENCE);
+    tokio::select! {
+        message = heard.next() => assert_eq!(&message.unwrap().payload[..], b"x"),
+        () = crossing => {}
+        () = patience => panic!("nothing crosses\n{}", first.log()),
+    }
+    assert!(
+        showing(folder, "stranger")
+            .connect(first.url())
+            .await
+            .is_err()
+    );
+    first.wait_log("must stand in ca_file itself");
+    assert!(
+        showing(folder, "expired")
+            .connect(first.url())
+            .await
+            .is_err()
+    );
+    first.wait_log("certificate expired");
+    first.stop();
+    second.stop();
+}
+
+#[test]
+fn routes_refuse_what_signed_itself_and_is_not_good() {
+    for (name, host, until_year, listed, words) in [
+        (
+            "stranger",
+            "127.0.0.1",
+            4000,
+            false,
+            "must stand in ca_file itself",
+        ),
+        ("expired", "127.0.0.1", 2020, true, "certificate expired"),
+        (
+            "elsewhere",
+            "elsewhere.example",
+            4000,
+            true,
+            "certificate not valid for name",
+        ),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        sign_itself(folder, "good", "127.0.0.1", 4000);
+        sign_itself(folder, name, host, until_year);
+        let read = |name: &str| std::fs::read_to_string(folder.join(name)).unwrap();
+        let mut ca = read("good.pem");
+        if listed {
+            ca += &read(&format!("{name}.pem"));
+        }
+        std::fs::write(folder.join("ca.pem"), ca).unwrap();
+        let (dialled, nowhere) = (free_port(), free_port());
+        let bad = member(folder, name, dialled, nowhere);
+        let dialling = member(folder, "good", free_port(), dialled);
+        dialling.wait_log(words);
+        assert!(!dialling.log().contains("TLS handshake complete"));
+        dialling.stop();
+        bad.stop();
+    }
+}
+
+#[test]
+fn a_check_of_the_configuration_reads_certificates() {
+    let authority = Authority::new();
+    authority.issue("server");
+    let config = authority.config("");
+    let check = || {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_midge"));
+        let output = command.args(["-t", "-c", &config]).output().unwrap();
+        (
+            output.status.success(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    assert_eq!(check(), (true, String::new()));
+    let data = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tls/testdata");
+    std::fs::copy(format!("{data}/p521.pem"), authority.path("ca.pem")).unwrap();
+    let (good, text) = check();
+    assert!(
+        !good && text.contains("ca.pem: the certificate of \"CN=p521\""),
+        "{text}"
+    );
+    std::fs::copy(format!("{data}/v1.pem"), authority.path("server.pem")).unwrap();
+    let (good, text) = check();
+    assert!(
+        !good && text.contains("server.pem: it is of X.509 version 1"),
+        "{text}"
+    );
 }

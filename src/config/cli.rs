@@ -20,6 +20,11 @@ pub enum Command {
         options: Box<Options>,
         warnings: Vec<String>,
     },
+    /// `-t`: what to print if the files that the options name are good as well.
+    Check {
+        options: Box<Options>,
+        verdict: String,
+    },
     /// Something to print, and that is all.
     Print(String),
     /// `-sl`: a signal for a running server.
@@ -321,10 +326,11 @@ pub fn parse(
             .config_file
             .as_deref()
             .unwrap_or_else(|| std::path::Path::new("(no file)"));
-        return Ok(Command::Print(format!(
-            "configuration {} is valid\n",
-            shown.display()
-        )));
+        let verdict = format!("configuration {} is valid\n", shown.display());
+        return Ok(Command::Check {
+            options: Box::new(options),
+            verdict,
+        });
     }
     Ok(Command::Run {
         source,

@@ -26,3 +26,4 @@ mod tls_link;
 mod verifier;
 
 pub use run::{StartError, hold_signals, run};
+pub use tls_link::check;

@@ -13,7 +13,7 @@ use super::connection::Stage;
 use super::event_loop::EventLoop;
 use crate::broker::outbox::Piece;
 use crate::broker::{Slot, client::TlsInfo};
-use crate::config::options::TlsOptions;
+use crate::config::options::{Options, TlsOptions};
 use crate::tls::{Configs, Fault, Session};
 use crate::uring::{Io, Kind, RecvBuf, Segment};
 use crate::wire::errors;
@@ -40,12 +40,27 @@ impl Terms {
         if !options.enabled {
             return Ok(None);
         }
+        let configs = crate::tls::load(options, mutual)?;
+        for warning in &configs.warnings {
+            log::warn!("{warning}");
+        }
         Ok(Some(Self {
-            configs: crate::tls::load(options, mutual)?,
+            configs,
             timeout: Duration::from_secs_f64(options.timeout),
             handshake_first: options.handshake_first,
         }))
     }
+}
+
+/// What a start makes of certificates and keys, without one: warnings, or why it would fail.
+pub fn check(options: &Options) -> Result<Vec<String>, String> {
+    let mut warnings = Vec::new();
+    for (block, mutual) in [(&options.tls, false), (&options.cluster.tls, true)] {
+        if block.enabled {
+            warnings.extend(crate::tls::load(block, mutual)?.warnings);
+        }
+    }
+    Ok(warnings)
 }
 
 #[derive(Debug, Default)]

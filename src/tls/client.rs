@@ -1,6 +1,7 @@
 //! Settings of the connecting side, for programs that are clients of a NATS server.
 
-use super::load::roots;
+use super::load::{Authorities, authorities, unfit};
+use super::verify;
 use crate::config::options::ClientTlsOptions;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
@@ -19,7 +20,17 @@ pub fn client(options: &ClientTlsOptions) -> Result<Arc<ClientConfig>, String> {
         true => builder
             .dangerous()
             .with_custom_certificate_verifier(Arc::new(Anybody(provider))),
-        false => builder.with_root_certificates(authorities(&options.ca_file)?),
+        false => {
+            let trusted = match authorities(&options.ca_file)? {
+                Some(authorities) => authorities,
+                None => of_the_system()?,
+            };
+            let verifier = verify::of_servers(&trusted, provider);
+            let verifier = verifier.map_err(|error| error.to_string())?;
+            builder
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
+        }
     };
     if options.cert_file.is_empty() && options.key_file.is_empty() {
         return Ok(Arc::new(builder.with_no_client_auth()));
@@ -35,19 +46,22 @@ pub fn client(options: &ClientTlsOptions) -> Result<Arc<ClientConfig>, String> {
         .map_err(|error| failed(&error))?;
     let key = PrivateKeyDer::from_pem_file(&options.key_file).map_err(|error| failed(&error))?;
     let config = builder.with_client_auth_cert(chain, key);
-    config.map(Arc::new).map_err(|error| failed(&error))
+    config
+        .map(Arc::new)
+        .map_err(|error| unfit(&options.cert_file, &options.key_file, &error))
 }
 
-fn authorities(file: &str) -> Result<Arc<RootCertStore>, String> {
-    if let Some(roots) = roots(file)? {
-        return Ok(roots);
-    }
+fn of_the_system() -> Result<Authorities, String> {
     let mut store = RootCertStore::empty();
     let found = rustls_native_certs::load_native_certs();
     store.add_parsable_certificates(found.certs);
     match store.is_empty() {
         true => Err("the system has no certificates of authorities: name a file of them".into()),
-        false => Ok(Arc::new(store)),
+        false => Ok(Authorities {
+            store: Arc::new(store),
+            listed: Vec::new(),
+            warnings: Vec::new(),
+        }),
     }
 }
 

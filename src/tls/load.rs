@@ -1,10 +1,10 @@
 //! From options to rustls' settings. Whatever is wrong is said with the file it is in.
 
+use super::{kinds, verify};
 use crate::config::options::TlsOptions;
 use rustls::crypto::{CryptoProvider, SupportedKxGroup, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedCipherSuite};
 use std::sync::Arc;
 
@@ -16,35 +16,30 @@ pub struct Configs {
     pub monitor: Arc<ServerConfig>,
     /// For the dialling side of routes; None without authorities to trust.
     pub client: Option<Arc<ClientConfig>>,
+    /// What the operator should know, although it does not keep a server from starting.
+    pub warnings: Vec<String>,
 }
 
 /// `mutual`: peers must show certificates whatever `verify` says, as between servers.
 pub fn load(options: &TlsOptions, mutual: bool) -> Result<Configs, String> {
     let provider = Arc::new(provider(options)?);
     let (chain, key) = identity(options)?;
-    let roots = roots(&options.ca_file)?;
+    let authorities = authorities(&options.ca_file)?;
     let builder = || {
         ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
             .map_err(|error| error.to_string())
     };
-    let pair = |error| {
-        format!(
-            "error parsing X509 certificate/key pair: {} and {}: {error}",
-            options.cert_file, options.key_file
-        )
-    };
+    let pair = |error| unfit(&options.cert_file, &options.key_file, &error);
+    let unfounded = |error| format!("failed to parse root ca certificate: {error}");
     let open = builder()?
         .with_no_client_auth()
         .with_single_cert(chain.clone(), key.clone_key())
         .map_err(pair)?;
     let open = Arc::new(open);
-    let server = match (&roots, options.verify || options.map || mutual) {
-        (Some(roots), true) => {
-            let verifier =
-                WebPkiClientVerifier::builder_with_provider(roots.clone(), provider.clone())
-                    .build()
-                    .map_err(|error| format!("failed to parse root ca certificate: {error}"))?;
+    let server = match (&authorities, options.verify || options.map || mutual) {
+        (Some(authorities), true) => {
+            let verifier = verify::of_clients(authorities, provider.clone()).map_err(unfounded)?;
             let config = builder()?
                 .with_client_cert_verifier(verifier)
                 .with_single_cert(chain.clone(), key.clone_key())
@@ -56,12 +51,14 @@ pub fn load(options: &TlsOptions, mutual: bool) -> Result<Configs, String> {
         }
         (_, false) => open.clone(),
     };
-    let client = match roots {
-        Some(roots) => {
+    let client = match &authorities {
+        Some(authorities) => {
+            let verifier = verify::of_servers(authorities, provider.clone()).map_err(unfounded)?;
             let config = ClientConfig::builder_with_provider(provider)
                 .with_safe_default_protocol_versions()
                 .map_err(|error| error.to_string())?
-                .with_root_certificates(roots)
+                .dangerous()
+                .with_custom_certificate_verifier(verifier)
                 .with_client_auth_cert(chain, key)
                 .map_err(pair)?;
             Some(Arc::new(config))
@@ -72,6 +69,7 @@ pub fn load(options: &TlsOptions, mutual: bool) -> Result<Configs, String> {
         server,
         monitor: open,
         client,
+        warnings: authorities.map_or_else(Vec::new, |authorities| authorities.warnings),
     })
 }
 
@@ -84,15 +82,38 @@ fn identity(
     let chain = CertificateDer::pem_file_iter(&options.cert_file)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
         .map_err(|error| failed(&options.cert_file, &error))?;
-    if chain.is_empty() {
+    let Some(own) = chain.first() else {
         return Err(failed(&options.cert_file, &"no certificate in the file"));
+    };
+    if let Some(fault) = kinds::fault_of_own(own) {
+        return Err(failed(&options.cert_file, &fault));
     }
     let key = PrivateKeyDer::from_pem_file(&options.key_file)
         .map_err(|error| failed(&options.key_file, &error))?;
     Ok((chain, key))
 }
 
-pub(super) fn roots(file: &str) -> Result<Option<Arc<RootCertStore>>, String> {
+/// Why rustls refuses a certificate with its key.
+pub(super) fn unfit(cert_file: &str, key_file: &str, error: &rustls::Error) -> String {
+    let hint = match error {
+        // It says so of whatever it cannot read.
+        rustls::Error::General(_) => format!("; keys may be {}", kinds::KEYS),
+        _ => String::new(),
+    };
+    format!("error parsing X509 certificate/key pair: {cert_file} and {key_file}: {error}{hint}")
+}
+
+/// Whom a `ca_file` says to trust.
+#[derive(Debug)]
+pub(super) struct Authorities {
+    pub store: Arc<RootCertStore>,
+    /// Its certificates as they stand there.
+    pub listed: Vec<CertificateDer<'static>>,
+    /// Certificates that are of no use, where others are.
+    pub warnings: Vec<String>,
+}
+
+pub(super) fn authorities(file: &str) -> Result<Option<Authorities>, String> {
     if file.is_empty() {
         return Ok(None);
     }
@@ -100,14 +121,29 @@ pub(super) fn roots(file: &str) -> Result<Option<Arc<RootCertStore>>, String> {
         format!("failed to parse root ca certificate: {file}: {error}")
     };
     let mut store = RootCertStore::empty();
+    let (mut listed, mut warnings) = (Vec::new(), Vec::new());
     let certificates = CertificateDer::pem_file_iter(file).map_err(|error| failed(&error))?;
     for certificate in certificates {
         let certificate = certificate.map_err(|error| failed(&error))?;
-        store.add(certificate).map_err(|error| failed(&error))?;
+        if let Some(fault) = kinds::fault_of_authority(&certificate) {
+            warnings.push(failed(&fault));
+            continue;
+        }
+        let added = store.add(certificate.clone());
+        added.map_err(|error| failed(&error))?;
+        listed.push(certificate);
     }
-    match store.is_empty() {
-        true => Err(failed(&"no certificate in the file")),
-        false => Ok(Some(Arc::new(store))),
+    match (store.is_empty(), warnings.pop()) {
+        (true, Some(warning)) => Err(warning),
+        (true, None) => Err(failed(&"no certificate in the file")),
+        (false, last) => {
+            warnings.extend(last);
+            Ok(Some(Authorities {
+                store: Arc::new(store),
+                listed,
+                warnings,
+            }))
+        }
     }
 }
 

@@ -3,9 +3,11 @@
 //! May import util and config. Must not know sockets, the ring, or NATS.
 
 mod client;
+mod kinds;
 mod load;
 mod names;
 mod session;
+mod verify;
 
 pub use client::client;
 pub use load::{Configs, load};

@@ -1,9 +1,10 @@
 //! One TLS connection, either side: ciphertext in, plain text out, and the other way round.
 
-use super::{load::suite_name, names};
+use super::{kinds, load::suite_name, names};
 use rustls::pki_types::ServerName;
 use rustls::{
-    ClientConfig, ClientConnection, Connection, ProtocolVersion, ServerConfig, ServerConnection,
+    AlertDescription, CertificateError, ClientConfig, ClientConnection, Connection,
+    ProtocolVersion, ServerConfig, ServerConnection,
 };
 use std::io::{Read, Write};
 use std::sync::Arc;
@@ -96,7 +97,7 @@ impl Session {
                 break;
             }
             let state = self.connection.process_new_packets();
-            let state = state.map_err(|error| broken(&error))?;
+            let state = state.map_err(|error| Fault::Broken(in_words(&error)))?;
             self.ended = state.peer_has_closed();
             let ready = state.plaintext_bytes_to_read();
             let at = plain.len();
@@ -139,6 +140,34 @@ impl Session {
             names: certificate.map(names::of).unwrap_or_default(),
             cipher_suite: suite_name(self.connection.negotiated_cipher_suite()?),
         })
+    }
+}
+
+/// An error of rustls, with what it leaves out.
+fn in_words(error: &rustls::Error) -> String {
+    match error {
+        // Its own words begin with the names of types.
+        rustls::Error::InvalidCertificate(CertificateError::Other(fault)) => {
+            format!("invalid peer certificate: {fault}")
+        }
+        rustls::Error::InvalidCertificate(
+            CertificateError::UnsupportedSignatureAlgorithmContext { .. }
+            | CertificateError::UnsupportedSignatureAlgorithmForPublicKeyContext { .. },
+        ) => "invalid peer certificate: it is, or one between it and the authority is, signed in a way that cannot be \
+              verified: use RSA or ECDSA with SHA-256"
+            .into(),
+        // Peers keep back what they know not to be taken, and say no more than this.
+        rustls::Error::NoCertificatesPresented => {
+            format!(
+                "{error}: it has none, or none whose key is {}",
+                kinds::KEYS
+            )
+        }
+        rustls::Error::AlertReceived(AlertDescription::HandshakeFailure) => format!(
+            "{error}: no protocol version or cipher suite in common, or no certificate whose key is {}",
+            kinds::KEYS
+        ),
+        _ => error.to_string(),
     }
 }
 
@@ -287,6 +316,35 @@ mod tests {
         assert!(
             error.contains("failed to parse root ca certificate: /nonexistent"),
             "{error}"
+        );
+    }
+
+    #[test]
+    fn kinds_that_cannot_be_used_are_named_with_their_file() {
+        let data = |name: &str| format!("{}/src/tls/testdata/{name}", env!("CARGO_MANIFEST_DIR"));
+        for (name, words) in [
+            ("v1.pem", "v1.pem: it is of X.509 version 1"),
+            ("p521.pem", "p521.pem: its key is ECDSA on P-521"),
+            ("rsa1024.pem", "rsa1024.pem: its key is RSA with 1024 bits"),
+        ] {
+            let error = configs(|o| o.cert_file = data(name)).unwrap_err();
+            assert!(error.contains(words), "{error}");
+            assert!(error.contains("make a new"), "{error}");
+        }
+        let error = configs(|o| o.ca_file = data("p521.pem")).unwrap_err();
+        let words = "p521.pem: the certificate of \"CN=p521\": its key is ECDSA on P-521";
+        assert!(error.contains(words), "{error}");
+        assert!(configs(|o| o.ca_file = data("v1.pem")).is_ok());
+        // Beside others it does no harm.
+        let both = tempfile::NamedTempFile::new().unwrap();
+        let text =
+            ["p521.pem", "byv1.pem"].map(|name| std::fs::read_to_string(data(name)).unwrap());
+        std::fs::write(both.path(), text.concat()).unwrap();
+        let found = configs(|o| o.ca_file = both.path().to_str().unwrap().to_owned()).unwrap();
+        assert!(
+            matches!(&found.warnings[..], [one] if one.contains("P-521")),
+            "{:?}",
+            found.warnings
         );
     }
 }
