@@ -299,7 +299,7 @@ fn member(folder: &Path, name: &str, port: u16, route: u16) -> Server {
          verify: true, timeout: 20 }}\n"
     );
     let text = format!(
-        "{tls} cluster {{ listen: '127.0.0.1:{port}', routes: ['nats://127.0.0.1:{route}'] {tls} }}"
+        "{tls} cluster {{ listen: '127.0.0.1:{port}', routes: ['nats://127.0.0.1:{route}']\n {tls} }}"
     );
     let config = format!("{folder}/{port}.conf");
     std::fs::write(&config, text).unwrap();

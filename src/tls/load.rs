@@ -121,30 +121,32 @@ pub(super) fn authorities(file: &str) -> Result<Option<Authorities>, String> {
         format!("failed to parse root ca certificate: {file}: {error}")
     };
     let mut store = RootCertStore::empty();
-    let (mut listed, mut warnings) = (Vec::new(), Vec::new());
+    let (mut listed, mut faults) = (Vec::new(), Vec::new());
     let certificates = CertificateDer::pem_file_iter(file).map_err(|error| failed(&error))?;
     for certificate in certificates {
         let certificate = certificate.map_err(|error| failed(&error))?;
         if let Some(fault) = kinds::fault_of_authority(&certificate) {
-            warnings.push(failed(&fault));
+            faults.push(fault);
             continue;
         }
         let added = store.add(certificate.clone());
         added.map_err(|error| failed(&error))?;
         listed.push(certificate);
     }
-    match (store.is_empty(), warnings.pop()) {
-        (true, Some(warning)) => Err(warning),
-        (true, None) => Err(failed(&"no certificate in the file")),
-        (false, last) => {
-            warnings.extend(last);
-            Ok(Some(Authorities {
-                store: Arc::new(store),
-                listed,
-                warnings,
-            }))
-        }
+    if store.is_empty() {
+        let fault = faults
+            .first()
+            .map_or("no certificate in the file", String::as_str);
+        return Err(failed(&fault));
     }
+    let warnings = faults
+        .iter()
+        .map(|fault| format!("ca_file {file}: {fault}"));
+    Ok(Some(Authorities {
+        store: Arc::new(store),
+        listed,
+        warnings: warnings.collect(),
+    }))
 }
 
 /// Suites and curves as the options order them. Those of TLS 1.3 are always there.

@@ -192,12 +192,7 @@ impl ServerCertVerifier for Verifier<WebPkiServerVerifier> {
             .webpki
             .verify_server_cert(certificate, intermediates, name, ocsp, now);
         verdict.or_else(|refusal| {
-            self.appeal(
-                refusal,
-                (certificate, intermediates),
-                Role::Server(name),
-                now,
-            )?;
+            self.appeal(refusal, certificate, Role::Server(name), now)?;
             Ok(ServerCertVerified::assertion())
         })
     }
