@@ -35,6 +35,12 @@ pub fn fault_of_peer(certificate: &CertificateDer<'_>) -> Option<String> {
         .or_else(|| signature_fault(&certificate))
 }
 
+/// Whether it says that it may issue others (CA:TRUE).
+pub fn is_authority(certificate: &CertificateDer<'_>) -> bool {
+    let read = X509Certificate::from_der(certificate);
+    read.is_ok_and(|(_, read)| read.is_ca())
+}
+
 fn version_fault(certificate: &X509Certificate<'_>) -> Option<String> {
     let version = certificate.version();
     (version != X509Version::V3).then(|| {
@@ -110,4 +116,36 @@ fn named(oid: &Oid<'_>) -> String {
     ];
     let found = known.iter().find(|(known, _)| known == oid);
     found.map_or_else(|| oid.to_string(), |(_, name)| (*name).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::util::random::Random;
+    use rustls::pki_types::pem::PemObject;
+
+    /// Nobody has verified anything of a peer's certificate when it comes here.
+    #[test]
+    fn damaged_certificates_harm_nobody() {
+        let mut random = Random::new(1);
+        for name in ["v1", "p521", "rsa1024", "sha1", "byv1"] {
+            let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tls/testdata");
+            let whole = CertificateDer::from_pem_file(format!("{folder}/{name}.pem")).unwrap();
+            for _ in 0..2000 {
+                let mut bytes = whole.to_vec();
+                for _ in 0..=random.below(4) {
+                    let at = random.below(bytes.len() as u32) as usize;
+                    bytes[at] = random.next_u64() as u8;
+                }
+                if random.below(20) == 0 {
+                    bytes.truncate(random.below(bytes.len() as u32) as usize);
+                }
+                let damaged = CertificateDer::from(bytes);
+                let _ = fault_of_own(&damaged);
+                let _ = fault_of_authority(&damaged);
+                let _ = fault_of_peer(&damaged);
+                let _ = is_authority(&damaged);
+            }
+        }
+    }
 }

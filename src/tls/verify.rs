@@ -69,7 +69,7 @@ impl<V: ?Sized> Verifier<V> {
     ) -> Result<(), Error> {
         let verdict = match self.listed.contains(certificate) {
             true => judge_listed(certificate, refusal, role, now),
-            false if is_authority(&refusal, certificate) => Err(words(
+            false if kinds::is_authority(certificate) && is_unnamed(&refusal) => Err(words(
                 "it is an authority's (CA:TRUE), and as a peer's own it must stand in ca_file itself: put it there, \
                  or make a new one with CA:FALSE",
             )),
@@ -118,12 +118,12 @@ fn in_words(refusal: Error, certificate: &CertificateDer<'_>) -> Error {
     kinds::fault_of_peer(certificate).map_or(refusal, |fault| words(&fault))
 }
 
-fn is_authority(refusal: &Error, certificate: &CertificateDer<'_>) -> bool {
-    let read = X509Certificate::from_der(certificate);
+/// Whether rustls has no name of its own for a refusal of webpki, as for `CaUsedAsEndEntity`.
+fn is_unnamed(refusal: &Error) -> bool {
     matches!(
         refusal,
         Error::InvalidCertificate(CertificateError::Other(_))
-    ) && read.is_ok_and(|(_, read)| read.is_ca())
+    )
 }
 
 fn words(text: &str) -> Error {
