@@ -131,7 +131,9 @@ impl Broker {
         let mut greeting = String::new();
         if let Some(Solicited { url, .. }) = self.route(slot).solicited.clone() {
             let cluster = self.cluster();
-            let login = (!url.user.is_empty()).then_some((&*url.user, &*url.password.0));
+            // The other server looks at the user first, but it may be one that wants a password alone.
+            let given = !url.user.is_empty() || !url.password.0.is_empty();
+            let login = given.then_some((&*url.user, &*url.password.0));
             greeting =
                 route_connect_line(&cluster.info.server_id, login, cluster.info.tls_required);
         }

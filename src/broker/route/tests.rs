@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::broker::auth::Secret;
+use crate::broker::propagate::tests::written;
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
@@ -62,6 +63,21 @@ fn a_message_for_a_member_that_left_stays_with_its_group() {
     broker.handle_gone(same_group, now);
     broker.handle_bytes(route, b"MSG x QRSID:2:1 0\r\n\r\n", now);
     assert_eq!(messages(&broker, other_group), 0);
+}
+
+#[test]
+fn a_password_without_a_user_is_shown_to_the_other_server() {
+    let now = Instant::now();
+    let mut broker = broker(now);
+    let dial = Dial {
+        url: RouteUrl::parse("nats-route://:p@127.0.0.1:2").unwrap(),
+        explicit: true,
+        wait: Duration::ZERO,
+        retries: 0,
+    };
+    let slot = broker.open_route(1, PEER, Some(dial), now);
+    let shown = written(&mut broker, slot, now);
+    assert!(shown.contains(r#""user":"","pass":"p""#), "{shown}");
 }
 
 #[test]
