@@ -38,12 +38,16 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail(&program, &error),
         },
-        Ok(Command::Check { options, verdict }) => match server::check(&options) {
-            Ok(warnings) => {
-                for warning in warnings {
-                    eprintln!("{program}: {warning}");
+        Ok(Command::Check {
+            options,
+            warnings,
+            verdict,
+        }) => match server::check(&options) {
+            Ok(more) => {
+                for warning in warnings.iter().chain(&more) {
+                    println!("warning: {warning}");
                 }
-                print!("{verdict}");
+                println!("{verdict}");
                 ExitCode::SUCCESS
             }
             Err(error) => fail(&program, &error),

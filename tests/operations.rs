@@ -316,6 +316,27 @@ fn passwords_are_hashed_by_passwd() {
 }
 
 #[test]
+fn an_empty_list_of_users_lets_nobody_in() {
+    let file = File::new("authorization { users: [] }");
+    let server = Server::start(&["-c", file.path()]);
+    server.wait_log("the list of users is empty: no client can log in");
+    for connect in ["{}", r#"{"user":"a","pass":"b"}"#, r#"{"auth_token":"t"}"#] {
+        assert_eq!(login(server.port, connect).1, violation(), "{connect}");
+    }
+    // And so it is after a reload that empties the list.
+    file.write("authorization { users: [{user: a, password: b}] }");
+    server.reload();
+    let mut client = enter(server.port, "a", "b");
+    file.write("authorization { users: [] }");
+    server.reload();
+    assert_eq!(client.op(), violation());
+    let check = midge(&["-t", "-c", file.path()], "");
+    assert!(check.status.success());
+    assert!(text(&check.stdout).starts_with("warning: the list of users is empty"));
+    server.stop();
+}
+
+#[test]
 fn ports_are_written_to_a_file() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().to_str().unwrap();

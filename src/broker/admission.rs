@@ -171,7 +171,7 @@ impl Broker {
     pub(super) fn log_authorization_error(&self, slot: Slot) {
         let client = &self.receivers.clients[slot as usize];
         let label = client.label();
-        let named = client.kind == Kind::Client && self.settings.auth.has_users();
+        let named = client.kind == Kind::Client && self.settings.auth.listed;
         let (user, nkey) = match &client.connect {
             Some(connect) => (&*connect.user, &*connect.nkey),
             None => ("", ""),

@@ -88,6 +88,8 @@ pub struct User {
 /// Checked in this order, as gnatsd does: users, else token, else the single user, else open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Auth {
+    /// Users are those of a list, even an empty one: then nobody comes in.
+    pub listed: bool,
     pub users: HashMap<String, User>,
     /// Users that sign a nonce in place of showing a password.
     pub nkeys: HashMap<PublicKey, Option<Arc<Permissions>>>,
@@ -120,11 +122,7 @@ pub enum Verdict {
 
 impl Auth {
     pub fn required(&self) -> bool {
-        self.certified || self.has_users() || self.token.is_some() || self.single.is_some()
-    }
-
-    pub fn has_users(&self) -> bool {
-        !self.users.is_empty() || !self.nkeys.is_empty()
+        self.certified || self.listed || self.token.is_some() || self.single.is_some()
     }
 
     pub fn judge(&self, connect: &Connect, shown: Shown<'_>) -> Verdict {
@@ -137,7 +135,7 @@ impl Auth {
                 Verdict::Granted(user.permissions.clone())
             });
         }
-        let (secret, given, permissions) = if self.has_users() {
+        let (secret, given, permissions) = if self.listed {
             if !connect.nkey.is_empty() && !self.nkeys.is_empty() {
                 return self.judge_signature(connect, shown.nonce);
             }
@@ -245,7 +243,22 @@ mod tests {
             password: Secret::new("$2a$11$x"),
             permissions: None,
         };
+        let nobody = Auth {
+            listed: true,
+            ..Auth::default()
+        };
+        assert!(nobody.required());
+        for login in [
+            "{}",
+            r#"{"user":"u","pass":"p"}"#,
+            r#"{"user":"","nkey":"U"}"#,
+        ] {
+            let verdict = nobody.judge(&connect(login), Shown::default());
+            assert_eq!(verdict, Verdict::Denied, "{login}");
+        }
+
         let users = Auth {
+            listed: true,
             users: HashMap::from([("u".into(), user)]),
             ..Auth::default()
         };
@@ -264,6 +277,7 @@ mod tests {
     fn users_with_keys() {
         let key = "UDXU4RCSJNZOIQHZNWXHXORDPRTGNJAHAHFRGZNEEJCPQTT2M7NLCNF4";
         let auth = Auth {
+            listed: true,
             nkeys: HashMap::from([(nkey::decode_user(key).unwrap(), None)]),
             ..Auth::default()
         };

@@ -5,6 +5,7 @@
 
 use super::Options;
 use super::file::{self, Data, Position, Value, integer};
+use super::options::all_of;
 use super::signal::{self, SignalRequest};
 use super::streaming;
 use super::table::{self, Group, Kind, Row, dashed, rows};
@@ -23,6 +24,7 @@ pub enum Command {
     /// `-t`: what to print if the files that the options name are good as well.
     Check {
         options: Box<Options>,
+        warnings: Vec<String>,
         verdict: String,
     },
     /// Something to print, and that is all.
@@ -57,7 +59,8 @@ impl Source {
         let streaming_file = streaming_file.or(self.config_file.clone());
         let streaming = self.streaming || asked.streaming.enabled;
         if let Some(path) = &main_file {
-            let entries = file::read(path)?;
+            let mut entries = file::read(path)?;
+            file::keep_last(&mut entries, &mut warnings);
             let applied = table::apply(&mut options, &entries, &mut warnings, streaming);
             let errors = applied.err().into_iter();
             let errors: Vec<String> = match self.strict {
@@ -70,11 +73,23 @@ impl Source {
             options.config_file = Some(path.clone());
         }
         if let Some(path) = &streaming_file {
-            let entries = file::read(path)?;
+            let mut entries = file::read(path)?;
+            let mut ignored = Vec::new();
+            file::keep_last(&mut entries, &mut ignored);
+            if streaming_file != main_file {
+                if self.strict && !ignored.is_empty() {
+                    return Err(ignored.join("\n"));
+                }
+                warnings.append(&mut ignored);
+            }
             streaming::apply_file(&mut options, &entries, streaming)?;
         }
+        // Credentials of the file that contradict each other are a mistake; flags over them are a choice.
+        let credentials = options.check_credentials();
         self.put_flags(&mut options)?;
-        options.check()?;
+        options.put_defaults();
+        all_of([credentials, options.check()])?;
+        warnings.extend(options.remarks());
         Ok((options, warnings))
     }
 
@@ -83,6 +98,13 @@ impl Source {
             let row = row(*index);
             (row.set)(options, value)
                 .map_err(|error| format!("{}: {error}", flag_names(row.flags)))?;
+        }
+        // Wherever it stands: the other flags of TLS would switch it on.
+        let tls = |(index, _): &&(usize, Value)| row(*index).flags == ["tls"];
+        if let Some((_, value)) = self.flags.iter().rev().find(tls)
+            && value.data == Data::Bool(false)
+        {
+            options.tls.enabled = false;
         }
         Ok(())
     }
@@ -245,26 +267,11 @@ pub fn parse(
                 .num_args(0..=1)
                 .require_equals(true)
                 .default_missing_value("true");
-        } else {
-            // Values may begin with a dash: -p -1.
-            arg = arg.allow_hyphen_values(true);
         }
         command = command.arg(arg);
     }
-    // Go's flags know no difference between one dash and two.
-    let normal = arguments
-        .into_iter()
-        .map(|argument| match argument.strip_prefix('-') {
-            Some(rest)
-                if !rest.starts_with('-')
-                    && rest.starts_with(|c: char| c.is_ascii_alphabetic()) =>
-            {
-                format!("--{rest}")
-            }
-            _ => argument,
-        });
     let matches = command
-        .try_get_matches_from(normal)
+        .try_get_matches_from(normal(arguments))
         .map_err(|error| flag_error(&error))?;
 
     match matches
@@ -293,7 +300,8 @@ pub fn parse(
             return Ok(Command::Print(text));
         }
     }
-    if let Some(request) = matches.get_one::<String>("signal") {
+    let request = matches.get_one::<String>("signal");
+    if let Some(request) = request.filter(|request| !request.is_empty()) {
         return signal::parse(request).map(Command::Signal);
     }
     let mut flags: Vec<(usize, usize, Value)> = Vec::new();
@@ -308,7 +316,10 @@ pub fn parse(
     flags.sort_by_key(|(place, ..)| *place);
     let check = matches.get_count("check") > 0;
     let mut source = Source {
-        config_file: matches.get_one::<String>("config").map(PathBuf::from),
+        config_file: matches
+            .get_one::<String>("config")
+            .filter(|path| !path.is_empty())
+            .map(PathBuf::from),
         flags: flags
             .into_iter()
             .map(|(_, row, value)| (row, value))
@@ -326,9 +337,10 @@ pub fn parse(
             .config_file
             .as_deref()
             .unwrap_or_else(|| std::path::Path::new("(no file)"));
-        let verdict = format!("configuration {} is valid\n", shown.display());
+        let verdict = format!("configuration {} is valid", shown.display());
         return Ok(Command::Check {
             options: Box::new(options),
+            warnings,
             verdict,
         });
     }
@@ -337,6 +349,31 @@ pub fn parse(
         options: Box::new(options),
         warnings,
     })
+}
+
+/// The command line in the one form clap is given, `--flag=value`. For Go's flags one dash is as good as two,
+/// and what stands behind a flag that takes a value is its value, whatever it begins with.
+fn normal(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut flags: Vec<&str> = vec!["c", "config", "sl", "signal"];
+    let rows = rows().filter(|row| row.kind != Kind::Bool);
+    flags.extend(rows.flat_map(|row| row.flags));
+    let mut normal = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let name = argument
+            .strip_prefix("--")
+            .or(argument.strip_prefix('-'))
+            .filter(|name| !name.is_empty() && !name.starts_with('-'));
+        match name {
+            None => normal.push(argument),
+            Some(name) if flags.contains(&name) => {
+                let value = arguments.next().map(|value| format!("={value}"));
+                normal.push(format!("--{name}{}", value.unwrap_or_default()));
+            }
+            Some(name) => normal.push(format!("--{name}")),
+        }
+    }
+    normal
 }
 
 fn value_of(row: &Row, text: &str) -> Result<Value, String> {
@@ -419,6 +456,127 @@ mod tests {
     }
 
     #[test]
+    fn values_that_begin_with_a_dash_or_are_empty() {
+        let options = run(&[
+            "--pass", "-secret", "-user", "--", "-a", "", "--name", "-p=5",
+        ]);
+        assert_eq!(
+            (&*options.user, &*options.password.0, &*options.server_name),
+            ("--", "-secret", "-p=5")
+        );
+        assert_eq!(run(&["--pass=-x", "--user", "a"]).password.0, "-x");
+        assert_eq!((&*options.host, options.port), ("0.0.0.0", 4222));
+        assert_eq!(run(&["-c", "", "-sl", ""]).config_file, None);
+        assert!(fails(&["-c", "-t"]).contains("open -t: no such file"));
+        assert_eq!(fails(&["-1"]), "flag provided but not defined: -1");
+    }
+
+    #[test]
+    fn tls_is_off_where_the_command_line_says_so() {
+        assert!(!run(&["--tls=false", "--tlscert", "x"]).tls.enabled);
+        assert!(
+            !run(&["--tlscert", "x", "--tlsverify", "--tls=false"])
+                .tls
+                .enabled
+        );
+        assert!(
+            run(&["--tlscert", "x", "--tls=false", "--tls", "--tlskey", "y"])
+                .tls
+                .enabled
+        );
+    }
+
+    /// What a file with flags over it gives.
+    fn run_over(file: &str, flags: &[&str]) -> Result<(Options, Vec<String>), String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        std::fs::write(&path, file).unwrap();
+        let mut arguments = vec!["-c", path.to_str().unwrap()];
+        arguments.extend(flags);
+        match parse("midge", arguments.iter().map(|a| a.to_string()))? {
+            Command::Run {
+                options, warnings, ..
+            } => Ok((*options, warnings)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn credentials_of_flags_over_those_of_a_file() {
+        for (file, flags, remark) in [
+            (
+                "authorization { user: a, password: b }",
+                &["--user", "c"][..],
+                "",
+            ),
+            (
+                "authorization { token: t }",
+                &["--user", "a", "--pass", "b"],
+                "user and password are ignored: there is a token, which counts before them",
+            ),
+            (
+                "authorization { users: [{user: a, password: b}] }",
+                &["--auth", "t"],
+                "the token is ignored: there is a list of users, which counts before it",
+            ),
+            (
+                "authorization { users: [{user: a, password: b}] }",
+                &["--user", "c"],
+                "user and password are ignored: there is a list of users, which counts before them",
+            ),
+            (
+                "",
+                &["--user", "a", "--auth", "t"],
+                "user and password are ignored: there is a token, which counts before them",
+            ),
+            (
+                "",
+                &["--pass", "b"],
+                "a password without a user is ignored: clients need no credentials",
+            ),
+        ] {
+            let (_, warnings) = run_over(file, flags).unwrap();
+            assert_eq!(warnings.concat(), remark, "{file} {flags:?}");
+        }
+        let error = run_over("authorization { user: a, token: t }", &["--user", "c"]).unwrap_err();
+        assert_eq!(error, "Cannot have a user/pass and token");
+    }
+
+    #[test]
+    fn zeros_are_defaults() {
+        let zeros = "port: 0, max_connections: 0, max_payload: 0, max_control_line: 0, max_pending: 0\n\
+            ping_interval: 0, ping_max: 0, write_deadline: 0, net: ''\n\
+            authorization { timeout: 0 }, tls { timeout: 0, cert_file: c, key_file: k }\n\
+            cluster { net: '', max_pending: 0, authorization { timeout: 0 }, tls { timeout: 0, cert_file: c, key_file: k, ca_file: a } }";
+        let (mut options, _) = run_over(zeros, &["--tls=false", "-p", "0"]).unwrap();
+        options.config_file = None;
+        for tls in [&mut options.tls, &mut options.cluster.tls] {
+            assert_eq!(std::mem::take(tls).timeout, 0.5);
+        }
+        assert_eq!(options, Options::default());
+        let (options, _) = run_over("http_port: 0, max_subscriptions: 0", &["-p", "-1"]).unwrap();
+        assert_eq!(
+            (options.port, options.http_port, options.max_subscriptions),
+            (-1, 0, 0)
+        );
+    }
+
+    #[test]
+    fn the_last_of_several_blocks_counts() {
+        let file = "cluster { port: 7, no_advertise: true }\ncluster { port: 8 }\nstreaming { id: a }\nstreaming { dir: x }";
+        let (options, warnings) = run_over(file, &[]).unwrap();
+        assert_eq!(
+            (options.cluster.port, options.cluster.no_advertise),
+            (8, false)
+        );
+        assert_eq!(options.streaming.cluster_id, "test-cluster");
+        assert_eq!(warnings.len(), 2, "{warnings:?}");
+        assert!(warnings[0].contains("t:1:1: \"cluster\" is ignored here: it is given again at"));
+        let error = run_over(file, &["--strict"]).unwrap_err();
+        assert!(error.contains("is ignored here"), "{error}");
+    }
+
+    #[test]
     fn mistakes() {
         assert_eq!(fails(&["-nope"]), "flag provided but not defined: --nope");
         assert_eq!(fails(&["-p"]), "flag needs an argument: -p");
@@ -429,10 +587,6 @@ mod tests {
         assert_eq!(
             fails(&["frobnicate"]),
             "unrecognized command: \"frobnicate\""
-        );
-        assert_eq!(
-            fails(&["--user", "a", "--auth", "t"]),
-            "Cannot have a user/pass and token"
         );
     }
 

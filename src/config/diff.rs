@@ -58,7 +58,7 @@ macro_rules! untold {
 plain!(bool, i32, i64, u32, u64, usize, f64, String);
 untold!(
     Hidden,
-    Vec<UserOptions>,
+    Option<Vec<UserOptions>>,
     Option<PermissionOptions>,
     Vec<RouteUrl>,
     StreamingOptions

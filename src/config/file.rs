@@ -6,6 +6,7 @@
 //! nesting is bounded.
 
 use std::cell::Cell;
+use std::collections::hash_map::{Entry as Slot, HashMap};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -76,6 +77,48 @@ pub fn read_text(text: &str, name: &str) -> Result<Vec<Entry>, String> {
     let mut scopes = vec![Vec::new()];
     Reader::new(text, name, PathBuf::new(), 0).document(&mut scopes)?;
     Ok(scopes.pop().unwrap_or_default())
+}
+
+/// Of blocks and lists with the same key only the last counts, as in the original, where it overwrites the
+/// others; nothing of them is merged. Each of those that do not count is warned about: it may be one of an
+/// included file that was to be overridden, or a mistake that takes users away.
+pub fn keep_last(entries: &mut Vec<Entry>, warnings: &mut Vec<String>) {
+    let several = |entry: &Entry| matches!(entry.value.data, Data::Map(_) | Data::Array(_));
+    let mut later: HashMap<String, Position> = HashMap::new();
+    let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
+    let mut ignored = Vec::new();
+    for entry in std::mem::take(entries).into_iter().rev() {
+        if several(&entry) {
+            match later.entry(entry.key.to_ascii_lowercase()) {
+                Slot::Vacant(place) => drop(place.insert(entry.at.clone())),
+                Slot::Occupied(place) => {
+                    if !entry.used.get() {
+                        let (at, key, place) = (&entry.at, &entry.key, place.get());
+                        ignored.push(format!(
+                            "{at}: {key:?} is ignored here: it is given again at {place}, and the last one counts"
+                        ));
+                    }
+                    continue;
+                }
+            }
+        }
+        kept.push(entry);
+    }
+    warnings.extend(ignored.into_iter().rev());
+    kept.reverse();
+    kept.iter_mut()
+        .for_each(|entry| keep_last_inside(&mut entry.value, warnings));
+    *entries = kept;
+}
+
+fn keep_last_inside(value: &mut Value, warnings: &mut Vec<String>) {
+    match &mut value.data {
+        Data::Map(entries) => keep_last(entries, warnings),
+        Data::Array(values) => values
+            .iter_mut()
+            .for_each(|value| keep_last_inside(value, warnings)),
+        _ => {}
+    }
 }
 
 fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<(), String> {
@@ -224,7 +267,8 @@ impl<'a> Reader<'a> {
         let at = self.at();
         let quoted = matches!(self.peek(), Some('"' | '\''));
         let key = self.key()?;
-        if !quoted && key == "include" && matches!(self.peek(), Some(' ' | '\t')) {
+        let includes = !quoted && key.eq_ignore_ascii_case("include");
+        if includes && matches!(self.peek(), Some(' ' | '\t')) {
             return self.include(&at, scopes);
         }
         self.skip(false);
@@ -456,6 +500,11 @@ impl<'a> Reader<'a> {
             if c.is_whitespace() || matches!(c, ',' | ';' | ']' | '}' | '\'') {
                 break;
             }
+            // Behind a number a comment needs no blank; in a string, such as a path, it does.
+            let comment = c == '#' || self.starts_with("//");
+            if comment && std::str::from_utf8(&bytes).is_ok_and(|text| number(text).is_some()) {
+                break;
+            }
             self.next();
             match c {
                 '\\' => self.escape(&mut bytes)?,
@@ -475,25 +524,8 @@ impl<'a> Reader<'a> {
         if !digits.starts_with(|c: char| c.is_ascii_digit()) {
             return Ok(Data::Text(text));
         }
-        if let Some(number) = integer(&text) {
-            return Ok(Data::Int(number));
-        }
-        let dots = digits.matches('.').count();
-        let only = |extra: &str| {
-            digits
-                .chars()
-                .all(|c| c.is_ascii_digit() || extra.contains(c))
-        };
-        if dots == 1
-            && only(".")
-            && !digits.ends_with('.')
-            && let Ok(number) = text.parse()
-        {
-            return Ok(Data::Float(number));
-        }
-        // Addresses, and the one form of dates there is.
-        if (dots > 1 && only(".:")) || (digits.ends_with('Z') && only("-:TZ")) {
-            return Ok(Data::Text(text));
+        if let Some(data) = number(&text) {
+            return Ok(data);
         }
         let text = if self.secret { "***" } else { &text };
         self.error(&at, format!("Expected a number or an address, but got '{text}' instead; put strings that begin with a digit in quotes"))
@@ -528,6 +560,33 @@ impl<'a> Reader<'a> {
     }
 }
 
+/// What begins with a digit and needs no quotes: numbers, addresses, and the one form of dates there is.
+fn number(text: &str) -> Option<Data> {
+    let digits = text.strip_prefix('-').unwrap_or(text);
+    if !digits.starts_with(|c: char| c.is_ascii_digit()) {
+        return None;
+    }
+    if let Some(number) = integer(text) {
+        return Some(Data::Int(number));
+    }
+    let dots = digits.matches('.').count();
+    let only = |extra: &str| {
+        digits
+            .chars()
+            .all(|c| c.is_ascii_digit() || extra.contains(c))
+    };
+    if dots == 1
+        && only(".")
+        && !digits.ends_with('.')
+        && let Ok(number) = text.parse()
+    {
+        return Some(Data::Float(number));
+    }
+    let address = dots > 1 && only(".:");
+    let date = digits.ends_with('Z') && only("-:TZ");
+    (address || date).then(|| Data::Text(text.to_owned()))
+}
+
 /// Digits with an optional unit: k, m and g count by 1000, kb, mb and gb by 1024.
 pub fn integer(text: &str) -> Option<i64> {
     let split = text
@@ -551,11 +610,15 @@ pub fn integer(text: &str) -> Option<i64> {
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
-    if let Ok(entries) = read_text(&text, "fuzz") {
+    if let Ok(mut entries) = read_text(&text, "fuzz") {
         let mut options = super::Options::default();
         let mut warnings = Vec::new();
+        keep_last(&mut entries, &mut warnings);
         let _ = super::table::apply(&mut options, &entries, &mut warnings, false);
+        let _ = options.check_credentials();
+        options.put_defaults();
         let _ = options.check();
+        options.remarks();
     }
 }
 
@@ -617,9 +680,57 @@ mod tests {
             ("listen\n 4222", "listen=4222"),
             ("b (\nline\n)\nc 1", r#"b="\nline\n" c=1"#),
             ("a b\r\nc d\r\n", r#"a="b" c="d""#),
+            (
+                "a: 1# x\nb: 1kb// x\nc 1.5#x\nd [1#x\n-2//x\n]\ne {f: 3#}\n}",
+                "a=1 b=1024 c=1.5 d=[1 -2] e={f=3}",
+            ),
+            (
+                "l: 127.0.0.1:4222#x\nd 2016-05-04T18:53:41Z//x\np: a#b\nu: a//b",
+                r#"l="127.0.0.1:4222" d="2016-05-04T18:53:41Z" p="a#b" u="a//b""#,
+            ),
         ] {
             assert_eq!(show(text), expect, "{text}");
         }
+    }
+
+    #[test]
+    fn includes_in_any_case() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("t");
+        std::fs::write(folder.path().join("more"), "debug: true").unwrap();
+        for word in ["include", "Include", "INCLUDE"] {
+            std::fs::write(&path, format!("{word} 'more'\nport: 5")).unwrap();
+            let keys: Vec<String> = read(&path).unwrap().into_iter().map(|e| e.key).collect();
+            assert_eq!(keys, ["debug", "port"], "{word}");
+        }
+        assert_eq!(
+            show("'Include' x\nINCLUDE: y"),
+            r#"Include="x" INCLUDE="y""#
+        );
+    }
+
+    #[test]
+    fn of_blocks_with_one_key_the_last_counts() {
+        let text = "tls { a: 1 }\nport: 1\nCluster { b: 1 }\nport: 2\n\
+            cluster { c: 1, tls { d: 1 }, routes: [x], tls { e: 1 }, routes: [] }\nV { u: 1 }";
+        let mut entries = read_text(text, "t").unwrap();
+        let mut warnings = Vec::new();
+        keep_last(&mut entries, &mut warnings);
+        let keys: Vec<&str> = entries.iter().map(|entry| &*entry.key).collect();
+        assert_eq!(keys, ["tls", "port", "port", "cluster", "V"]);
+        let Data::Map(cluster) = &entries[3].value.data else {
+            panic!("{entries:?}")
+        };
+        let inner: Vec<u32> = cluster.iter().map(|entry| entry.at.column).collect();
+        assert_eq!(inner, [11, 44, 58], "the first one of each has gone");
+        assert_eq!(
+            warnings,
+            [
+                "t:3:1: \"Cluster\" is ignored here: it is given again at t:5:1, and the last one counts",
+                "t:5:17: \"tls\" is ignored here: it is given again at t:5:44, and the last one counts",
+                "t:5:31: \"routes\" is ignored here: it is given again at t:5:58, and the last one counts",
+            ]
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A case is a file (or several, the others after a line `@ name`), a line `->`, and what is said of
 //! it. `MIDGE_REWRITE_SNAPSHOTS=1 cargo test messages` writes the latter anew.
 
+use super::options::all_of;
 use super::{Options, file, table};
 
 const PATH: &str = concat!(
@@ -46,9 +47,14 @@ fn said(case: &str) -> String {
     write(name, &content);
     let (mut options, mut warnings) = (Options::default(), Vec::new());
     let path = folder.path().join("t");
-    let result = file::read(&path)
-        .and_then(|entries| table::apply(&mut options, &entries, &mut warnings, false))
-        .and_then(|()| options.check());
+    let result = file::read(&path).and_then(|mut entries| {
+        file::keep_last(&mut entries, &mut warnings);
+        table::apply(&mut options, &entries, &mut warnings, false)?;
+        options.put_defaults();
+        all_of([options.check_credentials(), options.check()])?;
+        warnings.extend(options.remarks());
+        Ok(())
+    });
     let mut lines: Vec<String> = result.err().into_iter().collect();
     lines.extend(warnings.iter().map(|warning| format!("warning: {warning}")));
     let prefix = format!("{}/", folder.path().display());
@@ -108,7 +114,7 @@ fn no_message_is_without_a_case() {
     };
     let table = include_str!("table.rs");
     let sources = [
-        between(include_str!("file.rs"), "pub fn read", "#[cfg(test)]"),
+        between(include_str!("file.rs"), "pub fn read(", "#[cfg(test)]"),
         between(table, "fn expected", "macro_rules! row"),
         between(table, "const NOT_SUPPORTED", "fn distance"),
         between(
@@ -116,14 +122,10 @@ fn no_message_is_without_a_case() {
             "impl TlsOptions",
             "pub struct ClusterOptions",
         ),
-        between(
-            include_str!("options.rs"),
-            "impl Options",
-            "self.streaming.check",
-        ),
+        between(include_str!("options.rs"), "impl Options", "pub fn all_of"),
         between(
             include_str!("route_url.rs"),
-            "pub fn parse",
+            "pub fn parse(",
             "pub fn same_place",
         ),
     ];
@@ -134,6 +136,9 @@ fn no_message_is_without_a_case() {
         "solicited routes require cluster capabilities, e.g. --cluster",
         "expected cluster password to be set",
         "nats-route://",
+        "user and password are ignored: there is a list of users, which counts before them",
+        "the token is ignored: there is a list of users, which counts before it",
+        "user and password are ignored: there is a token, which counts before them",
     ];
     let recorded = std::fs::read_to_string(PATH).unwrap();
     let (mut checked, mut missing) = (0, Vec::new());

@@ -1,6 +1,6 @@
 //! The options a server runs with, as plain values.
 
-use super::route_url::RouteUrl;
+use super::route_url::{RouteUrl, parse_host_port};
 use super::streaming::StreamingOptions;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -127,12 +127,20 @@ impl Default for TlsOptions {
 }
 
 impl TlsOptions {
-    fn check(&self) -> Result<(), String> {
+    /// `mutual`: peers must show certificates whatever `verify` says, as between servers.
+    fn check(&self, block: &str, mutual: bool) -> Result<(), String> {
         if self.enabled && self.cert_file.is_empty() {
             return Err("TLS Server certificate must be present and valid".into());
         }
         if self.enabled && self.key_file.is_empty() {
             return Err("TLS Server private key must be present and valid".into());
+        }
+        // gnatsd falls back on the authorities of the system, which vouch for everybody who has a domain.
+        let verify = self.verify || self.map || mutual;
+        if self.enabled && verify && self.ca_file.is_empty() {
+            return Err(format!(
+                "{block}: certificates of the other side cannot be verified without ca_file; set it to the file of the authority that signs them (not the authorities of the system, which gnatsd takes here: they vouch for strangers)"
+            ));
         }
         Ok(())
     }
@@ -208,7 +216,8 @@ pub struct Options {
     pub user: String,
     pub password: Hidden,
     pub token: Hidden,
-    pub users: Vec<UserOptions>,
+    /// None: there is no such list. With an empty one nobody can log in.
+    pub users: Option<Vec<UserOptions>>,
     pub default_permissions: Option<PermissionOptions>,
     pub no_auth_user: String,
     pub always_enable_nonce: bool,
@@ -261,7 +270,7 @@ impl Default for Options {
             user: String::new(),
             password: Hidden::default(),
             token: Hidden::default(),
-            users: Vec::new(),
+            users: None,
             default_permissions: None,
             no_auth_user: String::new(),
             always_enable_nonce: false,
@@ -288,42 +297,107 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What no single option shows: contradictions between them, one a line. The texts are gnatsd's.
-    pub fn check(&self) -> Result<(), String> {
-        let mut errors = self.credentials_at_odds();
-        errors.extend(self.addresses_at_odds());
-        let parts = [
-            self.tls.check(),
-            self.cluster.tls.check(),
-            self.streaming.check(),
-        ];
-        errors.extend(parts.into_iter().filter_map(Result::err));
-        match errors.is_empty() {
-            true => Ok(()),
-            false => Err(errors.join("\n")),
+    /// A zero or an empty address asks for the default, as in gnatsd. Where zero has a meaning of its own
+    /// it stays: no monitoring, no clustering, no limit.
+    pub fn put_defaults(&mut self) {
+        let default = Self::default();
+        fn put<T: Default + PartialEq>(value: &mut T, default: T) {
+            if *value == T::default() {
+                *value = default;
+            }
         }
+        put(&mut self.host, default.host);
+        put(&mut self.port, default.port);
+        put(&mut self.max_connections, default.max_connections);
+        put(&mut self.max_payload, default.max_payload);
+        put(&mut self.max_control_line, default.max_control_line);
+        put(&mut self.max_pending, default.max_pending);
+        put(&mut self.ping_interval, default.ping_interval);
+        put(&mut self.ping_max, default.ping_max);
+        put(&mut self.write_deadline, default.write_deadline);
+        put(&mut self.auth_timeout, default.auth_timeout);
+        put(&mut self.tls.timeout, default.tls.timeout);
+        let (cluster, default) = (&mut self.cluster, default.cluster);
+        put(&mut cluster.host, default.host);
+        put(&mut cluster.auth_timeout, default.auth_timeout);
+        put(&mut cluster.max_pending, default.max_pending);
+        put(&mut cluster.tls.timeout, default.tls.timeout);
     }
 
-    fn credentials_at_odds(&self) -> Vec<String> {
+    /// What no single option shows: contradictions between them, one a line. The texts are gnatsd's.
+    pub fn check(&self) -> Result<(), String> {
+        all_of([
+            none_of(self.strangers()),
+            none_of(self.addresses_at_odds()),
+            none_of(self.advertised_badly()),
+            self.tls.check("tls", false),
+            self.cluster.tls.check("cluster tls", true),
+            self.streaming.check(),
+        ])
+    }
+
+    /// Credentials of a file that contradict each other. Flags over a file may: `remarks` tells what counts then.
+    pub fn check_credentials(&self) -> Result<(), String> {
         let single = !self.user.is_empty();
         let token = !self.token.0.is_empty();
-        let listed = !self.users.is_empty();
-        let stranger = !self.no_auth_user.is_empty()
-            && !self.users.iter().any(|user| user.name == self.no_auth_user);
-        let no_auth_user = format!(
-            "no_auth_user {:?} is not one of the users",
-            self.no_auth_user
-        );
+        let listed = self.users.is_some();
         let faults = [
-            (single && token, "Cannot have a user/pass and token"),
+            (
+                (single || !self.password.0.is_empty()) && token,
+                "Cannot have a user/pass and token",
+            ),
             (
                 single && listed,
                 "Can not have a single user/pass and a users array",
             ),
             (token && listed, "Can not have a token and a users array"),
-            (stranger, &no_auth_user),
+        ];
+        none_of(those_that_hold(&faults))
+    }
+
+    /// What counts otherwise than it seems, to be warned about at the start.
+    pub fn remarks(&self) -> Vec<String> {
+        let single = !self.user.is_empty();
+        let token = !self.token.0.is_empty();
+        let listed = self.users.is_some();
+        let faults = [
             (
-                self.tls.map && !listed,
+                self.users.as_ref().is_some_and(Vec::is_empty),
+                "the list of users is empty: no client can log in",
+            ),
+            (
+                single && listed,
+                "user and password are ignored: there is a list of users, which counts before them",
+            ),
+            (
+                token && listed,
+                "the token is ignored: there is a list of users, which counts before it",
+            ),
+            (
+                single && token && !listed,
+                "user and password are ignored: there is a token, which counts before them",
+            ),
+            (
+                !self.password.0.is_empty() && !(single || token || listed),
+                "a password without a user is ignored: clients need no credentials",
+            ),
+        ];
+        those_that_hold(&faults)
+    }
+
+    /// Users that something names and the list does not have.
+    fn strangers(&self) -> Vec<String> {
+        let users = self.users.iter().flatten();
+        let stranger = !self.no_auth_user.is_empty()
+            && !users.into_iter().any(|user| user.name == self.no_auth_user);
+        let no_auth_user = format!(
+            "no_auth_user {:?} is not one of the users",
+            self.no_auth_user
+        );
+        let faults = [
+            (stranger, &*no_auth_user),
+            (
+                self.tls.map && self.users.is_none(),
                 "verify_and_map needs a list of users for the certificates to name",
             ),
             (
@@ -332,6 +406,29 @@ impl Options {
             ),
         ];
         those_that_hold(&faults)
+    }
+
+    /// Addresses to be told to others, which they could not read.
+    fn advertised_badly(&self) -> Vec<String> {
+        let (client, cluster) = (&self.client_advertise, &self.cluster.advertise);
+        let fault = |advertise: &str, port: i32| {
+            let wrong = |_| parse_host_port(advertise, port).err();
+            (!advertise.is_empty()).then_some(()).and_then(wrong)
+        };
+        let mut faults = Vec::new();
+        if let Some(error) = fault(client, self.port) {
+            faults.push(format!(
+                "Error setting server INFO with ClientAdvertise value of {client}, err={error}"
+            ));
+        }
+        if self.cluster.port != 0
+            && let Some(error) = fault(cluster, self.cluster.port)
+        {
+            faults.push(format!(
+                "Error setting route INFO with Cluster.Advertise value of {cluster}, err={error}"
+            ));
+        }
+        faults
     }
 
     fn addresses_at_odds(&self) -> Vec<String> {
@@ -352,6 +449,18 @@ impl Options {
             ),
         ];
         those_that_hold(&faults)
+    }
+}
+
+/// All errors, one a line.
+pub fn all_of(results: impl IntoIterator<Item = Result<(), String>>) -> Result<(), String> {
+    none_of(results.into_iter().filter_map(Result::err).collect())
+}
+
+fn none_of(errors: Vec<String>) -> Result<(), String> {
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(errors.join("\n")),
     }
 }
 

@@ -68,6 +68,53 @@ pub fn host_and_port(host: &str, port: impl std::fmt::Display) -> String {
     }
 }
 
+/// `host:port`, the host in brackets where it has colons; with the words of Go's `net.SplitHostPort`.
+pub fn split_host_port(text: &str) -> Result<(&str, &str), String> {
+    let failed = |why: &str| Err(format!("address {text}: {why}"));
+    const MISSING_PORT: &str = "missing port in address";
+    const TOO_MANY_COLONS: &str = "too many colons in address";
+    let Some((before, port)) = text.rsplit_once(':') else {
+        return failed(MISSING_PORT);
+    };
+    // Where a bracket has no place any more.
+    let (host, opened, closed) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let Some((host, behind)) = rest.split_once(']') else {
+                return failed("missing ']' in address");
+            };
+            match behind.strip_prefix(':') {
+                Some(end) if end == port => (host, rest, behind),
+                Some(_) => return failed(TOO_MANY_COLONS),
+                None => return failed(MISSING_PORT),
+            }
+        }
+        None if before.contains(':') => return failed(TOO_MANY_COLONS),
+        None => (before, text, text),
+    };
+    if opened.contains('[') {
+        return failed("unexpected '[' in address");
+    }
+    if closed.contains(']') {
+        return failed("unexpected ']' in address");
+    }
+    Ok((host, port))
+}
+
+/// `host` or `host:port`: without a port, or with 0 or -1, it is `default`.
+pub fn parse_host_port(text: &str, default: i32) -> Result<(String, i32), String> {
+    let completed = format!("{text}:{default}");
+    let (host, port) = split_host_port(text).or_else(|_| split_host_port(&completed))?;
+    let port = port
+        .trim()
+        .parse()
+        .map_err(|_| format!("{port:?} is no port"))?;
+    let port = match port {
+        0 | -1 => default,
+        port => port,
+    };
+    Ok((host.trim().to_owned(), port))
+}
+
 impl std::fmt::Display for RouteUrl {
     /// Without credentials.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -78,6 +125,52 @@ impl std::fmt::Display for RouteUrl {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn hosts_and_ports_as_go_splits_them() {
+        for (text, expect) in [
+            ("h:5", Ok(("h", "5"))),
+            ("[::1]:5", Ok(("::1", "5"))),
+            (":5", Ok(("", "5"))),
+            ("h:", Ok(("h", ""))),
+            ("h", Err("address h: missing port in address")),
+            ("[::1]", Err("address [::1]: missing port in address")),
+            ("[::1]5:6", Err("address [::1]5:6: missing port in address")),
+            (
+                "[::1]:5:6",
+                Err("address [::1]:5:6: too many colons in address"),
+            ),
+            ("::1:5", Err("address ::1:5: too many colons in address")),
+            ("[::1:5", Err("address [::1:5: missing ']' in address")),
+            ("h]:5", Err("address h]:5: unexpected ']' in address")),
+            ("a[b:5", Err("address a[b:5: unexpected '[' in address")),
+            ("[a[b]:5", Err("address [a[b]:5: unexpected '[' in address")),
+            ("[a]:5]", Err("address [a]:5]: unexpected ']' in address")),
+        ] {
+            assert_eq!(
+                split_host_port(text),
+                expect.map_err(str::to_owned),
+                "{text}"
+            );
+        }
+        for (text, expect) in [
+            ("h", Ok(("h", 7))),
+            ("h:0", Ok(("h", 7))),
+            ("h:-1", Ok(("h", 7))),
+            ("h: 5", Ok(("h", 5))),
+            ("[::1]", Ok(("::1", 7))),
+            ("::1", Err("address ::1:7: too many colons in address")),
+            ("h:x", Err("\"x\" is no port")),
+            ("h:", Err("\"\" is no port")),
+        ] {
+            let expect = expect.map(|(host, port)| (host.to_owned(), port));
+            assert_eq!(
+                parse_host_port(text, 7),
+                expect.map_err(str::to_owned),
+                "{text}"
+            );
+        }
+    }
 
     #[test]
     fn urls_of_all_spellings() {

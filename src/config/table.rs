@@ -7,7 +7,7 @@ use super::options::{
     ClusterOptions, Hidden, Options, PermissionOptions, ResponseOptions, SubjectRules, TlsOptions,
     UserOptions,
 };
-use super::route_url::RouteUrl;
+use super::route_url::{RouteUrl, split_host_port};
 use crate::subject::token;
 use crate::util::nkey;
 use std::time::Duration;
@@ -156,7 +156,6 @@ pub(super) fn int(value: &Value, range: std::ops::RangeInclusive<i64>) -> Result
     match range.contains(&number) {
         true => Ok(number),
         false => Err(match (*range.start(), *range.end()) {
-            (i64::MIN, end) => format!("{number} is out of range: expected at most {end}"),
             (start, i64::MAX) => format!("{number} is out of range: expected at least {start}"),
             (start, end) => format!("{number} is out of range: expected {start} to {end}"),
         }),
@@ -227,16 +226,12 @@ fn address(value: &Value) -> Result<(Option<String>, i32), String> {
         Data::Text(text) => text,
         _ => return expected(value, "host:port or a port"),
     };
-    let (host, port) = text
-        .rsplit_once(':')
-        .ok_or_else(|| format!("Could not parse address string {text:?}"))?;
+    let (host, port) =
+        split_host_port(text).map_err(|_| format!("Could not parse address string {text:?}"))?;
     let port = port
         .parse()
         .map_err(|_| format!("Could not parse port {port:?}"))?;
-    Ok((
-        Some(host.trim_matches(['[', ']']).to_owned()),
-        port_number(port)?,
-    ))
+    Ok((Some(host.to_owned()), port_number(port)?))
 }
 
 fn port_number(port: i64) -> Result<i32, String> {
@@ -250,6 +245,14 @@ fn port_number(port: i64) -> Result<i32, String> {
 
 fn port(value: &Value) -> Result<i32, String> {
     port_number(int(value, -1..=65535)?)
+}
+
+/// A limit of pending bytes: 0 for the default, or enough for a few lines.
+fn pending(value: &Value) -> Result<usize, String> {
+    match int(value, 0..=i64::MAX)? {
+        0 => Ok(0),
+        _ => int(value, 1 << 10..=i64::MAX).map(|bytes| bytes as usize),
+    }
 }
 
 fn subjects(value: &Value) -> Result<Vec<String>, Trouble> {
@@ -611,7 +614,7 @@ static CORE: &[Row] = &[
         |o, v| { o.host = text(v)?; Ok(()) }, host),
     row!("port" [], ["p", "port"], Int, Server, "4222", (no "Port"), "Port for clients; -1 takes any free one.",
         |o, v| { o.port = port(v)?; Ok(()) }, port),
-    row!("client_advertise" [], ["client_advertise"], Text, Server, "", (yes "Reload: client_advertise"), "Address (host or host:port) told to clients in place of the own one.",
+    row!("client_advertise" [], ["client_advertise"], Text, Server, "", (yes "Reload: client_advertise"), "Address (host or host:port, IPv6 in brackets) told to clients in place of the own one.",
         |o, v| { o.client_advertise = text(v)?; Ok(()) }, client_advertise),
     row!("server_name" [], ["server_name", "n", "name"], Text, Server, "the server id", (no "ServerName"), "Name of this server, shown to clients and in monitoring.",
         |o, v| { o.server_name = text(v)?; Ok(()) }, server_name),
@@ -626,11 +629,11 @@ static CORE: &[Row] = &[
     row!("https" [], [], Text, Server, "", false, "The same for HTTPS.",
         |o, v| { let (host, port) = address(v)?; o.https_port = port; if let Some(host) = host { o.http_host = host }; Ok(()) }),
     row!("max_payload" [], [], Int, Server, "1mb", true, "Largest payload of a message in bytes; negative: no limit.",
-        |o, v| { o.max_payload = int(v, i64::MIN..=i64::from(i32::MAX))?; if o.max_payload == 0 { o.max_payload = 1 << 20 }; Ok(()) }, max_payload),
+        |o, v| { o.max_payload = int(v, i64::MIN..=i64::MAX)?; Ok(()) }, max_payload),
     row!("max_control_line" [], [], Int, Server, "1kb", true, "Largest unfinished protocol line in bytes.",
-        |o, v| { o.max_control_line = int(v, 1..=64 << 20)? as usize; Ok(()) }, max_control_line),
+        |o, v| { o.max_control_line = int(v, 0..=64 << 20)? as usize; Ok(()) }, max_control_line),
     row!("max_connections" ["max_conn"], [], Int, Server, "64kb", true, "Most client connections; negative: no limit.",
-        |o, v| { o.max_connections = int(v, i64::MIN..=i64::MAX)?; if o.max_connections == 0 { o.max_connections = 64 << 10 }; Ok(()) }, max_connections),
+        |o, v| { o.max_connections = int(v, i64::MIN..=i64::MAX)?; Ok(()) }, max_connections),
     row!("max_subscriptions" ["max_subs"], [], Int, Server, "0 (no limit)", true, "Most subscriptions of one connection.",
         |o, v| { o.max_subscriptions = int(v, i64::MIN..=i64::MAX)?; Ok(()) }, max_subscriptions),
     row!("max_subscription_tokens" ["max_sub_tokens"], [], Int, Server, "0 (no limit)", true, "Most tokens in the subject of a subscription.",
@@ -638,9 +641,9 @@ static CORE: &[Row] = &[
     row!("no_header_support" [], [], Bool, Server, "false", false, "Neither offer nor take messages with headers.",
         |o, v| { o.no_header_support = boolean(v)?; Ok(()) }, no_header_support),
     row!("max_pending" [], ["max_pending"], Int, Server, "64mb", true, "Bytes kept for a connection that reads too slowly, before it is cut off.",
-        |o, v| { o.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }, max_pending),
+        |o, v| { o.max_pending = pending(v)?; Ok(()) }, max_pending),
     row!("ping_interval" [], [], Duration, Server, "120", true, "Time between PINGs to a client, in seconds or as a duration.",
-        |o, v| { o.ping_interval = duration(v)?; if o.ping_interval.is_zero() { o.ping_interval = Duration::from_secs(120) }; Ok(()) }, ping_interval),
+        |o, v| { o.ping_interval = duration(v)?; Ok(()) }, ping_interval),
     row!("ping_max" [], [], Int, Server, "2", true, "PINGs a client may leave unanswered.",
         |o, v| { o.ping_max = int(v, 0..=1 << 20)? as u32; Ok(()) }, ping_max),
     row!("write_deadline" [], [], Duration, Server, "2s", true, "A connection that takes nothing of what is pending for this long is cut off.",
@@ -651,7 +654,7 @@ static CORE: &[Row] = &[
         |o, v| { o.lame_duck_grace_period = duration(v)?; Ok(()) }, lame_duck_grace_period),
     row!("pid_file" ["pidfile"], ["P", "pid"], Text, Server, "", true, "File to write the process id to.",
         |o, v| { o.pid_file = text(v)?; Ok(()) }, pid_file),
-    row!("ports_file_dir" [], ["ports_file_dir"], Text, Server, "", false, "Folder for a file, midge_PID.ports, that lists the addresses listened on; removed at the end.",
+    row!("ports_file_dir" [], ["ports_file_dir"], Text, Server, "", false, "Folder for a file, midge_PID.ports, that lists the URLs the server is reached at; removed at the end.",
         |o, v| { o.ports_file_dir = text(v)?; Ok(()) }, ports_file_dir),
     row!("prof_port" [], ["profile"], Int, Server, "0", (no "ProfPort"), "Accepted for compatibility; there is no Go profiler here.",
         |o, v| { o.prof_port = port(v)?; Ok(()) }, prof_port),
@@ -687,8 +690,8 @@ static CORE: &[Row] = &[
         |o, v| { o.token = secret(v)?; Ok(()) }, token),
     row!("authorization.timeout" [], [], Duration, Authorization, "1", true, "Seconds a client may take to send CONNECT.",
         |o, v| { o.auth_timeout = duration(v)?.as_secs_f64(); Ok(()) }, auth_timeout),
-    row!("authorization.users" [], [], Block, Authorization, "", true, "List of users: user and password, or nkey; permissions.",
-        |o, v| { o.users = users(v, o.tls.map)?; Ok(()) }, users),
+    row!("authorization.users" [], [], Block, Authorization, "", true, "List of users: user and password, or nkey; permissions. With an empty list nobody can log in.",
+        |o, v| { o.users = Some(users(v, o.tls.map)?); Ok(()) }, users),
     row!("authorization.default_permissions" ["default_permission"], [], Block, Authorization, "", true, "Permissions of users without any of their own.",
         |o, v| { o.default_permissions = Some(permissions(v)?); Ok(()) }, default_permissions),
     row!("no_auth_user" [], [], Text, Authorization, "", true, "User that clients without credentials are taken for.",
@@ -697,7 +700,7 @@ static CORE: &[Row] = &[
     row!("always_enable_nonce" [], [], Bool, Authorization, "false", true, "Send a nonce in INFO although no user has an nkey.",
         |o, v| { o.always_enable_nonce = boolean(v)?; Ok(()) }, always_enable_nonce),
 
-    row!("" [], ["tls"], Bool, Tls, "false", (yes "Reloaded: tls"), "Require TLS of clients; -tls=false switches the file's block off.",
+    row!("" [], ["tls"], Bool, Tls, "false", (yes "Reloaded: tls"), "Require TLS of clients; -tls=false switches it off, whatever file and other flags say.",
         |o, v| { o.tls.enabled = boolean(v)?; Ok(()) }, tls),
     row!("tls.cert_file" [], ["tlscert"], Text, Tls, "", true, "File with the server's certificate and those between it and the authority (PEM).",
         |o, v| Ok(tls_key(&mut o.tls, "cert_file", v)?)),
@@ -705,7 +708,7 @@ static CORE: &[Row] = &[
         |o, v| Ok(tls_key(&mut o.tls, "key_file", v)?)),
     row!("tls.ca_file" [], ["tlscacert"], Text, Tls, "", true, "File with the authorities client certificates are verified against (PEM).",
         |o, v| Ok(tls_key(&mut o.tls, "ca_file", v)?)),
-    row!("tls.verify" [], ["tlsverify"], Bool, Tls, "false", true, "Require and verify client certificates.",
+    row!("tls.verify" [], ["tlsverify"], Bool, Tls, "false", true, "Require and verify client certificates, by the authorities in `ca_file`.",
         |o, v| Ok(tls_key(&mut o.tls, "verify", v)?)),
     row!("tls.verify_and_map" [], [], Bool, Tls, "false", true, "Verify client certificates, and take what they name (email, DNS name, URI or subject) for a user of the list.",
         |o, v| Ok(tls_key(&mut o.tls, "verify_and_map", v)?), tls.map),
@@ -734,7 +737,7 @@ static CORE: &[Row] = &[
         |o, v| { o.cluster.routes = routes(v)?; Ok(()) }, cluster.routes),
     row!("" [], ["routes"], Text, Cluster, "", false, "Routes to solicit, parted by commas; in place of those of the file.",
         |o, v| { o.cluster.routes = comma_list(&text(v)?).map(RouteUrl::parse).collect::<Result<_, _>>()?; o.cluster.routes_by_flag = true; Ok(()) }, cluster.routes_by_flag),
-    row!("cluster.cluster_advertise" ["advertise"], ["cluster_advertise"], Text, Cluster, "", (quiet "Reloaded: cluster"), "Address (host or host:port) told to other servers in place of the own one.",
+    row!("cluster.cluster_advertise" ["advertise"], ["cluster_advertise"], Text, Cluster, "", (quiet "Reloaded: cluster"), "Address (host or host:port, IPv6 in brackets) told to other servers in place of the own one.",
         |o, v| { o.cluster.advertise = text(v)?; Ok(()) }, cluster.advertise),
     row!("cluster.no_advertise" [], ["no_advertise"], Bool, Cluster, "false", (quiet "Reloaded: cluster"), "Neither tell other servers our client addresses nor our clients theirs.",
         |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }, cluster.no_advertise),
@@ -743,7 +746,7 @@ static CORE: &[Row] = &[
     row!("cluster.tls" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "TLS of routes: the keys of the tls block; certificates are verified both ways.",
         |o, v| tls_block(&mut o.cluster.tls, v), cluster.tls),
     row!("cluster.max_pending" [], [], Int, Cluster, "256mb", (quiet "Reloaded: cluster"), "Bytes kept for a route that reads too slowly, before it is cut off.",
-        |o, v| { o.cluster.max_pending = int(v, 1 << 10..=i64::MAX)? as usize; Ok(()) }, cluster.max_pending),
+        |o, v| { o.cluster.max_pending = pending(v)?; Ok(()) }, cluster.max_pending),
 ];
 
 /// All options: those of the core server, then those of streaming.
@@ -942,7 +945,8 @@ pub fn documentation() -> String {
     let mut text = String::from(
         "# Configuration\n\nGenerated from the table of options; `MIDGE_REWRITE_DOCS=1 cargo test documentation` writes it anew.\n\n\
          A configuration file (`-c FILE`) is read in gnatsd's grammar; flags win over the file. Unknown keys are warned about at the\n\
-         start and are errors under `-t` and `--strict`.\n",
+         start and are errors under `-t` and `--strict`; so is a block or list that stands there twice, of which the last one counts.\n\
+         A zero or an empty host asks for the default, where no other meaning is told.\n",
     );
     for (group, title) in Group::ALL {
         text += &format!(
@@ -1039,7 +1043,7 @@ mod tests {
         )
         .unwrap()
         .0;
-        let old = old.users[0].permissions.clone().unwrap();
+        let old = old.users.unwrap()[0].permissions.clone().unwrap();
         assert_eq!(
             (old.publish.allow, old.subscribe.allow),
             (Some(vec!["x.>".into()]), Some(vec![]))
@@ -1049,7 +1053,7 @@ mod tests {
         )
         .unwrap()
         .0;
-        let new = new.users[0].permissions.clone().unwrap();
+        let new = new.users.unwrap()[0].permissions.clone().unwrap();
         assert_eq!(
             (new.publish.allow, new.publish.deny, new.subscribe.allow),
             (None, vec!["x".to_string()], None)

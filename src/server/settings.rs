@@ -5,7 +5,7 @@ use crate::broker::perms::{Permissions, Responses, Rule, Rules};
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::config::Options;
 use crate::config::options::{PermissionOptions, SubjectRules, TlsOptions};
-use crate::config::route_url::host_and_port;
+use crate::config::route_url::{host_and_port, parse_host_port};
 use crate::util::nkey;
 use crate::wire::info::Info;
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ pub fn settings(options: &Options, identity: &Identity) -> Result<Settings, Stri
     let advertise = &options.client_advertise;
     let (host, port) = match advertise.is_empty() {
         true => (options.host.clone(), identity.port),
-        false => host_and_port_of(advertise, identity.port).map_err(|error| {
+        false => advertised(advertise, identity.port).map_err(|error| {
             format!(
                 "Error setting server INFO with ClientAdvertise value of {advertise}, err={error}"
             )
@@ -85,17 +85,10 @@ fn handshake_seconds(tls: &TlsOptions) -> f64 {
     if tls.enabled { tls.timeout } else { 0.0 }
 }
 
-/// `host[:port]`; without a port, or with none that can be, it is `default`.
-fn host_and_port_of(text: &str, default: u16) -> Result<(String, u16), std::num::ParseIntError> {
-    let Some((host, port)) = text
-        .rsplit_once(':')
-        .filter(|(host, _)| !host.contains(':') || host.ends_with(']'))
-    else {
-        return Ok((text.to_owned(), default));
-    };
-    let port = u16::try_from(port.parse::<i32>()?).ok();
-    let port = port.filter(|port| *port > 0).unwrap_or(default);
-    Ok((host.trim_matches(['[', ']']).to_owned(), port))
+/// An address to be told to others; without a port, or with none that can be, it is `default`.
+fn advertised(text: &str, default: u16) -> Result<(String, u16), String> {
+    let (host, port) = parse_host_port(text, default.into())?;
+    Ok((host, u16::try_from(port).unwrap_or(default)))
 }
 
 fn cluster(
@@ -107,9 +100,9 @@ fn cluster(
     let given = &options.cluster;
     let (mut host, mut port, mut ip) = (given.host.clone(), port, String::new());
     if !given.advertise.is_empty() {
-        (host, port) = host_and_port_of(&given.advertise, port).map_err(|error| {
+        (host, port) = advertised(&given.advertise, port).map_err(|error| {
             format!(
-                "invalid Cluster.Advertise value of {}, err={error}",
+                "Error setting route INFO with Cluster.Advertise value of {}, err={error}",
                 given.advertise
             )
         })?;
@@ -164,18 +157,22 @@ fn client_urls(options: &Options, info: &Info) -> Vec<String> {
     if !options.client_advertise.is_empty() || !unspecified {
         return vec![host_and_port(&info.host, info.port)];
     }
-    let addresses = nix::ifaddrs::getifaddrs().into_iter().flatten();
-    let mut urls: Vec<String> = addresses
-        .filter_map(|interface| {
-            let address = interface.address?;
-            let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
-            v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
-        })
+    let mut urls: Vec<String> = interface_addresses()
         .filter(is_global_unicast)
         .map(|ip| host_and_port(&ip.to_string(), info.port))
         .collect();
     urls.dedup();
     urls
+}
+
+/// The addresses of this machine.
+pub(super) fn interface_addresses() -> impl Iterator<Item = IpAddr> {
+    let interfaces = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    interfaces.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+    })
 }
 
 /// Go's notion: neither unspecified, loopback, multicast, broadcast nor link-local.
@@ -195,7 +192,7 @@ fn auth(options: &Options) -> Auth {
         .map(|p| Arc::new(permissions(p)));
     let mut users = HashMap::new();
     let mut nkeys = HashMap::new();
-    for user in &options.users {
+    for user in options.users.iter().flatten() {
         let own = user.permissions.as_ref().map(|p| Arc::new(permissions(p)));
         let permissions = own.or_else(|| default.clone());
         if let Some(key) = nkey::decode_user(&user.nkey) {
@@ -211,6 +208,7 @@ fn auth(options: &Options) -> Auth {
     }
     let given = |text: &String| (!text.is_empty()).then(|| text.clone());
     Auth {
+        listed: options.users.is_some(),
         users,
         nkeys,
         token: given(&options.token.0).map(|token| Secret::new(&token)),

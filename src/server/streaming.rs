@@ -428,8 +428,7 @@ fn settings(all: &Options) -> Settings {
 
 /// Whether nobody gets in without credentials.
 fn asks_for_credentials(options: &Options) -> bool {
-    let known =
-        !options.user.is_empty() || !options.token.0.is_empty() || !options.users.is_empty();
+    let known = !options.user.is_empty() || !options.token.0.is_empty() || options.users.is_some();
     known && options.no_auth_user.is_empty()
 }
 
