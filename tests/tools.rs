@@ -70,6 +70,42 @@ fn the_ports_file_tells_what_was_bound_and_goes_with_the_server() {
 }
 
 #[test]
+fn the_ports_file_has_addresses_that_can_be_connected_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let flags = ["-p", "-1", "-m", "-1", "--cluster", "nats://0.0.0.0:-1"];
+    let mut child = Command::new(MIDGE)
+        .args(flags)
+        .args(["--ports_file_dir", path])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let file = folder.path().join(format!("midge_{}.ports", child.id()));
+    until("the ports file", || file.exists());
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    for (key, scheme) in [
+        ("nats", "nats"),
+        ("monitoring", "http"),
+        ("cluster", "nats"),
+    ] {
+        let urls = ports[key].as_array().unwrap();
+        assert!(
+            urls[0]
+                .as_str()
+                .unwrap()
+                .starts_with(&format!("{scheme}://127.0.0.1:"))
+        );
+        for url in urls {
+            let address = url.as_str().unwrap().split_once("://").unwrap().1;
+            assert!(!address.starts_with("0.0.0.0"), "{ports}");
+            std::net::TcpStream::connect(address).unwrap();
+        }
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
 fn every_mistake_of_a_file_is_named_with_its_place() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("bad.conf");

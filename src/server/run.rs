@@ -8,7 +8,7 @@ use super::mailbox::Mesh;
 use super::monitor::Monitor;
 use super::monitor_http;
 use super::reload;
-use super::settings::{Identity, settings};
+use super::settings::{Identity, interface_addresses, settings};
 use super::streaming::Streaming;
 use super::tls_link::{Terms, TlsTerms};
 use super::verifier::Verifier;
@@ -20,7 +20,7 @@ use crate::uring::{self, Io, Ring, RingConfig};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal};
-use std::net::{SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -154,7 +154,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             };
             let (listener, bound) = listen("Error starting http monitor", host, port)?;
             log::info!("Starting {scheme} monitor on {bound}");
-            ports.monitoring.push(format!("{scheme}://{bound}"));
+            ports.monitoring = reachable(scheme, bound);
             Some(listener)
         }
     };
@@ -165,7 +165,8 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     } else {
         let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
         log::info!("Listening for client connections on {bound}");
-        ports.nats.push(format!("nats://{bound}"));
+        let scheme = if options.tls.enabled { "tls" } else { "nats" };
+        ports.nats = reachable(scheme, bound);
         (Some(listener), bound)
     };
     if options.tls.enabled {
@@ -179,7 +180,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         port => {
             let what = "Error listening on router port";
             let (listener, bound) = listen(what, &cluster.host, port)?;
-            ports.cluster.push(format!("nats-route://{bound}"));
+            ports.cluster = reachable("nats", bound);
             (Some(listener), Some(bound))
         }
     };
@@ -427,7 +428,7 @@ pub(super) fn write_pid_file(path: &str) -> std::io::Result<()> {
     std::io::Write::write_all(&mut file, std::process::id().to_string().as_bytes())
 }
 
-/// The addresses listened on, for whoever started us on any free port.
+/// Where we are reached, for whoever started us on any free port; in the form of nats-server.
 #[derive(Default, serde::Serialize)]
 struct Ports {
     nats: Vec<String>,
@@ -458,6 +459,22 @@ impl Ports {
         std::fs::rename(&partial, &path)?;
         Ok(Some(path))
     }
+}
+
+/// Where a listener is reached, as URLs: its address, or those of all interfaces where it takes any.
+fn reachable(scheme: &str, bound: SocketAddr) -> Vec<String> {
+    let port = bound.port();
+    if !bound.ip().is_unspecified() {
+        return vec![format!("{scheme}://{bound}")];
+    }
+    let mut urls: Vec<String> = interface_addresses()
+        // `::` takes IPv4 as well; an address local to a link needs the name of the link.
+        .filter(|ip| bound.is_ipv6() || ip.is_ipv4())
+        .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+        .map(|ip| format!("{scheme}://{}", SocketAddr::new(ip, port)))
+        .collect();
+    urls.dedup();
+    urls
 }
 
 /// Takes no new clients, tells those it has, and lets them go one by one so that they do not all
