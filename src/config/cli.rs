@@ -54,7 +54,8 @@ impl Source {
         let mut warnings = Vec::new();
         options.streaming.enabled = self.streaming;
         // One file serves both parts; two serve one each.
-        let streaming_file = asked.streaming.config_file.clone();
+        let named = |path: &PathBuf| !path.as_os_str().is_empty();
+        let streaming_file = asked.streaming.config_file.clone().filter(named);
         let main_file = self.config_file.clone().or(streaming_file.clone());
         let streaming_file = streaming_file.or(self.config_file.clone());
         let streaming = self.streaming || asked.streaming.enabled;
@@ -466,7 +467,7 @@ mod tests {
         );
         assert_eq!(run(&["--pass=-x", "--user", "a"]).password.0, "-x");
         assert_eq!((&*options.host, options.port), ("0.0.0.0", 4222));
-        assert_eq!(run(&["-c", "", "-sl", ""]).config_file, None);
+        assert_eq!(run(&["-c", "", "-sl", "", "-sc", ""]).config_file, None);
         assert!(fails(&["-c", "-t"]).contains("open -t: no such file"));
         assert_eq!(fails(&["-1"]), "flag provided but not defined: -1");
     }

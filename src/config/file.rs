@@ -527,7 +527,12 @@ impl<'a> Reader<'a> {
         if let Some(data) = number(&text) {
             return Ok(data);
         }
+        let unit = digits.trim_start_matches(|c: char| c.is_ascii_digit());
+        let too_large = integer(&format!("1{unit}")).is_some();
         let text = if self.secret { "***" } else { &text };
+        if too_large {
+            return self.error(&at, format!("Integer '{text}' is out of the range."));
+        }
         self.error(&at, format!("Expected a number or an address, but got '{text}' instead; put strings that begin with a digit in quotes"))
     }
 

@@ -360,6 +360,7 @@ impl Options {
         let single = !self.user.is_empty();
         let token = !self.token.0.is_empty();
         let listed = self.users.is_some();
+        let open = !(single || token || listed);
         let faults = [
             (
                 self.users.as_ref().is_some_and(Vec::is_empty),
@@ -378,7 +379,7 @@ impl Options {
                 "user and password are ignored: there is a token, which counts before them",
             ),
             (
-                !self.password.0.is_empty() && !(single || token || listed),
+                open && !self.password.0.is_empty(),
                 "a password without a user is ignored: clients need no credentials",
             ),
         ];
