@@ -3,7 +3,7 @@
 mod support;
 
 use nix::sys::signal::Signal;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -333,6 +333,30 @@ fn an_empty_list_of_users_lets_nobody_in() {
     let check = midge(&["-t", "-c", file.path()], "");
     assert!(check.status.success());
     assert!(text(&check.stdout).starts_with("warning: the list of users is empty"));
+    server.stop();
+}
+
+/// As a Go program does that listens at 0.0.0.0, which is the default.
+#[test]
+fn any_address_is_one_of_ipv6_too() {
+    let server = Server::start(&["-a", "0.0.0.0", "-D"]);
+    assert!(server.log().contains(&format!(
+        "Listening for client connections on 0.0.0.0:{}",
+        server.port
+    )));
+    let greeted = |ip: &str| {
+        let address = format!("{ip}:{}", server.port);
+        let stream = std::net::TcpStream::connect(address).unwrap();
+        let mut info = String::new();
+        BufReader::new(stream).read_line(&mut info).unwrap();
+        assert!(info.starts_with("INFO "), "{info}");
+        server.wait_log(&format!("{ip}:"));
+    };
+    greeted("127.0.0.1");
+    match std::net::TcpListener::bind("[::1]:0") {
+        Ok(_) => greeted("[::1]"),
+        Err(error) => eprintln!("not tried with IPv6, which this machine lacks: {error}"),
+    }
     server.stop();
 }
 

@@ -20,7 +20,7 @@ use crate::uring::{self, Io, Ring, RingConfig};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal};
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -152,22 +152,22 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
             } else {
                 &options.http_host
             };
-            let (listener, bound) = listen("Error starting http monitor", host, port)?;
-            log::info!("Starting {scheme} monitor on {bound}");
-            ports.monitoring = reachable(scheme, bound);
-            Some(listener)
+            let listener = Listener::open("Error starting http monitor", host, port)?;
+            log::info!("Starting {scheme} monitor on {}", listener.address);
+            ports.monitoring = listener.reachable(scheme);
+            Some(listener.fd)
         }
     };
     // Clients of a streaming server behind another NATS server connect there.
     let external = options.streaming.enabled && !options.streaming.nats_server.is_empty();
-    let (listener, bound) = if external {
-        (None, SocketAddr::from(([0, 0, 0, 0], 0)))
+    let listener = if external {
+        None
     } else {
-        let (listener, bound) = listen("Error listening on port", &options.host, options.port)?;
-        log::info!("Listening for client connections on {bound}");
+        let listener = Listener::open("Error listening on port", &options.host, options.port)?;
+        log::info!("Listening for client connections on {}", listener.address);
         let scheme = if options.tls.enabled { "tls" } else { "nats" };
-        ports.nats = reachable(scheme, bound);
-        (Some(listener), bound)
+        ports.nats = listener.reachable(scheme);
+        Some(listener)
     };
     if options.tls.enabled {
         log::info!("TLS required for client connections");
@@ -175,24 +175,25 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     log::debug!("Server id is {server_id}");
 
     let cluster = &options.cluster;
-    let (route_listener, cluster_port) = match cluster.port {
-        0 => (None, None),
+    let route_listener = match cluster.port {
+        0 => None,
         port => {
             let what = "Error listening on router port";
-            let (listener, bound) = listen(what, &cluster.host, port)?;
-            ports.cluster = reachable("nats", bound);
-            (Some(listener), Some(bound))
+            let listener = Listener::open(what, &cluster.host, port)?;
+            ports.cluster = listener.reachable("nats");
+            Some(listener)
         }
     };
+    let cluster_address = route_listener.as_ref().map(|listener| listener.address);
 
     let identity = Identity {
         server_id,
-        port: bound.port(),
-        cluster_port: cluster_port.map(|bound| bound.port()),
+        port: listener.as_ref().map_or(0, |l| l.address.port()),
+        cluster_port: cluster_address.map(|address| address.port()),
     };
     let settings = settings(&options, &identity).map_err(StartError::Options)?;
     let loops = loops(&options);
-    let listeners = (listener, route_listener);
+    let listeners = (listener.map(|l| l.fd), route_listener.map(|l| l.fd));
     let unpaced = |listener: &Option<_>| listener.as_ref().and_then(congestion::without_pacing);
     let congestion_elsewhere = unpaced(&listeners.0).or(unpaced(&listeners.1));
     let shared = Arc::new(Shared {
@@ -213,15 +214,15 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         monitor_http::start(listener, monitor.clone(), scheme == "https")?;
     }
     log::info!("Server is ready");
-    if let Some(bound) = cluster_port {
-        log::info!("Listening for route connections on {bound}");
+    if let Some(address) = cluster_address {
+        log::info!("Listening for route connections on {address}");
     }
     // Whoever gets INFO can rely on what the log and the pid file say.
     crate::logging::flush();
     for gate in gates {
         let _ = gate.send(());
     }
-    if cluster_port.is_some() {
+    if cluster_address.is_some() {
         Dialer::configure(&shared, &options.cluster.routes);
     }
     if options.streaming.enabled {
@@ -274,54 +275,97 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
 }
 
 /// A listening socket whose connections inherit TCP_NODELAY.
-fn listen(what: &'static str, host: &str, port: i32) -> Result<(OwnedFd, SocketAddr), StartError> {
-    use nix::sys::socket::{
-        self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt,
-    };
-    let wanted = u16::try_from(port).unwrap_or(0);
-    let shown = format!("{host}:{wanted}");
-    let failed = |error: std::io::Error| StartError::Listen {
-        what,
-        address: shown.clone(),
-        error,
-    };
-    let address = (host, wanted)
-        .to_socket_addrs()
-        .map_err(failed)?
-        .next()
-        .ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
-    let open = || -> nix::Result<(OwnedFd, SocketAddr)> {
-        let family = if address.is_ipv4() {
-            AddressFamily::Inet
-        } else {
-            AddressFamily::Inet6
+struct Listener {
+    fd: OwnedFd,
+    /// As it was asked for, with the port that was got.
+    address: SocketAddr,
+    /// Whether it takes connections of IPv4 and of IPv6.
+    both: bool,
+}
+
+impl Listener {
+    fn open(what: &'static str, host: &str, port: i32) -> Result<Self, StartError> {
+        let wanted = u16::try_from(port).unwrap_or(0);
+        let shown = format!("{host}:{wanted}");
+        let failed = |error: std::io::Error| StartError::Listen {
+            what,
+            address: shown.clone(),
+            error,
         };
+        let address = (host, wanted)
+            .to_socket_addrs()
+            .map_err(failed)?
+            .next()
+            .ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
+        // The kernel gives the port of a ring that was killed back a moment after its process has gone, so
+        // a server that is started again at once has to wait for it.
+        let until = Instant::now() + PORT_TIME_MAX;
+        loop {
+            match Self::bind(address) {
+                Err(nix::Error::EADDRINUSE) if wanted != 0 && Instant::now() < until => {
+                    std::thread::sleep(PORT_TIME_MAX / 100);
+                }
+                result => return result.map_err(|error| failed(error.into())),
+            }
+        }
+    }
+
+    /// As Go does: `0.0.0.0` takes IPv6 as well, where the system has it, and `::` takes IPv4.
+    fn bind(address: SocketAddr) -> nix::Result<Self> {
+        let any = (Ipv6Addr::UNSPECIFIED, address.port());
+        match address {
+            SocketAddr::V4(v4) if v4.ip().is_unspecified() => {
+                match Self::bind_as(address, any.into()) {
+                    Err(nix::Error::EAFNOSUPPORT | nix::Error::EADDRNOTAVAIL) => {
+                        Self::bind_as(address, address)
+                    }
+                    result => result,
+                }
+            }
+            _ => Self::bind_as(address, address),
+        }
+    }
+
+    fn bind_as(mut address: SocketAddr, real: SocketAddr) -> nix::Result<Self> {
+        use nix::sys::socket::{
+            self, AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, sockopt,
+        };
+        let family = match real.is_ipv4() {
+            true => AddressFamily::Inet,
+            false => AddressFamily::Inet6,
+        };
+        let both = real.is_ipv6() && real.ip().is_unspecified();
         let fd = socket::socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
         socket::setsockopt(&fd, sockopt::ReuseAddr, &true)?;
         socket::setsockopt(&fd, sockopt::TcpNoDelay, &true)?;
-        if address.is_ipv6() && address.ip().is_unspecified() {
-            // As Go does: `::` takes IPv4 as well.
+        if both {
             socket::setsockopt(&fd, sockopt::Ipv6V6Only, &false)?;
         }
-        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(address))?;
+        socket::bind(fd.as_raw_fd(), &SockaddrStorage::from(real))?;
         socket::listen(&fd, Backlog::new(BACKLOG)?)?;
         let bound: SockaddrStorage = socket::getsockname(fd.as_raw_fd())?;
         let port = bound
             .as_sockaddr_in()
             .map(|v4| v4.port())
             .or(bound.as_sockaddr_in6().map(|v6| v6.port()));
-        Ok((fd, SocketAddr::new(address.ip(), port.unwrap_or(wanted))))
-    };
-    // The kernel gives the port of a ring that was killed back a moment after its process has gone, so
-    // a server that is started again at once has to wait for it.
-    let until = Instant::now() + PORT_TIME_MAX;
-    loop {
-        match open() {
-            Err(nix::Error::EADDRINUSE) if wanted != 0 && Instant::now() < until => {
-                std::thread::sleep(PORT_TIME_MAX / 100);
-            }
-            result => return result.map_err(|error| failed(error.into())),
+        address.set_port(port.unwrap_or(address.port()));
+        Ok(Self { fd, address, both })
+    }
+
+    /// Where it is reached, as URLs: its address, or those of all interfaces where it takes any.
+    fn reachable(&self, scheme: &str) -> Vec<String> {
+        let Self { address, both, .. } = self;
+        if !address.ip().is_unspecified() {
+            return vec![format!("{scheme}://{address}")];
         }
+        let mut urls: Vec<String> = interface_addresses()
+            // An address local to a link needs the name of the link.
+            .filter(|ip| *both || ip.is_ipv4())
+            .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
+            .map(|ip| format!("{scheme}://{}", SocketAddr::new(ip, address.port())))
+            .collect();
+        urls.dedup();
+        urls
     }
 }
 
@@ -459,22 +503,6 @@ impl Ports {
         std::fs::rename(&partial, &path)?;
         Ok(Some(path))
     }
-}
-
-/// Where a listener is reached, as URLs: its address, or those of all interfaces where it takes any.
-fn reachable(scheme: &str, bound: SocketAddr) -> Vec<String> {
-    let port = bound.port();
-    if !bound.ip().is_unspecified() {
-        return vec![format!("{scheme}://{bound}")];
-    }
-    let mut urls: Vec<String> = interface_addresses()
-        // `::` takes IPv4 as well; an address local to a link needs the name of the link.
-        .filter(|ip| bound.is_ipv6() || ip.is_ipv4())
-        .filter(|ip| !matches!(ip, IpAddr::V6(v6) if v6.is_unicast_link_local()))
-        .map(|ip| format!("{scheme}://{}", SocketAddr::new(ip, port)))
-        .collect();
-    urls.dedup();
-    urls
 }
 
 /// Takes no new clients, tells those it has, and lets them go one by one so that they do not all
