@@ -195,9 +195,14 @@ struct Terminal {
 
 impl Terminal {
     fn start(arguments: &str) -> Self {
+        Self::start_after("true", arguments)
+    }
+
+    /// `before`: what the shell does first.
+    fn start_after(before: &str, arguments: &str) -> Self {
         // util-linux's script gives the program a terminal. Its own line says how that was left.
         let line = format!(
-            "stty rows 30 cols 150; {TOP} {arguments}; echo ended with $?; stty -a | grep -o '[ -]echo ' | tr -d ' '"
+            "{before}; stty rows 30 cols 150; {TOP} {arguments}; echo ended with $?; stty -a | grep -o '[ -]echo ' | tr -d ' '"
         );
         let mut child = Command::new("script")
             .args(["-qfec", &line, "/dev/null"])
@@ -329,6 +334,12 @@ fn a_terminal_that_goes_away_takes_the_program_with_it() {
     let (server, http, _client) = watched_server(&[]);
     let arguments = format!("-m {http} -d 0.2");
     let mut terminal = Terminal::start(&arguments);
+    terminal.shows("watched");
+    assert!(running(&arguments).is_some());
+    terminal.child.kill().unwrap();
+    until("the end of midge-top", || running(&arguments).is_none());
+    // Also where no signal tells it, as under `nohup`.
+    let mut terminal = Terminal::start_after("trap '' HUP", &arguments);
     terminal.shows("watched");
     assert!(running(&arguments).is_some());
     terminal.child.kill().unwrap();

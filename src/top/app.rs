@@ -9,8 +9,12 @@ use super::poll::{News, Poller, probe};
 use super::rows::Style;
 use super::run::server_key;
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use std::collections::HashMap;
+use std::fs::File;
+use std::io::IsTerminal;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -24,7 +28,7 @@ const PAGE_LINES: usize = 20;
 const END_GRACE: Duration = Duration::from_secs(3);
 
 pub fn follow(client: Client, options: &Options) -> Result<(), String> {
-    let asked_to_end = end_on_signal().map_err(|error| format!("signals: {error}"))?;
+    let asked_to_end = end_from_outside().map_err(|error| format!("signals: {error}"))?;
     let mut app = App::new(client, options);
     let mut terminal = ratatui::try_init().map_err(|error| format!("terminal: {error}"))?;
     let result = app.run(&mut terminal, &asked_to_end);
@@ -32,25 +36,54 @@ pub fn follow(client: Client, options: &Options) -> Result<(), String> {
     result.map_err(|error| format!("terminal: {error}"))
 }
 
-/// Ends that come from outside leave the terminal in order as well.
-fn end_on_signal() -> nix::Result<Arc<AtomicBool>> {
+/// Ends that come from outside leave the terminal in order as well: signals, and the end of the terminal
+/// itself, of which no signal tells where somebody before us ignores SIGHUP, as `nohup` does.
+fn end_from_outside() -> nix::Result<Arc<AtomicBool>> {
     let mut signals = SigSet::empty();
     for signal in [Signal::SIGTERM, Signal::SIGHUP, Signal::SIGINT] {
         signals.add(signal);
     }
     signals.thread_block()?;
     let asked = Arc::new(AtomicBool::new(false));
-    let told = asked.clone();
-    std::thread::spawn(move || {
-        if signals.wait().is_ok() {
-            told.store(true, SeqCst);
-            std::thread::sleep(END_GRACE);
-            // This much can be done without writing to it.
-            let _ = crossterm::terminal::disable_raw_mode();
-            std::process::exit(1);
-        }
-    });
+    let end_once = |wait: Box<dyn FnOnce() -> bool + Send>| {
+        let told = asked.clone();
+        std::thread::spawn(move || {
+            if wait() {
+                told.store(true, SeqCst);
+                std::thread::sleep(END_GRACE);
+                // This much can be done without writing to it.
+                let _ = crossterm::terminal::disable_raw_mode();
+                std::process::exit(1);
+            }
+        });
+    };
+    end_once(Box::new(move || signals.wait().is_ok()));
+    if let Some(terminal) = terminal() {
+        end_once(Box::new(move || has_gone(&terminal)));
+    }
     Ok(asked)
+}
+
+/// Where keys come from.
+fn terminal() -> Option<OwnedFd> {
+    let stdin = std::io::stdin();
+    match stdin.is_terminal() {
+        true => stdin.as_fd().try_clone_to_owned().ok(),
+        false => File::open("/dev/tty").ok().map(OwnedFd::from),
+    }
+}
+
+/// Waits for the other end of the terminal to be closed; false: there is no way to tell.
+fn has_gone(terminal: &OwnedFd) -> bool {
+    loop {
+        // That it has gone is told unasked.
+        let mut asked = [PollFd::new(terminal.as_fd(), PollFlags::empty())];
+        match poll(&mut asked, PollTimeout::NONE) {
+            Ok(_) => return asked[0].revents() != Some(PollFlags::POLLNVAL),
+            Err(nix::Error::EINTR) => {}
+            Err(_) => return false,
+        }
+    }
 }
 
 struct App {
