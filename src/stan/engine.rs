@@ -319,7 +319,7 @@ impl Engine {
                 self.now + sub.ack_wait()
             };
             let last_sent = sub.state.last_sent;
-            sub.note_sent(seq, due, 0, self.now);
+            sub.note_recovered(seq, due, self.now);
             sub.state.last_sent = last_sent.max(seq);
         }
         self.place_sub(index, sub);
@@ -436,7 +436,9 @@ impl Engine {
 
 fn sub_report(channel: &Channel, sub: &Sub) -> SubReport {
     let state = &sub.state;
+    // A durable group without members stands where its last one left it; members show their own.
     let group = channel.queues.get(&state.queue_group);
+    let group = group.filter(|_| !sub.active);
     SubReport {
         client_id: state.client_id.clone(),
         inbox: state.inbox.clone(),

@@ -26,6 +26,8 @@ pub struct Pending {
     pub redeliveries: u32,
     /// When this subscription was sent it first, since the server's start.
     pub first_sent: i64,
+    /// Its deadline was over when the server started, and it was not sent again since.
+    pub due_at_start: bool,
 }
 
 impl Pending {
@@ -91,6 +93,7 @@ impl Sub {
         let renew = |pending: &mut Pending| {
             listed = pending.due == due;
             (pending.due, pending.redeliveries) = (due, redeliveries);
+            pending.due_at_start = false;
         };
         self.pending
             .entry(seq)
@@ -99,6 +102,7 @@ impl Sub {
                 due,
                 redeliveries,
                 first_sent: now,
+                due_at_start: false,
             });
         self.state.last_sent = self.state.last_sent.max(seq);
         if listed {
@@ -106,6 +110,14 @@ impl Sub {
         }
         let at = self.due.partition_point(|(other, _)| *other <= due);
         self.due.insert(at, (due, seq));
+    }
+
+    /// Notes a message as pending since before the server's start.
+    pub fn note_recovered(&mut self, seq: Seq, due: i64, now: i64) {
+        self.note_sent(seq, due, 0, now);
+        if let Some(pending) = self.pending.get_mut(&seq) {
+            pending.due_at_start = due <= now;
+        }
     }
 
     /// A message is on its way to the dead letters: pending, and not sent again meanwhile.

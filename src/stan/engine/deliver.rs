@@ -1,7 +1,7 @@
 //! Delivery: new messages in order, old ones again when nobody acknowledged them.
 
 use super::Engine;
-use super::tell::{Shown, trace_message};
+use super::tell::{Shown, trace, trace_message};
 use super::timers::Timer;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
@@ -22,7 +22,8 @@ const WAIT_FOR_ROOM: i64 = SECOND / 20;
 enum Choice {
     /// Members that are stalled are passed over; without another one nobody gets it.
     New,
-    /// Somebody gets it.
+    /// Somebody gets it: where nobody is well and has room, the members in turn, so that it does not stay with one
+    /// that hangs.
     Again,
 }
 
@@ -104,7 +105,7 @@ impl Engine {
     }
 
     /// Among the members with room, of clients that answer their heartbeats, the one with the fewest
-    /// messages pending, and of those the first.
+    /// messages pending, and of those the first; without one, whoever is at the head of the list.
     fn choose(&mut self, index: ChannelIndex, group: &str, choice: Choice) -> Option<u64> {
         let channel = self.channels[index].as_ref()?;
         let queue = channel.queues.get(group)?;
@@ -113,11 +114,10 @@ impl Engine {
         let free = || members().filter(|sub| !sub.is_stalled());
         let healthy = free().filter(|sub| self.clients.is_healthy(&sub.state.client_id));
         let best = healthy.min_by_key(|sub| sub.pending.len());
-        let best = best.or_else(|| free().next());
-        let best = match choice {
-            Choice::New => best,
-            Choice::Again => best.or_else(|| members().next()),
-        };
+        let best = best.or_else(|| match choice {
+            Choice::New => free().next(),
+            Choice::Again => members().next(),
+        });
         best.map(|sub| sub.id())
     }
 
@@ -220,8 +220,12 @@ impl Engine {
         if group.is_empty() && !self.clients.is_healthy(&sub.state.client_id) {
             let again = now + sub.ack_wait();
             sub.timer_at = Some(again);
+            let client = sub.state.client_id.clone();
             self.timers.push(again, Timer::Due(index, id));
-            return;
+            return self.debug(format_args!(
+                "[Client:{}] Skipping redelivery to subid={id} due to missed client heartbeat",
+                Shown(&client)
+            ));
         }
         if out.is_full() {
             let again = now + WAIT_FOR_ROOM;
@@ -273,13 +277,15 @@ impl Engine {
             return self.bury(index, id, seq, &message);
         }
         let redeliveries = self.redeliveries(index, id, seq) + 1;
-        let target = match group.is_empty() {
-            true => Some(id),
+        let target = match group.is_empty() || self.was_due_at_start(index, id, seq) {
+            true => None,
             false => self.choose(index, group, Choice::Again),
         };
+        if let Some(target) = target {
+            self.moved_on(index, group, target);
+        }
         let target = target.unwrap_or(id);
         if target != id {
-            self.moved_on(index, group, target);
             self.forget_pending(index, id, seq);
             let result = self.store.sub_sent(store, target, seq);
             self.log_error(result);
@@ -294,6 +300,13 @@ impl Engine {
         let sub = self.channel(index).subs.get(&id);
         let pending = sub.and_then(|sub| sub.pending.get(&seq));
         pending.map_or(0, |pending| pending.redeliveries)
+    }
+
+    /// Whether it goes to whoever had it before the server's start.
+    fn was_due_at_start(&mut self, index: ChannelIndex, id: u64, seq: Seq) -> bool {
+        let sub = self.channel(index).subs.get(&id);
+        let pending = sub.and_then(|sub| sub.pending.get(&seq));
+        pending.is_some_and(|pending| pending.due_at_start)
     }
 
     /// As an ack, without anybody having sent one.
@@ -325,6 +338,18 @@ impl Engine {
             .filter(|(_, pending)| !pending.is_leaving())
             .map(|(seq, pending)| (*seq, pending.redeliveries))
             .collect();
+        let name = match sub.state.durable_name.is_empty() {
+            true => &sub.state.queue_group,
+            false => &sub.state.durable_name,
+        };
+        let (client, name) = (sub.state.client_id.clone(), name.clone());
+        if !all.is_empty() {
+            self.debug(format_args!(
+                "[Client:{}] Redelivering to subid={id}, durable={}",
+                Shown(&client),
+                Shown(&name)
+            ));
+        }
         for (seq, redeliveries) in all {
             if out.is_full() {
                 // Due at once, by the timer.
@@ -338,6 +363,12 @@ impl Engine {
                     self.bury(index, id, seq, &message);
                 }
                 Ok(Some(message)) => {
+                    if self.settings.trace {
+                        let client = Shown(&client);
+                        trace(format_args!(
+                            "[Client:{client}] Redelivering to subid={id}, seq={seq}"
+                        ));
+                    }
                     self.send_again(index, id, seq, (now, redeliveries + 1), &message, out);
                 }
                 Ok(None) | Err(StoreError::Damaged { .. }) => self.forget_pending(index, id, seq),

@@ -154,10 +154,13 @@ impl Engine {
             self.log_error(result);
         }
         // The group's place must be on some record when this one goes.
-        if let Some(member) = members.first()
+        let channel = self.channel(index);
+        let mut others = members.iter().filter_map(|id| channel.subs.get(id));
+        let kept = others.any(|sub| sub.state.last_sent >= last_sent);
+        if let Some(member) = members.first().filter(|_| !kept)
             && let Some(sub) = self.channel(index).subs.get_mut(member)
         {
-            sub.state.last_sent = sub.state.last_sent.max(last_sent);
+            sub.state.last_sent = last_sent;
             let state = sub.state.clone();
             let result = self.store.update_sub(store, &state);
             self.log_error(result);

@@ -4,6 +4,7 @@ mod admin;
 mod away;
 mod dead;
 mod full_disk;
+mod groups;
 mod held_back;
 mod model;
 
@@ -45,6 +46,15 @@ impl World {
     }
 
     fn with(change: impl FnOnce(&mut Settings), store: impl Store + 'static) -> Self {
+        Self::found(change, store, Recovered::default())
+    }
+
+    /// A server that starts over what its store has.
+    fn found(
+        change: impl FnOnce(&mut Settings),
+        store: impl Store + 'static,
+        recovered: Recovered,
+    ) -> Self {
         let mut settings = Settings {
             cluster_id: "c".into(),
             discover_prefix: "_STAN.discover".into(),
@@ -60,13 +70,7 @@ impl World {
         };
         change(&mut settings);
         let now = 1_000_000 * SECOND;
-        let engine = Engine::new(
-            settings,
-            Box::new(store),
-            Recovered::default(),
-            Random::new(1),
-            now,
-        );
+        let engine = Engine::new(settings, Box::new(store), recovered, Random::new(1), now);
         let mut world = Self {
             engine: engine.unwrap(),
             out: Recorder::default(),

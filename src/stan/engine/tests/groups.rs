@@ -1,0 +1,195 @@
+//! Who of a queue group gets what.
+
+use super::*;
+use crate::stan::store::{RecoveredChannel, RecoveredSub};
+
+/// Members join with an inbox of their own, and a client of the same name.
+fn join(world: &mut World, inbox: &str, max_in_flight: i32, ack_wait_seconds: i32) -> String {
+    world.connect(inbox);
+    world.subscribe(|r| {
+        r.client_id = inbox.into();
+        r.inbox = inbox.into();
+        r.queue_group = "g".into();
+        r.max_in_flight = max_in_flight;
+        r.ack_wait_seconds = ack_wait_seconds;
+    })
+}
+
+/// Deliveries since the last look: inbox and sequence.
+fn deliveries(world: &mut World, inboxes: &[&str]) -> Vec<(String, u64)> {
+    let taken = world.took().into_iter();
+    let taken = taken.filter(|(subject, ..)| inboxes.contains(&subject.as_str()));
+    taken
+        .map(|(inbox, _, payload)| {
+            let message = pb::MsgProto::decode(&payload[..]).unwrap();
+            (inbox, message.sequence)
+        })
+        .collect()
+}
+
+fn last_sent(world: &World) -> Vec<(bool, u64)> {
+    let report = world.engine.report();
+    let subs = report.channels[0].subscriptions.iter();
+    subs.map(|sub| (sub.is_offline, sub.last_sent)).collect()
+}
+
+#[test]
+fn where_nobody_has_room_a_message_goes_around() {
+    let mut world = World::new();
+    world.connect("me");
+    join(&mut world, "hung", 1, 1);
+    join(&mut world, "busy", 1, 60);
+    for _ in 0..3 {
+        world.publish("me", "foo");
+    }
+    let got = |world: &mut World| {
+        let taken = deliveries(world, &["hung", "busy"]);
+        let plain = taken.into_iter();
+        plain
+            .map(|(inbox, seq)| format!("{inbox} {seq}"))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(got(&mut world), ["hung 1", "busy 2"]);
+    world.wait(SECOND);
+    assert_eq!(got(&mut world), ["hung 1"]);
+    world.wait(SECOND);
+    assert_eq!(
+        got(&mut world),
+        ["busy 1", "hung 3"],
+        "the one that hangs has room again"
+    );
+}
+
+#[test]
+fn a_dead_member_with_room_does_not_keep_what_others_could_have() {
+    let beats = |settings: &mut Settings| {
+        settings.heartbeat_interval = SECOND / 2;
+        settings.heartbeat_timeout = SECOND / 4;
+        settings.heartbeat_failures = 100;
+    };
+    let store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+    let mut world = World::with(beats, store);
+    world.connect("me");
+    let dead = join(&mut world, "dead", 1000, 1);
+    let alive = join(&mut world, "alive", 1, 60);
+    for _ in 0..30 {
+        world.publish("me", "foo");
+    }
+    let mut done = std::collections::BTreeSet::new();
+    let mut copies = 0;
+    for _ in 0..80 {
+        for (subject, reply, payload) in world.took() {
+            match subject.as_str() {
+                "dead" => copies += 1,
+                "alive" => {
+                    let message = pb::MsgProto::decode(&payload[..]).unwrap();
+                    done.insert(message.sequence);
+                    world.ack(&alive, message.sequence);
+                }
+                "hb.alive" | "hb.me" => world.send(Inlet::ANSWER, &reply.unwrap(), Vec::new()),
+                _ => {}
+            }
+        }
+        world.wait(SECOND / 8);
+    }
+    assert_eq!(done.len(), 30);
+    assert!(copies < 90, "{copies} copies");
+    let report = world.engine.report();
+    let pending = report.channels[0].subscriptions.iter();
+    assert_eq!(pending.map(|sub| sub.pending_count).sum::<usize>(), 0);
+    world.ack(&dead, 1);
+}
+
+#[test]
+fn members_show_what_they_were_sent_and_a_group_without_any_where_it_stands() {
+    let mut world = World::new();
+    world.connect("me");
+    let member = |r: &mut pb::SubscriptionRequest| {
+        r.queue_group = "g".into();
+        r.durable_name = "d".into();
+    };
+    let leave = |world: &mut World, inbox: String| {
+        let request = pb::UnsubscribeRequest {
+            client_id: "me".into(),
+            subject: "foo".into(),
+            inbox,
+            ..Default::default()
+        };
+        world.send(Inlet::SUB_CLOSE, "", request.encode_to_vec());
+    };
+    let first = world.subscribe(member);
+    let second = world.subscribe(member);
+    for _ in 0..4 {
+        world.publish("me", "foo");
+    }
+    assert_eq!(last_sent(&world), [(false, 3), (false, 4)]);
+    for seq in [1, 3] {
+        world.ack(&first, seq);
+    }
+    for seq in [2, 4] {
+        world.ack(&second, seq);
+    }
+    world.publish("me", "foo");
+    assert_eq!(last_sent(&world), [(false, 5), (false, 4)]);
+    world.ack(&first, 5);
+    leave(&mut world, first);
+    assert_eq!(last_sent(&world), [(false, 5)], "the place is kept");
+    leave(&mut world, second);
+    assert_eq!(last_sent(&world), [(true, 5)]);
+}
+
+#[test]
+fn what_is_due_at_the_start_goes_to_whoever_had_it() {
+    let mut store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+    let id = store.create_channel("foo").unwrap();
+    for seq in 1..=6 {
+        // The last two are not due yet.
+        let sent_at = if seq <= 4 { 0 } else { 1_000_000 * SECOND };
+        let message = pb::MsgProto {
+            subject: "foo".into(),
+            timestamp: sent_at,
+            ..Default::default()
+        };
+        store.append(id, message).unwrap();
+    }
+    let member = |id: u64, inbox: &str, pending: Vec<u64>| RecoveredSub {
+        state: pb::SubState {
+            id,
+            client_id: inbox.into(),
+            inbox: inbox.into(),
+            ack_inbox: format!("ack.{id}"),
+            queue_group: "g".into(),
+            max_in_flight: 10,
+            ack_wait_seconds: 5,
+            last_sent: *pending.last().unwrap(),
+            ..Default::default()
+        },
+        pending,
+    };
+    let clients = ["a", "b"].map(|id| pb::ClientInfo {
+        id: id.into(),
+        heartbeat_inbox: format!("hb.{id}"),
+        ..Default::default()
+    });
+    let recovered = Recovered {
+        clients: clients.into(),
+        channels: vec![RecoveredChannel {
+            id,
+            name: "foo".into(),
+            subscriptions: vec![member(1, "a", vec![1, 2, 3, 5, 6]), member(2, "b", vec![4])],
+            last_sub_id: 2,
+        }],
+        ..Recovered::default()
+    };
+    let mut world = World::found(|_| {}, store, recovered);
+    let mut first = deliveries(&mut world, &["a", "b"]);
+    first.sort_unstable();
+    let expected = [("a", 1), ("a", 2), ("a", 3), ("b", 4)];
+    assert_eq!(first, expected.map(|(inbox, seq)| (inbox.to_owned(), seq)));
+    assert_eq!(last_sent(&world), [(false, 6), (false, 4)]);
+    // From then on as ever: to the one with the fewest pending.
+    world.wait(5 * SECOND);
+    let again = deliveries(&mut world, &["a", "b"]);
+    let to_b = again.iter().filter(|(inbox, _)| inbox == "b").count();
+    assert!(again.len() == 6 && to_b > 1, "{again:?}");
+}
