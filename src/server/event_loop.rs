@@ -41,7 +41,6 @@ const PAGE_ITEMS_MAX: u32 = 512;
 const LOOK_AFTER: Duration = Duration::from_millis(50);
 
 const COMMANDS: Token = Token::new(Kind::Watch, 0, 0);
-const DOORBELL: Token = Token::new(Kind::Doorbell, 0, 0);
 
 /// What the rest of the process wants of a loop.
 pub enum Command {
@@ -270,8 +269,19 @@ impl<I: Io> EventLoop<I> {
     }
 
     fn ring(&mut self, to: u16) {
-        let fd = self.shared.mesh.door(to).ring_fd();
-        self.io.ring_doorbell(fd, DOORBELL);
+        if let Some(fd) = self.shared.mesh.door(to).ring_fd() {
+            let token = Token::new(Kind::Doorbell, u32::from(to), 0);
+            self.io.ring_doorbell(fd, token);
+        }
+    }
+
+    /// A doorbell failed. At the end of the server loops end one after another, and what rings may find a ring
+    /// closed that was there when it began.
+    fn not_rung(&self, token: Token, result: Result<u32, Errno>) {
+        let to = u16::try_from(token.slot).expect("the number of a loop");
+        if self.shared.mesh.door(to).ring_fd().is_some() {
+            log::error!("doorbell of loop {to}: {result:?}");
+        }
     }
 
     /// Acts on one completion; returns the received bytes it brought.
@@ -298,7 +308,7 @@ impl<I: Io> EventLoop<I> {
             }
             Kind::Write => self.written(token, result),
             Kind::Doorbell => {} // the mail has been taken in already
-            Kind::DoorbellSent => log::error!("doorbell of another loop: {result:?}"),
+            Kind::DoorbellSent => self.not_rung(token, result),
             Kind::Close => log::error!("close of descriptor {}: {result:?}", token.slot),
             Kind::Shutdown => self.shut_down(token),
             Kind::Cancel | Kind::Connect => {}
@@ -757,6 +767,13 @@ impl<I: Io> EventLoop<I> {
     }
 }
 
+impl<I: Io> Drop for EventLoop<I> {
+    /// The ring goes after this.
+    fn drop(&mut self) {
+        self.shared.mesh.door(self.index).forget_ring_fd();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -767,6 +784,11 @@ mod tests {
 
     /// A loop over the scripted kernel, with a listener.
     fn event_loop(seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, RawFd) {
+        one_of(1, seed, adversity)
+    }
+
+    /// The first of so many.
+    fn one_of(loops: u16, seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, RawFd) {
         let region = RegionMut::map(1 << 20).unwrap();
         let mut io = FakeIo::new(seed, region.keep_alive());
         io.set_adversity(adversity);
@@ -778,13 +800,13 @@ mod tests {
         let broker = Broker::new(
             Arc::new(settings),
             0,
-            1,
+            loops,
             region,
             Random::new(seed),
             Instant::now(),
         );
         let shared = Arc::new(Shared {
-            mesh: Mesh::new(1).unwrap(),
+            mesh: Mesh::new(loops).unwrap(),
             connections_max: std::sync::atomic::AtomicUsize::new(100),
             verifier: Default::default(),
             dialer: Default::default(),
@@ -792,7 +814,7 @@ mod tests {
             congestion_elsewhere: None,
         });
         // The descriptor other threads wake the loop by is real; nobody does here.
-        let acceptor = Acceptor::new(Some(listener), None, 1);
+        let acceptor = Acceptor::new(Some(listener), None, loops);
         let event_loop = EventLoop::new(0, io, broker, shared, acceptor);
         (event_loop, listener)
     }
@@ -907,6 +929,22 @@ mod tests {
                     .all(|place| place.connection.is_none())
             );
         }
+    }
+
+    #[test]
+    fn nobody_rings_at_a_loop_that_has_ended() {
+        let (mut event_loop, _) = one_of(2, 1, Adversity::NONE);
+        let shared = event_loop.shared.clone();
+        shared.mesh.door(0).set_ring_fd(6);
+        shared.mesh.door(1).set_ring_fd(7);
+        event_loop.ring(1);
+        let token = Token::new(Kind::Doorbell, 1, 0);
+        assert_eq!(event_loop.io.take_doorbells(), [(7, token)]);
+        shared.mesh.door(1).forget_ring_fd();
+        event_loop.ring(1);
+        assert_eq!(event_loop.io.take_doorbells(), []);
+        drop(event_loop);
+        assert_eq!(shared.mesh.door(0).ring_fd(), None);
     }
 
     #[test]

@@ -128,7 +128,7 @@ impl Mailbox {
 #[derive(Debug)]
 pub struct LoopDoor<C> {
     pub sleep: Sleep,
-    /// Descriptor of the loop's ring, for doorbells of other loops.
+    /// Descriptor of the loop's ring, for doorbells of other loops; negative while there is none.
     ring_fd: AtomicI32,
     /// Connections the loop has or is about to get.
     pub connections: AtomicUsize,
@@ -173,8 +173,15 @@ impl<C> LoopDoor<C> {
         self.ring_fd.store(fd, Ordering::SeqCst);
     }
 
-    pub fn ring_fd(&self) -> RawFd {
-        self.ring_fd.load(Ordering::SeqCst)
+    /// Before the ring is closed: its descriptor may be another one soon.
+    pub fn forget_ring_fd(&self) {
+        self.ring_fd.store(-1, Ordering::SeqCst);
+    }
+
+    /// None: the loop has ended, and its mail is read by nobody.
+    pub fn ring_fd(&self) -> Option<RawFd> {
+        let fd = self.ring_fd.load(Ordering::SeqCst);
+        (fd >= 0).then_some(fd)
     }
 }
 
