@@ -11,7 +11,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 pub struct WaitingAck {
     pub seq: Seq,
     pub reply: Box<str>,
-    pub guid: String,
+    pub guid: Vec<u8>,
     /// Who published it, where that is to be logged.
     pub client: Option<Box<str>>,
 }

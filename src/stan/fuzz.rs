@@ -38,7 +38,7 @@ impl Outlet for Answers {
     /// Clients choose inboxes: what comes on this subject may be a message to one of them.
     fn publish(&mut self, subject: &str, _: Option<&str>, payload: &[u8]) {
         let ack = pb::PubAck::decode(payload).ok();
-        let ours = ack.is_some_and(|ack| ack.guid == "last" && ack.error.is_empty());
+        let ours = ack.is_some_and(|ack| ack.guid == b"last" && ack.error.is_empty());
         self.acks += usize::from(subject == "ack" && ours);
         if subject == "reply"
             && let Ok(response) = pb::SubscriptionResponse::decode(payload)

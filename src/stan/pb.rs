@@ -7,8 +7,9 @@ use prost::Message;
 pub struct PubMsg {
     #[prost(string, tag = "1")]
     pub client_id: String,
-    #[prost(string, tag = "2")]
-    pub guid: String,
+    /// Sent back as it came: nobody says that it is text.
+    #[prost(bytes = "vec", tag = "2")]
+    pub guid: Vec<u8>,
     #[prost(string, tag = "3")]
     pub subject: String,
     #[prost(string, tag = "4")]
@@ -19,10 +20,17 @@ pub struct PubMsg {
     pub conn_id: bytes::Bytes,
 }
 
+/// What can be read of a publish that has other strings that are no text.
+#[derive(Clone, PartialEq, Message)]
+pub struct PubGuid {
+    #[prost(bytes = "vec", tag = "2")]
+    pub guid: Vec<u8>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 pub struct PubAck {
-    #[prost(string, tag = "1")]
-    pub guid: String,
+    #[prost(bytes = "vec", tag = "1")]
+    pub guid: Vec<u8>,
     #[prost(string, tag = "2")]
     pub error: String,
 }

@@ -176,7 +176,7 @@ impl Client {
         let inbox = format!("{}.acks", self.inbox);
         self.publish(&subject, &inbox, &self.publication(text))?;
         let ack = pb::PubAck::decode(&self.wait_for(&inbox)?[..]).unwrap();
-        assert_eq!(ack.guid, text);
+        assert_eq!(ack.guid, text.as_bytes());
         Some(ack.error)
     }
 

@@ -48,13 +48,10 @@ fn publish_until_gone(port: u16, publisher: usize, round: usize) -> Vec<String> 
         if subject == inbox {
             let ack = pb::PubAck::decode(&payload[..]).unwrap();
             assert_eq!(ack.error, "");
-            assert_eq!(
-                ack.guid,
-                format!("{publisher}-{round}-{acks}"),
-                "acks in order"
-            );
+            let guid = String::from_utf8(ack.guid).unwrap();
+            assert_eq!(guid, format!("{publisher}-{round}-{acks}"), "acks in order");
             acks += 1;
-            acknowledged.push(ack.guid);
+            acknowledged.push(guid);
             if sent == usize::MAX {
                 sent = acks + WINDOW;
             }

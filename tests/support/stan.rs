@@ -129,7 +129,7 @@ impl Stan {
     pub fn send_message(&mut self, channel: &str, data: &[u8]) {
         let message = pb::PubMsg {
             client_id: self.id.clone(),
-            guid: data.len().to_string(),
+            guid: data.len().to_string().into(),
             subject: channel.into(),
             data: data.to_vec().into(),
             conn_id: self.connection.clone().into(),

@@ -25,10 +25,11 @@ impl Engine {
         let message = match pb::PubMsg::decode(payload.clone()) {
             Ok(message) => message,
             // Servers talk to each other on the same subjects.
-            Err(_) if pb::CtrlMsg::decode(payload).is_ok() => return,
+            Err(_) if pb::CtrlMsg::decode(payload.clone()).is_ok() => return,
             Err(_) => {
                 log::error!("STREAM: Received invalid client publish message");
-                return refuse(reply, "", INVALID_PUBLISH, out);
+                let guid = pb::PubGuid::decode(payload).map_or(Vec::new(), |message| message.guid);
+                return refuse(reply, &guid, INVALID_PUBLISH, out);
             }
         };
         if message.guid.is_empty()
@@ -175,7 +176,7 @@ impl Engine {
                     "[Client:{}] Acking Publisher subj={} guid={}",
                     Shown(&client),
                     Shown(subject),
-                    Shown(&guid)
+                    Shown(&String::from_utf8_lossy(&guid))
                 ));
             }
             let ack = pb::PubAck {
@@ -218,10 +219,10 @@ impl Engine {
     }
 }
 
-fn refuse(reply: Option<&str>, guid: &str, error: &str, out: &mut dyn Outlet) {
+fn refuse(reply: Option<&str>, guid: &[u8], error: &str, out: &mut dyn Outlet) {
     if let Some(reply) = reply {
         let ack = pb::PubAck {
-            guid: guid.to_owned(),
+            guid: guid.to_vec(),
             error: error.to_owned(),
         };
         out.publish(reply, None, &ack.encode_to_vec());

@@ -124,7 +124,7 @@ pub(super) fn tell_refused_publish(message: &pb::PubMsg) {
     log::error!(
         "STREAM: Received invalid client publish message clientID:\"{}\" guid:\"{}\" subject:\"{}\"",
         Shown(&message.client_id),
-        Shown(&message.guid),
+        Shown(&String::from_utf8_lossy(&message.guid)),
         Shown(&message.subject)
     );
 }

@@ -200,6 +200,33 @@ fn new_messages_then_again_until_acknowledged() {
 }
 
 #[test]
+fn a_guid_comes_back_as_it_was() {
+    let mut world = World::new();
+    world.connect("me");
+    let answer = |world: &mut World, publish: Vec<u8>| {
+        world.send(Inlet::PUBLISH, "", publish);
+        let (_, _, answer) = world.took().pop().unwrap();
+        let ack = pb::PubAck::decode(&answer[..]).unwrap();
+        (ack.guid, ack.error)
+    };
+    let mut message = pb::PubMsg {
+        client_id: "me".into(),
+        guid: b"\xff\x00g".to_vec(),
+        subject: "foo".into(),
+        ..Default::default()
+    };
+    let accepted = answer(&mut world, message.encode_to_vec());
+    assert_eq!(accepted, (message.guid.clone(), String::new()));
+    // A channel that is no text.
+    message.subject = "f!o".into();
+    let mut bytes = message.encode_to_vec();
+    let at = bytes.iter().position(|byte| *byte == b'!').unwrap();
+    bytes[at] = 0xff;
+    let error = "stan: invalid publish request".to_owned();
+    assert_eq!(answer(&mut world, bytes), (message.guid, error));
+}
+
+#[test]
 fn an_ack_follows_the_delivery() {
     let mut world = World::new();
     world.connect("me");

@@ -26,7 +26,8 @@ impl Outlet for Recorder {
         if let Some(channel) = subject.strip_prefix("ack.") {
             let ack = pb::PubAck::decode(payload).unwrap();
             if ack.error.is_empty() {
-                let content = ack.guid.parse().unwrap();
+                let content = std::str::from_utf8(&ack.guid).unwrap();
+                let content = content.parse().unwrap();
                 self.told.acked.push((at, channel.to_owned(), content));
             }
         } else if subject.starts_with("in.") {
@@ -257,7 +258,7 @@ impl World {
         data.resize(8 + self.random.below(700) as usize, 7);
         let message = pb::PubMsg {
             client_id: "me".into(),
-            guid: content.to_string(),
+            guid: content.to_string().into(),
             subject: channel.into(),
             data: data.into(),
             ..Default::default()
