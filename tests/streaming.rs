@@ -454,6 +454,15 @@ fn the_log_says_what_the_original_says() {
     assert!(client.subscribe("a..b", |_| {}).is_err());
     assert!(client.publish("a..b", b"x").is_err());
     client.close();
+    for round in 0..2 {
+        let mut client = stan(&server, "back");
+        let sub = client.subscribe("bar", |r| r.durable_name = "d".into());
+        if round == 0 {
+            client.publish("bar", b"x").unwrap();
+        }
+        assert_eq!(client.next(&sub.unwrap()).redelivered, round == 1);
+        client.close();
+    }
     for line in [
         "[INF] STREAM: ----------------------------------",
         "[TRC] STREAM: [Client:me] Acking Publisher subj=foo guid=1",
@@ -463,6 +472,8 @@ fn the_log_says_what_the_original_says() {
         "[ERR] STREAM: [Client:me] Invalid channel \"a..b\" in subscription request from _STAN.sub.",
         "[ERR] STREAM: Received invalid client publish message clientID:\"me\" guid:\"1\" subject:\"a..b\"",
         "[DBG] STREAM: [Client:me] Closed (Inbox=",
+        "[DBG] STREAM: [Client:back] Redelivering to subid=1, durable=d",
+        "[TRC] STREAM: [Client:back] Redelivering to subid=1, seq=1",
     ] {
         server.wait_log(line);
     }
