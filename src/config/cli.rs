@@ -578,6 +578,28 @@ mod tests {
     }
 
     #[test]
+    fn what_nats_streaming_server_takes() {
+        for (flags, seconds) in [(&["-hbi", "-1s"][..], 0), (&["-hbi", "2s"], 2)] {
+            let interval = run(flags).streaming.heartbeat_interval;
+            assert_eq!(interval.as_secs(), seconds, "{flags:?}");
+        }
+        for flags in [
+            &["-sql_no_caching", "-hbt=-5s"][..],
+            &[
+                "-cluster_bootstrap",
+                "-cluster_sync",
+                "-cluster_raft_logging=false",
+            ],
+            &["-file_compact_frag", "0", "-file_compact_interval", "-1"],
+            &["-file_slice_max_age", "-1s"],
+        ] {
+            assert!(run(flags).streaming.enabled, "{flags:?}");
+        }
+        let flags = ["-st", "FILE", "-dir", "x", "-file_slice_max_age", "-1s"];
+        assert_eq!(fails(&flags), "slice max values must be positive numbers");
+    }
+
+    #[test]
     fn mistakes() {
         assert_eq!(fails(&["-nope"]), "flag provided but not defined: --nope");
         assert_eq!(fails(&["-p"]), "flag needs an argument: -p");

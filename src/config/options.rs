@@ -383,7 +383,9 @@ impl Options {
                 "a password without a user is ignored: clients need no credentials",
             ),
         ];
-        those_that_hold(&faults)
+        let mut remarks = those_that_hold(&faults);
+        remarks.extend(self.streaming.remarks());
+        remarks
     }
 
     /// Users that something names and the list does not have.

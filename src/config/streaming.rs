@@ -6,6 +6,7 @@
 use super::file::{Data, Entry, Value};
 use super::options::{ClientTlsOptions, Credentials, Hidden, Options};
 use super::table::{Group, Kind, Row, boolean, expected, go_duration, int, row, text};
+use crate::subject::token;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -39,7 +40,8 @@ const DEAD_LETTER_DEFAULT: &str = "dead.{channel}";
 pub struct FileStoreOptions {
     pub compact: bool,
     pub compact_fragmentation: i64,
-    pub compact_interval: Duration,
+    /// Seconds.
+    pub compact_interval: i64,
     pub compact_min_size: i64,
     pub buffer_size: i64,
     pub check_crc: bool,
@@ -47,7 +49,8 @@ pub struct FileStoreOptions {
     pub sync: bool,
     pub slice_max_msgs: i64,
     pub slice_max_bytes: i64,
-    pub slice_max_age: Duration,
+    /// Nanoseconds.
+    pub slice_max_age: i64,
     pub slice_archive_script: String,
     pub descriptors_limit: i64,
     pub parallel_recovery: i64,
@@ -117,7 +120,7 @@ impl Default for StreamingOptions {
             file: FileStoreOptions {
                 compact: true,
                 compact_fragmentation: 50,
-                compact_interval: Duration::from_secs(300),
+                compact_interval: 300,
                 compact_min_size: 1 << 20,
                 buffer_size: 2 << 20,
                 check_crc: true,
@@ -125,7 +128,7 @@ impl Default for StreamingOptions {
                 sync: true,
                 slice_max_msgs: 0,
                 slice_max_bytes: 64 << 20,
-                slice_max_age: Duration::ZERO,
+                slice_max_age: 0,
                 slice_archive_script: String::new(),
                 descriptors_limit: 0,
                 parallel_recovery: 1,
@@ -153,6 +156,19 @@ impl StreamingOptions {
         if let Some(what) = self.missing.first() {
             return Err(format!("{what} is not available in this version of midge"));
         }
+        // Where nobody could connect: both are parts of the subject for that.
+        for (what, value) in [
+            ("cluster ID", &self.cluster_id),
+            ("discover_prefix", &self.discover_prefix),
+        ] {
+            let no_space = !value.contains(|c: char| c.is_whitespace() || c.is_control());
+            if !no_space || !token::is_valid_literal(value.as_bytes()) {
+                return Err(format!(
+                    "{what} {value:?} cannot be part of a subject: it must be tokens parted by dots, none of them \
+                     empty or a wildcard, without spaces"
+                ));
+            }
+        }
         if self.max_channels < 0 {
             return Err(format!(
                 "max channels limit cannot be negative ({})",
@@ -168,6 +184,10 @@ impl StreamingOptions {
             ("redeliveries", self.limits.max_redeliveries),
         ] {
             if let Some(value) = value.filter(|value| *value < 0) {
+                let value = match what {
+                    "age" | "inactivity" => duration_text(value),
+                    _ => value.to_string(),
+                };
                 return Err(format!("max {what} limit cannot be negative ({value})"));
             }
         }
@@ -182,52 +202,89 @@ impl StreamingOptions {
         if self.store == StoreKind::File && self.dir.is_empty() {
             return Err("for FILE stores, root directory must be specified".into());
         }
-        let file = &self.file;
-        for (bad, text) in [
+        match self.file.fault().filter(|_| self.store == StoreKind::File) {
+            Some(fault) => Err(fault.into()),
+            None => Ok(()),
+        }
+    }
+
+    /// What is of no account, to be warned about at the start.
+    pub fn remarks(&self) -> Vec<String> {
+        let fault = self.file.fault();
+        let fault = fault.filter(|_| self.enabled && self.store == StoreKind::Memory);
+        let told = |fault| format!("{fault} (of no account for the MEMORY store)");
+        fault.into_iter().map(told).collect()
+    }
+}
+
+impl FileStoreOptions {
+    /// The first value out of its range. The texts are the original's.
+    fn fault(&self) -> Option<&'static str> {
+        let faults = [
             (
-                file.buffer_size < 0,
+                self.buffer_size < 0,
                 "buffer size value must be a positive number",
             ),
             (
-                file.compact_interval < Duration::from_secs(1),
+                self.compact_interval < 1,
                 "compact interval value must at least be 1 seconds",
             ),
             (
-                file.compact_fragmentation < 1,
+                self.compact_fragmentation < 1,
                 "compact fragmentation value must at least be 1",
             ),
             (
-                file.compact_min_size < 0,
+                self.compact_min_size < 0,
                 "compact minimum file size value must be a positive number",
             ),
             (
-                !(1..=i64::from(u32::MAX)).contains(&file.crc_polynomial),
+                !(1..=i64::from(u32::MAX)).contains(&self.crc_polynomial),
                 "crc polynomial should be between 1 and 4294967295",
             ),
             (
-                file.slice_max_msgs < 0 || file.slice_max_bytes < 0,
+                self.slice_max_msgs < 0 || self.slice_max_bytes < 0 || self.slice_max_age < 0,
                 "slice max values must be positive numbers",
             ),
             (
-                file.descriptors_limit < 0,
+                self.descriptors_limit < 0,
                 "file descriptor limit must be a positive number",
             ),
             (
-                file.read_buffer_size < 0,
+                self.read_buffer_size < 0,
                 "read buffer size value must be a positive number",
             ),
             (
-                file.parallel_recovery < 1,
+                self.parallel_recovery < 1,
                 "parallel recovery value must be at least 1",
             ),
-        ] {
-            if bad {
-                return Err(text.into());
-            }
-        }
-        Ok(())
+        ];
+        let mut faults = faults.into_iter();
+        faults.find_map(|(bad, text)| bad.then_some(text))
     }
 }
+
+/// A duration in nanoseconds as Go writes it.
+pub fn duration_text(nanos: i64) -> String {
+    let sign = if nanos < 0 { "-" } else { "" };
+    let (whole, rest) = (nanos.unsigned_abs() / SECOND, nanos.unsigned_abs() % SECOND);
+    let fraction = Duration::from_nanos(rest);
+    if whole == 0 && rest > 0 {
+        return format!("{sign}{fraction:?}");
+    }
+    let fraction = format!("{:09}", fraction.as_nanos());
+    let fraction = match fraction.trim_end_matches('0') {
+        "" => String::new(),
+        digits => format!(".{digits}"),
+    };
+    let (hours, minutes, seconds) = (whole / 3600, whole / 60 % 60, whole % 60);
+    match (hours, minutes) {
+        (0, 0) => format!("{sign}{seconds}{fraction}s"),
+        (0, minutes) => format!("{sign}{minutes}m{seconds}{fraction}s"),
+        (hours, minutes) => format!("{sign}{hours}h{minutes}m{seconds}{fraction}s"),
+    }
+}
+
+const SECOND: u64 = 1_000_000_000;
 
 /// Names of nested maps, as rows have them.
 fn block(name: &str) -> Option<&'static str> {
@@ -347,11 +404,9 @@ fn period(value: &Value) -> Result<i64, String> {
         .map_err(|_| format!("{text:?} is too long"))
 }
 
-fn positive_period(value: &Value) -> Result<Duration, String> {
-    match u64::try_from(period(value)?) {
-        Ok(nanos) => Ok(Duration::from_nanos(nanos)),
-        Err(_) => Err("a duration cannot be negative here".into()),
-    }
+/// Where a negative duration is as good as none.
+fn period_or_none(value: &Value) -> Result<Duration, String> {
+    Ok(Duration::from_nanos(period(value)?.max(0) as u64))
 }
 
 fn any_int(value: &Value) -> Result<i64, String> {
@@ -387,15 +442,21 @@ fn dead_letter(value: &Value) -> Result<String, String> {
     }
 }
 
+/// The name of a channel, or a pattern: a wildcard is a token of its own, or nothing could match.
+fn is_valid_pattern(name: &str) -> bool {
+    let whole = |token: &str| token.len() == 1 || !token.contains(['*', '>']);
+    token::is_valid_subscription(name.as_bytes())
+        && name.split('.').all(whole)
+        && !name.contains('/')
+}
+
 fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, String> {
     let Data::Map(entries) = &value.data else {
         return expected(value, "a map of channels");
     };
     let mut channels = BTreeMap::new();
     for entry in entries {
-        let valid = crate::subject::token::is_valid_subscription(entry.key.as_bytes())
-            && !entry.key.contains('/');
-        if !valid {
+        if !is_valid_pattern(&entry.key) {
             return Err(format!("invalid channel name {:?}", entry.key));
         }
         let Data::Map(limits) = &entry.value.data else {
@@ -471,9 +532,9 @@ pub static ROWS: &[Row] = &[
     row!("streaming.admin" [], ["stan_admin"], Bool, Streaming, "if clients need credentials", false, "Whether requests of `midge stan` may change things: purge and delete channels, remove durables, skip messages.",
         on!(|o, v| o.admin = Some(boolean(v)?))),
     row!("streaming.hb_interval" ["hbi", "server_to_client_hb_interval"], ["hbi", "hb_interval"], Text, Streaming, "30s", false, "Time between heartbeats to a client.",
-        on!(|o, v| o.heartbeat_interval = positive_period(v)?)),
+        on!(|o, v| o.heartbeat_interval = period_or_none(v)?)),
     row!("streaming.hb_timeout" ["hbt", "server_to_client_hb_timeout"], ["hbt", "hb_timeout"], Text, Streaming, "10s", false, "Time a client has to answer one.",
-        on!(|o, v| o.heartbeat_timeout = positive_period(v)?)),
+        on!(|o, v| o.heartbeat_timeout = period_or_none(v)?)),
     row!("streaming.hb_fail_count" ["hbf", "server_to_client_hb_fail_count"], ["hbf", "hb_fail_count"], Int, Streaming, "10", false, "Unanswered heartbeats a client may have before it is closed.",
         on!(|o, v| o.heartbeat_failures = any_int(v)?)),
     row!("streaming.partitioning" [], [], Bool, Streaming, "false", false, "Share channels out among servers (not in this version).",
@@ -505,7 +566,7 @@ pub static ROWS: &[Row] = &[
     row!("streaming.file.compact_frag" ["compact_fragmentation"], ["file_compact_frag"], Int, Streaming, "50", false, "How much, in percent.",
         on!(|o, v| o.file.compact_fragmentation = any_int(v)?)),
     row!("streaming.file.compact_interval" [], ["file_compact_interval"], Int, Streaming, "300", false, "Seconds between two such rewrites.",
-        on!(|o, v| o.file.compact_interval = Duration::from_secs(int(v, 0..=i64::MAX)? as u64))),
+        on!(|o, v| o.file.compact_interval = any_int(v)?)),
     row!("streaming.file.compact_min_size" [], ["file_compact_min_size"], Int, Streaming, "1MB", false, "Smallest file that is rewritten.",
         on!(|o, v| o.file.compact_min_size = any_int(v)?)),
     row!("streaming.file.buffer_size" [], ["file_buffer_size"], Int, Streaming, "2MB", false, "Bytes gathered before they are written.",
@@ -521,7 +582,7 @@ pub static ROWS: &[Row] = &[
     row!("streaming.file.slice_max_bytes" ["slice_max_size", "slice_bytes", "slice_size"], ["file_slice_max_bytes"], Int, Streaming, "64MB", false, "Most bytes of one file.",
         on!(|o, v| o.file.slice_max_bytes = any_int(v)?)),
     row!("streaming.file.slice_max_age" ["slice_age", "slice_max_time", "slice_time_limit"], ["file_slice_max_age"], Text, Streaming, "0s (no limit)", false, "Longest time one file is written to.",
-        on!(|o, v| o.file.slice_max_age = positive_period(v)?)),
+        on!(|o, v| o.file.slice_max_age = period(v)?)),
     row!("streaming.file.slice_archive_script" ["slice_archive", "slice_script"], ["file_slice_archive_script"], Text, Streaming, "", false, "Program that gets files no longer needed: channel, data file, index file.",
         on!(|o, v| o.file.slice_archive_script = string(v)?)),
     row!("streaming.file.file_descriptors_limit" ["fds_limit"], ["file_fds_limit"], Int, Streaming, "0 (no limit)", false, "Most files kept open.",
@@ -531,7 +592,7 @@ pub static ROWS: &[Row] = &[
     row!("streaming.file.read_buffer_size" ["file_read_buffer_size"], ["file_read_buffer_size"], Int, Streaming, "2MB", false, "Most bytes read at a time for a subscription that goes through stored messages; 0: one message.",
         on!(|o, v| o.file.read_buffer_size = any_int(v)?)),
     row!("streaming.file.auto_sync" ["file_auto_sync"], ["file_auto_sync"], Text, Streaming, "1m", false, "How often everything written is brought to the disk, whatever `sync` says; 0: never.",
-        on!(|o, v| o.file.auto_sync = Duration::from_nanos(period(v)?.max(0) as u64))),
+        on!(|o, v| o.file.auto_sync = period_or_none(v)?)),
     row!("streaming.file.strict_recovery" [], ["strict_recovery", "file_strict_recovery"], Bool, Streaming, "false", false, "Refuse to start when a file is damaged, and read all data at the start to know. Otherwise damage is reported, what is damaged is kept aside, and the rest is served.",
         on!(|o, v| o.file.strict_recovery = boolean(v)?)),
 
@@ -541,7 +602,7 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.cluster.peers" [], ["cluster_peers"], Text, Streaming, "", false, "The other nodes (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
-    row!("streaming.cluster.bootstrap" [], ["cluster_bootstrap"], Text, Streaming, "", false, "Begin a new cluster (not in this version).",
+    row!("streaming.cluster.bootstrap" [], ["cluster_bootstrap"], Bool, Streaming, "", false, "Begin a new cluster (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.cluster.log_path" [], ["cluster_log_path"], Text, Streaming, "", false, "Directory of the Raft log (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
@@ -551,19 +612,19 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.cluster.trailing_logs" [], ["cluster_trailing_logs"], Text, Streaming, "", false, "Entries kept behind a snapshot (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
-    row!("streaming.cluster.sync" [], ["cluster_sync"], Text, Streaming, "", false, "Sync the Raft log (not in this version).",
+    row!("streaming.cluster.sync" [], ["cluster_sync"], Bool, Streaming, "", false, "Sync the Raft log (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
-    row!("streaming.cluster.raft_logging" [], ["cluster_raft_logging"], Text, Streaming, "", false, "Log what Raft does (not in this version).",
+    row!("streaming.cluster.raft_logging" [], ["cluster_raft_logging"], Bool, Streaming, "", false, "Log what Raft does (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
-    row!("streaming.cluster.allow_add_remove_node" ["allow_add_remove_nodes"], ["cluster_allow_add_remove_node"], Text, Streaming, "", false, "Nodes may be added and removed by request (not in this version).",
+    row!("streaming.cluster.allow_add_remove_node" ["allow_add_remove_nodes"], ["cluster_allow_add_remove_node"], Bool, Streaming, "", false, "Nodes may be added and removed by request (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
-    row!("" [], ["cluster_proceed_on_restore_failure", "cluster_nodes_connections", "cluster_bolt_free_list_sync", "cluster_bolt_free_list_map"], Text, Streaming, "", false, "Further settings of a Raft cluster (not in this version).",
+    row!("" [], ["cluster_proceed_on_restore_failure", "cluster_nodes_connections", "cluster_bolt_free_list_sync", "cluster_bolt_free_list_map"], Bool, Streaming, "", false, "Further settings of a Raft cluster (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.driver" [], ["sql_driver"], Text, Streaming, "", false, "SQL driver, mysql or postgres (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.source" [], ["sql_source"], Text, Streaming, "", false, "SQL data source (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
-    row!("streaming.sql.no_caching" [], ["sql_no_caching"], Text, Streaming, "", false, "Write each record at once (not in this version).",
+    row!("streaming.sql.no_caching" [], ["sql_no_caching"], Bool, Streaming, "", false, "Write each record at once (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
     row!("streaming.sql.max_open_conns" ["max_conns"], ["sql_max_open_conns"], Text, Streaming, "", false, "Connections to the database (not in this version).",
         on!(|o, v| { let _ = (o, v); })),
@@ -604,3 +665,67 @@ pub static ROWS: &[Row] = &[
     row!("streaming.credentials" [], [], Text, Streaming, "", false, "File with a JWT and its nkey, for the NATS server of -ns.",
         on!(|o, v| o.nats_credentials.credentials_file = string(v)?)),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn checked(change: impl FnOnce(&mut StreamingOptions)) -> Result<(), String> {
+        let mut options = StreamingOptions {
+            enabled: true,
+            ..StreamingOptions::default()
+        };
+        change(&mut options);
+        options.check()
+    }
+
+    #[test]
+    fn nobody_could_connect_to_such_an_id() {
+        for id in ["a", "a.b", "a*", "\u{e9}-1_x"] {
+            assert_eq!(checked(|o| o.cluster_id = id.into()), Ok(()), "{id}");
+        }
+        for id in ["", "a b", "a\tb", ".a", "a..b", "*", "a.>", "a\r\n"] {
+            let told = |part: &str, result: Result<(), String>| {
+                let error = result.unwrap_err();
+                let begin = format!("{part} {id:?} cannot be part of a subject");
+                assert!(error.starts_with(&begin), "{error}");
+            };
+            told("cluster ID", checked(|o| o.cluster_id = id.into()));
+            told(
+                "discover_prefix",
+                checked(|o| o.discover_prefix = id.into()),
+            );
+        }
+    }
+
+    #[test]
+    fn wildcards_are_tokens_of_their_own() {
+        for good in ["foo", "a b", "*", ">", "*.a.>", "$x.*"] {
+            assert!(is_valid_pattern(good), "{good}");
+        }
+        for bad in ["", "a>b", "*a", "a.b*", "**", "a.>>", ">.a", "a.", "a/b"] {
+            assert!(!is_valid_pattern(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn values_of_the_file_store_are_checked_where_it_is_used() {
+        let faulty = |o: &mut StreamingOptions| o.file.parallel_recovery = 0;
+        let text = "parallel recovery value must be at least 1";
+        let file = checked(|o| {
+            (o.store, o.dir) = (StoreKind::File, "x".into());
+            faulty(o);
+        });
+        assert_eq!(file, Err(text.into()));
+        assert_eq!(checked(faulty), Ok(()));
+        let mut options = StreamingOptions::default();
+        faulty(&mut options);
+        assert_eq!(options.remarks(), <[String; 0]>::default());
+        options.enabled = true;
+        let told = format!("{text} (of no account for the MEMORY store)");
+        assert_eq!(options.remarks(), [told]);
+        let age = checked(|o| o.limits.max_age = Some(-90_000_000_000));
+        let text = "max age limit cannot be negative (-1m30s)";
+        assert_eq!(age, Err(text.into()));
+    }
+}

@@ -27,7 +27,6 @@ use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 use world::{Durable, Recorder, Start, Told, World};
 
 const ROUNDS: u32 = 3;
@@ -79,7 +78,7 @@ fn options(random: &mut Random, faults: Faults) -> FileOptions {
     options.sync = faults != Faults::SyncOff;
     options.slice_max_msgs = [0, 1, 3, 10][random.below(4) as usize];
     options.compact_min_size = 0;
-    options.compact_interval = Duration::ZERO;
+    options.compact_interval = 0;
     let mut options = FileOptions::new(&options);
     options.log_bytes_max = 4096 * (1 + u64::from(random.below(8)));
     options

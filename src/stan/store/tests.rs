@@ -673,7 +673,7 @@ fn files_of_subscriptions_are_rewritten() {
     let small = || {
         options(|o| {
             o.compact_min_size = 0;
-            o.compact_interval = std::time::Duration::from_secs(0);
+            o.compact_interval = 0;
         })
     };
     let (mut store, _) = open(folder.path(), small(), limits(0, 0, 0));
@@ -812,7 +812,7 @@ fn slices_end_by_count_bytes_and_age() {
         let options = options(|o| {
             o.slice_max_msgs = count;
             o.slice_max_bytes = bytes;
-            o.slice_max_age = std::time::Duration::from_nanos(age);
+            o.slice_max_age = age as i64;
         });
         let (mut store, _) = open(folder.path(), options, limits(channel_count, 0, 0));
         let channel = store.create_channel("foo").unwrap();
