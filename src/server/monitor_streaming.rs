@@ -99,11 +99,15 @@ pub fn overview(report: &Report) -> Overviewz {
     }
 }
 
+/// What is no number is 0, and one that is too large the largest, as the original has it.
 fn number(query: Query<'_>, name: &str) -> i64 {
-    query
-        .get(name)
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0)
+    let text = query.get(name).unwrap_or_default();
+    let number = text.parse::<i64>();
+    number.unwrap_or_else(|error| match error.kind() {
+        std::num::IntErrorKind::PosOverflow => i64::MAX,
+        std::num::IntErrorKind::NegOverflow => i64::MIN,
+        _ => 0,
+    })
 }
 
 fn wants_subs(query: Query<'_>) -> bool {
@@ -216,13 +220,24 @@ fn limits(streaming: &Streaming) -> StoreLimits {
         max_subscriptions: limits.subscriptions,
         max_inactivity: limits.inactivity,
     };
-    let named = streaming.options.channels.keys();
+    let (all, entries) = super::limits::all(&streaming.options);
+    let entries = entries.into_iter();
     StoreLimits {
         max_channels: streaming.options.max_channels,
-        // A name no entry of the file can match shows the defaults.
-        channel: of(streaming.limits("")),
-        channels: named
-            .map(|name| (name.clone(), of(streaming.limits(name))))
-            .collect(),
+        channel: of(all),
+        channels: entries.map(|(name, limits)| (name, of(limits))).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_a_query() {
+        let get = |text: &str| number(Query(text), "limit");
+        assert_eq!((get("limit=5"), get("limit=x"), get("")), (5, 0, 0));
+        assert_eq!(get("limit=99999999999999999999"), i64::MAX);
+        assert_eq!(get("limit=-99999999999999999999"), i64::MIN);
     }
 }

@@ -15,7 +15,7 @@ use crate::stan::pb;
 use crate::stan::report::Report;
 use crate::stan::store::file::{FileOptions, FileStore, Wake};
 use crate::stan::store::memory::MemoryStore;
-use crate::stan::store::{ChannelLimits, Recovered, Store};
+use crate::stan::store::{Recovered, Store};
 use crate::util::random::Random;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
@@ -154,10 +154,6 @@ impl Streaming {
         {
             log::error!("STREAM: the engine ended by a panic");
         }
-    }
-
-    pub fn limits(&self, channel: &str) -> ChannelLimits {
-        limits::of(&self.options)(channel)
     }
 }
 

@@ -58,22 +58,23 @@ impl Channel {
             (limits.messages > 0 && channel.messages.len() as u64 > limits.messages)
                 || (limits.bytes > 0 && channel.bytes > limits.bytes && channel.messages.len() > 1)
         };
-        if too_much(self) && !std::mem::replace(&mut self.told_of_limit, true) {
-            tell_of_limit(&self.name, self.messages.len() as u64, self.bytes, &limits);
-        }
         while too_much(self) {
             self.drop_first();
+            if !std::mem::replace(&mut self.told_of_limit, true) {
+                tell_of_limit(&self.name, self.messages.len() as u64, self.bytes, &limits);
+            }
         }
     }
 }
 
-/// Said once per channel.
+/// Said once per channel, with what there is when the first message is gone.
 pub(super) fn tell_of_limit(name: &str, messages: u64, bytes: u64, limits: &ChannelLimits) {
     log::info!(
-        "STREAM: WARNING: Reached limits for store {name:?} (msgs={messages}/{} bytes={bytes}/{}), \
+        "STREAM: WARNING: Reached limits for store {name:?} (msgs={messages}/{} bytes={}/{}), \
          dropping old messages to make room for new ones",
         limits.messages,
-        limits.bytes
+        friendly_bytes(bytes),
+        friendly_bytes(limits.bytes)
     );
 }
 

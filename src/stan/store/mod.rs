@@ -98,6 +98,20 @@ impl std::fmt::Display for StoreError {
     }
 }
 
+/// A number of bytes as the original shows it.
+pub fn friendly_bytes(bytes: u64) -> String {
+    const UNITS: [&str; 7] = ["B", "KB", "MB", "GB", "TB", "PB", "EB"];
+    let (mut value, mut unit) = (bytes as f64, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{bytes} B"),
+        _ => format!("{value:.2} {}", UNITS[unit]),
+    }
+}
+
 /// How far a flush got by the time it returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flushed {

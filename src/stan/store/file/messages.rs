@@ -165,7 +165,10 @@ impl MessageLog {
         log.written = (log.last, log.last_timestamp);
         let first = purge::read(folder, Mark::Purged, &options.crc, &damage)?;
         log.purge(first, options)?;
+        // What a start takes away is not worth the warning: it is for what comes.
+        log.told_of_limit = true;
         log.apply_limits()?;
+        log.told_of_limit = false;
         log.dispose(options);
         log.skip_to(purge::read(folder, Mark::Given, &options.crc, &damage)?);
         Ok(log)
@@ -677,12 +680,12 @@ impl MessageLog {
         if !too_much(self) {
             return Ok(());
         }
-        if !std::mem::replace(&mut self.told_of_limit, true) {
-            tell_of_limit(&self.channel, self.messages, self.bytes, &limits);
-        }
         while too_much(self) {
             if !self.drop_first_slice() {
                 self.drop_first()?;
+            }
+            if !std::mem::replace(&mut self.told_of_limit, true) {
+                tell_of_limit(&self.channel, self.messages, self.bytes, &limits);
             }
         }
         self.drop_empty_slices();
