@@ -480,6 +480,52 @@ fn the_log_says_what_the_original_says() {
 }
 
 /// What monitoring says under a path.
+#[test]
+fn limits_are_told_as_the_original_tells_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("t");
+    let limits = "max_msgs: 2, max_channels: 1, max_subs: 1";
+    std::fs::write(&file, format!("streaming {{ limits {{ {limits} }} }}")).unwrap();
+    let store = folder.path().join("store");
+    let (file, store) = (file.to_str().unwrap(), store.to_str().unwrap());
+    let port = free_port();
+    let server = file_server(port, store, &["-sc", file]);
+    let mut client = stan(&server, "me");
+    for _ in 0..4 {
+        client.publish("foo", b"x").unwrap();
+    }
+    assert!(client.publish("c", b"x").is_err());
+    assert!(client.subscribe("c", |_| {}).is_err());
+    client.subscribe("foo", |_| {}).unwrap();
+    assert!(client.subscribe("foo", |_| {}).is_err());
+    let mut nats = server.client();
+    nats.publish("_STAN.discover.test-cluster", b"");
+    nats.ping();
+    for line in [
+        "WARNING: Reached limits for store \"foo\" (msgs=2/2 bytes=120 B/976.56 MB), dropping old messages",
+        ".c\": too many channels",
+        "Unable to create channel for subscription on \"c\": too many channels",
+        "[me:_INBOX.",
+        "] on [foo]: too many subscriptions per channel",
+        "Unable to add subscription for foo: too many subscriptions per channel",
+        "[Client:?] Invalid conn request: ClientID=, Inbox=, err=<nil>",
+    ] {
+        server.wait_log(line);
+    }
+    let log = server.log();
+    let about_publish = "[Client:me] Error processing message for subject \"_STAN.pub.";
+    assert!(log.contains(about_publish), "{log}");
+    assert_eq!(log.matches("too many channels").count(), 2, "{log}");
+    assert_eq!(log.matches("Reached limits").count(), 1, "{log}");
+    server.stop();
+    // A start takes away what is too much by a new limit without a word; what comes gets the warning.
+    let server = file_server(port, store, &["-sc", file, "-mm", "1"]);
+    assert!(!server.log().contains("Reached limits"));
+    client.reconnect(server.client());
+    client.publish("foo", b"x").unwrap();
+    server.wait_log("(msgs=1/1 bytes=60 B/976.56 MB)");
+}
+
 fn monitored(port: u16, path: &str) -> serde_json::Value {
     let mut socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
     let request = format!("GET {path} HTTP/1.0\r\n\r\n");

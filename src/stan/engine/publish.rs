@@ -41,7 +41,16 @@ impl Engine {
         }
         let index = match self.channel_named(&message.subject) {
             Ok(index) => index,
-            Err(text) => return refuse(reply, &message.guid, &text, out),
+            Err(error) => {
+                log::error!(
+                    "STREAM: [Client:{}] Error processing message for subject \"{}.{}\": {}",
+                    Shown(&message.client_id),
+                    self.info.publish,
+                    Shown(&message.subject),
+                    Shown(&error)
+                );
+                return refuse(reply, &message.guid, &error, out);
+            }
         };
         let (now, traced) = (self.now, self.settings.trace);
         let channel = self.channel(index);
@@ -74,20 +83,17 @@ impl Engine {
         }
     }
 
-    /// The channel of this name, made if need be.
+    /// The channel of this name, made if need be; who asked tells why there is none.
     pub(super) fn channel_named(&mut self, name: &str) -> Result<ChannelIndex, String> {
         if let Some(index) = self.by_name.get(name) {
             return Ok(*index);
         }
         let max = self.settings.max_channels;
         if max > 0 && self.by_name.len() >= max {
-            log::error!("STREAM: channel \"{}\": {TOO_MANY_CHANNELS}", Shown(name));
             return Err(TOO_MANY_CHANNELS.into());
         }
-        let store = self.store.create_channel(name).map_err(|error| {
-            log::error!("STREAM: channel \"{}\": {error}", Shown(name));
-            error.to_string()
-        })?;
+        let store = self.store.create_channel(name);
+        let store = store.map_err(|error| error.to_string())?;
         let index = self.channels.len();
         let mut channel = Channel::new(name, store, self.now);
         channel.dead_letters = (self.settings.dead_letters.0)(name);

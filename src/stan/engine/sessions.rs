@@ -33,8 +33,15 @@ impl Engine {
         };
         let request = match pb::ConnectRequest::decode(payload) {
             Ok(request) if !request.heartbeat_inbox.is_empty() => request,
-            _ => {
-                log::error!("STREAM: [Client:?] Invalid conn request");
+            invalid => {
+                let (id, error) = match invalid {
+                    Ok(request) => (request.client_id, "<nil>".to_owned()),
+                    Err(error) => (String::new(), error.to_string()),
+                };
+                log::error!(
+                    "STREAM: [Client:?] Invalid conn request: ClientID={}, Inbox=, err={error}",
+                    Shown(&id)
+                );
                 return refuse(text::INVALID_CONNECT, out);
             }
         };

@@ -149,8 +149,12 @@ impl Engine {
         let channel = self.channel(index);
         let (store, count) = (channel.store, channel.subs.len() as u64);
         let max = self.store.limits(store).subscriptions;
+        let not_stored = |error: String| {
+            Self::tell_not_stored(request, &error);
+            error
+        };
         if max > 0 && count >= max {
-            return Err(text::TOO_MANY_SUBS.into());
+            return Err(not_stored(text::TOO_MANY_SUBS.into()));
         }
         let group = self.channel(index).queues.get(&state.queue_group);
         let group = group.filter(|_| !state.queue_group.is_empty());
@@ -165,7 +169,7 @@ impl Engine {
         state.id = channel.new_sub_id();
         self.store
             .add_sub(store, &state)
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| not_stored(error.to_string()))?;
         self.mark_dirty(index);
         let response = pb::SubscriptionResponse {
             ack_inbox: state.ack_inbox.clone(),

@@ -93,11 +93,26 @@ impl Engine {
                     "STREAM: [Client:{client}] Duplicate durable subscription registration"
                 );
             }
+            _ if !self.by_name.contains_key(&request.subject) => log::error!(
+                "STREAM: Unable to create channel for subscription on \"{subject}\": {}",
+                Shown(error)
+            ),
             _ => log::error!(
                 "STREAM: Unable to add subscription for {subject}: {}",
                 Shown(error)
             ),
         }
+    }
+
+    /// Said before the request as a whole is told to be refused.
+    pub(super) fn tell_not_stored(request: &pb::SubscriptionRequest, error: &str) {
+        log::error!(
+            "STREAM: Unable to store subscription [{}:{}] on [{}]: {}",
+            Shown(&request.client_id),
+            Shown(&request.inbox),
+            Shown(&request.subject),
+            Shown(error)
+        );
     }
 
     pub(super) fn tell_refused_unsub(
