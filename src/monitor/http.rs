@@ -58,8 +58,8 @@ impl Response {
         Self::text(404, "404 page not found\n")
     }
 
-    /// The bytes on the wire.
-    pub fn encode(&self, head_only: bool, keep_alive: bool) -> String {
+    /// The bytes on the wire; `date` is that of the answer, as HTTP writes it.
+    pub fn encode(&self, date: &str, head_only: bool, keep_alive: bool) -> String {
         let reason = match self.status {
             200 => "OK",
             400 => "Bad Request",
@@ -75,7 +75,7 @@ impl Response {
         };
         let body = if head_only { "" } else { &self.body };
         format!(
-            "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\n{connection}Content-Length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\nDate: {date}\r\n{connection}Content-Length: {}\r\n\r\n{body}",
             self.status,
             self.kind,
             self.body.len()
@@ -156,6 +156,18 @@ mod tests {
             keep_alive: false,
         };
         assert_eq!(parse(input), Parsed::Request(request, input.len() - 3));
+    }
+
+    #[test]
+    fn answers_have_their_date() {
+        let date = "Thu, 01 Jan 1970 00:00:00 GMT";
+        assert_eq!(
+            Response::not_found().encode(date, true, true),
+            format!(
+                "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n\
+                 X-Content-Type-Options: nosniff\r\nDate: {date}\r\nContent-Length: 19\r\n\r\n"
+            )
+        );
     }
 
     #[test]

@@ -95,7 +95,9 @@ fn serve(
                 read => input.extend_from_slice(&chunk[..read]),
             }
         };
-        stream.write_all(response.encode(head_only, keep_alive).as_bytes())?;
+        let date = chrono::Utc::now().format("%a, %d %b %Y %H:%M:%S GMT");
+        let answer = response.encode(&date.to_string(), head_only, keep_alive);
+        stream.write_all(answer.as_bytes())?;
         stream.flush()?;
         if !keep_alive {
             return Ok(());
