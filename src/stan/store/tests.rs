@@ -606,6 +606,26 @@ fn files_of_nobody_and_lost_files_stop_no_other_channel() {
 }
 
 #[test]
+fn a_folder_that_is_a_symbolic_link_is_no_channel() {
+    let (folder, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    prepared(folder.path(), options(|_| {}));
+    let link = folder.path().join("foo");
+    let elsewhere = other.path().join("foo");
+    std::fs::rename(&link, &elsewhere).unwrap();
+    std::os::unix::fs::symlink(&elsewhere, &link).unwrap();
+    let (mut store, recovered) = open(folder.path(), options(|_| {}), limits(0, 0, 0));
+    assert!(
+        recovered
+            .channels
+            .iter()
+            .all(|channel| channel.name != "foo")
+    );
+    let error = store.create_channel("foo").unwrap_err().to_string();
+    assert!(error.ends_with("foo is a symbolic link"), "{error}");
+    assert!(elsewhere.join("msgs.1.dat").exists());
+}
+
+#[test]
 fn numbers_that_were_sent_are_not_given_again() {
     let folder = tempfile::tempdir().unwrap();
     prepared(folder.path(), options(|_| {}));

@@ -420,6 +420,11 @@ impl Store for FileStore {
         }
         self.settle_deletion(name)?;
         let folder = self.root.join(name);
+        if folder.is_symlink() {
+            // Starts pass over it, as the original's do: what went there would be gone then.
+            let text = format!("{} is a symbolic link", folder.display());
+            return Err(StoreError::Refused(text));
+        }
         disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
         let limits = (self.limits_of)(name);
         let mut channel = open::channel(

@@ -319,7 +319,14 @@ fn folders(root: &Path, damage: &Damage) -> Result<(Vec<String>, Vec<Deleted>), 
     let (mut names, mut deleted) = (Vec::new(), Vec::new());
     for entry in std::fs::read_dir(root).map_err(failed)? {
         let entry = entry.map_err(failed)?;
-        if !entry.file_type().map_err(failed)?.is_dir() {
+        let kind = entry.file_type().map_err(failed)?;
+        if kind.is_symlink() && entry.path().is_dir() {
+            log::warn!(
+                "STREAM: {} is a symbolic link: it is no channel, and left alone",
+                entry.path().display()
+            );
+        }
+        if !kind.is_dir() {
             continue;
         }
         match entry.file_name().into_string() {
