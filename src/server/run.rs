@@ -19,7 +19,8 @@ use crate::config::cli::Source;
 use crate::uring::{self, Io, Ring, RingConfig};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
-use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::unistd::Pid;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -427,7 +428,13 @@ fn start_loops(
             match gate.recv() {
                 Ok(()) => {
                     let acceptor = Acceptor::new(clients, routes, shared.mesh.loops());
-                    EventLoop::new(index, ring, broker, shared, acceptor).run()
+                    let result = EventLoop::new(index, ring, broker, shared, acceptor).run();
+                    if result.is_err() {
+                        // A server that lacks a loop must not look like one that runs. The main thread waits for
+                        // signals: it ends the others, and says why.
+                        kill(Pid::this(), Signal::SIGTERM)?;
+                    }
+                    result
                 }
                 Err(_) => Ok(()), // another loop could not start
             }

@@ -85,6 +85,9 @@ pub(super) fn build(sq_entries: u32, cq_entries: u32) -> Result<(IoUring, Featur
     ring.submitter()
         .register_probe(&mut operations)
         .map_err(|error| Unusable::now("io_uring_register (probe)", &error))?;
+    // Nothing to submit: whether it may be called at all.
+    ring.submit()
+        .map_err(|error| Unusable::now("io_uring_enter", &error))?;
     let features = Features {
         no_sqarray,
         writev_fixed: operations.is_supported(opcode::WritevFixed::CODE),
