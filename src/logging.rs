@@ -37,6 +37,8 @@ const WRITER_NICE: i32 = -5;
 const SYSLOG_PATIENCE: Duration = Duration::from_secs(2);
 /// Time between attempts to reach one that was lost.
 const SYSLOG_RETRY: Duration = Duration::from_secs(1);
+/// The writer may hang this long before the rest of the process goes on without it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 static QUEUE: OnceLock<SyncSender<Job>> = OnceLock::new();
 static DROPPED: AtomicU64 = AtomicU64::new(0);
@@ -139,16 +141,24 @@ pub fn reopen() {
     send(Job::Reopen);
 }
 
-/// Waits until everything logged so far is written.
+/// Waits until everything logged so far is written, but not for long where it is not: a pipe that nobody reads
+/// must not keep a server from ending.
 pub fn flush() {
     let (done, wait) = channel();
     send(Job::Flush(done));
-    let _ = wait.recv();
+    let _ = wait.recv_timeout(PATIENCE);
 }
 
-fn send(job: Job) {
-    if let Some(queue) = QUEUE.get() {
-        let _ = queue.send(job);
+/// What is no line is not dropped at once when the queue is full.
+fn send(mut job: Job) {
+    let Some(queue) = QUEUE.get() else { return };
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match queue.try_send(job) {
+            Err(TrySendError::Full(back)) if Instant::now() < until => job = back,
+            _ => return,
+        }
+        std::thread::sleep(PATIENCE / 400);
     }
 }
 

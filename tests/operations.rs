@@ -587,6 +587,43 @@ fn a_log_file_is_moved_away_at_its_size() {
     assert!(logs().len() <= 4);
 }
 
+/// Nobody reads what it logs, and a pipe takes only so much.
+#[test]
+fn a_log_that_hangs_does_not_keep_the_server_from_ending() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_midge"))
+        .args(["-a", "127.0.0.1", "-p", "-1", "-V"])
+        .args(["--ports_file_dir", folder.path().to_str().unwrap()])
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let file = folder.path().join(format!("midge_{}.ports", child.id()));
+    until("the ports file", || file.exists());
+    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    let url = ports["nats"][0].as_str().unwrap();
+    let mut client = Client::raw(url.rsplit_once(':').unwrap().1.parse().unwrap());
+    for _ in 0..20 {
+        client.send(&b"PUB a.rather.long.subject 3\r\nabc\r\n".repeat(100));
+        client.ping();
+    }
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
+    until("the end of the server", || {
+        child.try_wait().unwrap().is_some()
+    });
+}
+
+#[test]
+fn a_pipe_is_not_read_again() {
+    let file = File::new("debug: true");
+    let server = Server::start(&["-c", file.path()]);
+    std::fs::remove_file(file.path()).unwrap();
+    nix::unistd::mkfifo(file.path(), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    server.signal(Signal::SIGHUP);
+    server.wait_log("is no regular file and cannot be read again");
+    server.stop();
+}
+
 #[test]
 fn the_protocol_is_traced_both_ways() {
     let file = File::new("trace: true\nmax_traced_msg_len: 3");

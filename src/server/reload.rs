@@ -17,8 +17,15 @@ use std::time::{Duration, Instant};
 const SETTLE_TIME_MAX: Duration = Duration::from_secs(2);
 
 pub(super) fn reload(source: &Source, running: &mut Running) {
-    if running.options.config_file.is_none() {
+    let Some(file) = &running.options.config_file else {
         return failed("Can only reload config when a file is provided using -c or --config");
+    };
+    // A pipe, as of `-c <(...)`, is read once; to wait for more would be to wait for ever.
+    if std::fs::metadata(file).is_ok_and(|found| !found.is_file()) {
+        let file = file.display();
+        return failed(&format!(
+            "{file} is no regular file and cannot be read again"
+        ));
     }
     match source
         .read()

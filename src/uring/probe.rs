@@ -162,7 +162,8 @@ impl fmt::Display for Unusable {
             ),
             Unusable::OutOfMemory => f.write_str(
                 "there is no memory for an io_uring: raise the memory limit of this process or of its \
-                 container, and RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit)",
+                 container, and RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit), of which newer \
+                 kernels want 256 KiB for each event loop",
             ),
             Unusable::TooManyFiles => f.write_str(
                 "there is no file descriptor left for an io_uring: raise RLIMIT_NOFILE (LimitNOFILE= \
