@@ -1,7 +1,8 @@
 //! `/metrics`: the figures of /varz and /routez in Prometheus' text format.
 //!
 //! Names follow prometheus-nats-exporter where it has the figure (`gnatsd_varz_...`), so that
-//! dashboards made for it keep working; what only midge has begins with `midge_`.
+//! dashboards made for it keep working, and so counters with such a name lack the `_total` that Prometheus
+//! asks for; what only midge has begins with `midge_`, and its counters end in `_total`.
 
 use super::model::{Routez, Varz};
 use super::streaming::{Overview, Overviewz};
@@ -156,7 +157,7 @@ pub fn text(
         uptime_seconds,
     );
     text.one(
-        "midge_log_lines_dropped",
+        "midge_log_lines_dropped_total",
         counter,
         "Log lines that could not be written, or not fast enough.",
         log_lines_dropped,
@@ -185,13 +186,13 @@ pub fn text(
             |l| l.subscriptions as u64,
         ),
         (
-            "midge_loop_in_msgs",
+            "midge_loop_in_msgs_total",
             counter,
             "Messages received per event loop.",
             |l| l.in_msgs,
         ),
         (
-            "midge_loop_out_msgs",
+            "midge_loop_out_msgs_total",
             counter,
             "Messages sent per event loop.",
             |l| l.out_msgs,
@@ -322,19 +323,19 @@ pub fn streaming(server_id: &str, overview: &Overviewz) -> String {
             |c| c.stalled as f64,
         ),
         (
-            "midge_chan_acknowledged",
+            "midge_chan_acknowledged_total",
             counter,
             "Publishes acknowledged.",
             |c| c.acknowledged as f64,
         ),
         (
-            "midge_chan_redelivered",
+            "midge_chan_redelivered_total",
             counter,
             "Messages sent again.",
             |c| c.redelivered as f64,
         ),
         (
-            "midge_chan_dead_lettered",
+            "midge_chan_dead_lettered_total",
             counter,
             "Messages that went to a channel of dead letters.",
             |c| c.dead_lettered as f64,
@@ -360,6 +361,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn our_own_counters_and_no_others_end_in_total() {
+        let channels = streaming("a", &Overviewz::default());
+        let text = text(&Varz::default(), &Routez::default(), &[], 0.0, 0) + &channels;
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+        let own: Vec<&str> = types.filter(|line| line.starts_with("midge_")).collect();
+        assert!(own.contains(&"midge_chan_redelivered_total counter"));
+        for line in own {
+            let (name, kind) = line.split_once(' ').unwrap();
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{line}");
+        }
+    }
+
+    #[test]
     fn every_line_is_a_comment_or_a_sample() {
         let varz = Varz {
             server_id: "a\"b".into(),
@@ -381,7 +395,7 @@ mod tests {
             text.contains("nss_chan_subs_pending_count{server_id=\"a\\\"b\",channel=\"foo\"} 3\n")
         );
         assert!(text.contains("gnatsd_varz_in_msgs{server_id=\"a\\\"b\"} 7\n"));
-        assert!(text.contains("midge_loop_in_msgs{server_id=\"a\\\"b\",loop=\"1\"} 0\n"));
+        assert!(text.contains("midge_loop_in_msgs_total{server_id=\"a\\\"b\",loop=\"1\"} 0\n"));
         for line in text.lines() {
             let sample = line
                 .rsplit_once(' ')
