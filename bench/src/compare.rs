@@ -99,42 +99,48 @@ fn table(
         "{:<35} {:<22} {:>8} {:>8} {:>7} {:>9}\n",
         "scenario", "server", "first", "second", "apart", "its runs"
     );
-    let mut far = 0;
+    let (mut far, mut missing) = (0, 0);
     for (key, one) in first {
-        let other = second.get(key);
-        let ratio = other.map_or(f64::NAN, |other| other.of_medians);
+        let name = format!("{:<35} {:<22}", key.scenario, key.server);
+        let Some(other) = second.get(key) else {
+            missing += 1;
+            let _ = writeln!(text, "{name} missing in the second report");
+            continue;
+        };
+        let (a, b) = (one.of_medians, other.of_medians);
         // The same whichever of the two is the larger one.
-        let apart = ((one.of_medians / ratio).max(ratio / one.of_medians) - 1.0) * 100.0;
-        let scatter = other.map_or(one.scatter, |other| one.scatter.max(other.scatter)) * 100.0;
-        // What is not a number is not near anything.
-        let near = apart <= within;
-        far += usize::from(!near);
+        let apart = ((a / b).max(b / a) - 1.0) * 100.0;
+        let scatter = one.scatter.max(other.scatter) * 100.0;
+        let note = match apart <= within {
+            true => "",
+            // What is not a number is not near anything.
+            false if apart.is_nan() => "  <- not measured",
+            false => "  <- too far",
+        };
+        far += usize::from(!note.is_empty());
         let _ = writeln!(
             text,
-            "{:<35} {:<22} {:>8} {:>8} {:>6}% {:>8}%{}",
-            key.scenario,
-            key.server,
-            short(one.of_medians),
-            short(ratio),
+            "{name} {:>8} {:>8} {:>6}% {:>8}%{note}",
+            short(a),
+            short(b),
             short(apart),
             short(scatter),
-            if near { "" } else { "  <- too far" }
         );
     }
     for key in second.keys().filter(|key| !first.contains_key(key)) {
-        far += 1;
+        missing += 1;
         let _ = writeln!(
             text,
-            "{:<35} {:<22} in the second report only",
+            "{:<35} {:<22} missing in the first report",
             key.scenario, key.server
         );
     }
     let _ = writeln!(
         text,
-        "{} ratios, {far} of them more than {within} % apart",
+        "{} ratios, {far} of them more than {within} % apart, {missing} in one report only",
         first.len()
     );
-    (text, far == 0)
+    (text, far + missing == 0)
 }
 
 #[cfg(test)]
@@ -173,10 +179,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let whole = written(&folder, "1", ["[10]", "[100]"]);
         let without = written(&folder, "2", ["[null]", "[100]"]);
-        assert!(!compare(&whole, &without, 1000.0).unwrap().1);
+        let (table, agree) = compare(&whole, &without, 1000.0).unwrap();
+        assert!(!agree && table.contains("<- not measured"), "{table}");
         let empty = folder.path().join("3").display().to_string();
         std::fs::write(&empty, r#"{"rows": []}"#).unwrap();
-        assert!(!compare(&whole, &empty, 15.0).unwrap().1);
+        let (table, agree) = compare(&whole, &empty, 15.0).unwrap();
+        assert!(
+            !agree && table.contains("missing in the second report") && !table.contains("too far"),
+            "{table}"
+        );
+        assert!(
+            table.contains("0 of them more than 15 % apart, 1 in one report only"),
+            "{table}"
+        );
         assert!(compare(&empty, &whole, 15.0).is_err());
         assert!(compare("/no/such/report", &whole, 15.0).is_err());
     }

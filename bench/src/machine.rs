@@ -26,6 +26,38 @@ pub fn description() -> String {
     )
 }
 
+/// CPUs for server and load, out of those there are: the ones asked for, or the first that are left. The same for both
+/// only where there is no other.
+pub fn pair(
+    server: Option<usize>,
+    load: Option<usize>,
+    usable: &[usize],
+) -> Result<(usize, usize), String> {
+    let asked = [("--server-cpu", server), ("--load-cpu", load)];
+    for (flag, cpu) in asked {
+        if let Some(cpu) = cpu.filter(|cpu| !usable.contains(cpu)) {
+            let list: Vec<String> = usable.iter().map(usize::to_string).collect();
+            return Err(format!(
+                "{flag} {cpu}: there is no such CPU for this program; it may use {}",
+                list.join(" ")
+            ));
+        }
+    }
+    let first_beside = |taken: Option<usize>| {
+        let mut others = usable.iter().filter(|cpu| Some(**cpu) != taken);
+        others.next().or(usable.first()).copied()
+    };
+    let server = server.or_else(|| first_beside(load));
+    let load = load.or_else(|| first_beside(server));
+    match (server, load) {
+        (Some(server), Some(load)) if server == load && usable.len() > 1 => Err(format!(
+            "server and load are both to run on CPU {load}: give each its own"
+        )),
+        (Some(server), Some(load)) => Ok((server, load)),
+        _ => Err("there is no CPU for this program".into()),
+    }
+}
+
 /// Says which of the CPUs have something else to do, if any.
 pub fn busy(cpus: &[usize]) -> Option<String> {
     let before = read_to_string("/proc/stat").ok()?;
@@ -67,6 +99,22 @@ fn busy_part(before: (u64, u64), after: (u64, u64)) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn server_and_load_have_a_cpu_each() {
+        assert_eq!(pair(None, None, &[0, 1, 2]), Ok((0, 1)));
+        assert_eq!(pair(None, None, &[2, 5]), Ok((2, 5)));
+        assert_eq!(pair(Some(1), None, &[0, 1]), Ok((1, 0)));
+        assert_eq!(pair(None, Some(0), &[0, 1]), Ok((1, 0)));
+        assert!(pair(Some(1), Some(1), &[0, 1]).is_err());
+        assert_eq!(pair(None, None, &[3]), Ok((3, 3)), "there is no other");
+        let error = pair(Some(99), None, &[0, 1]).unwrap_err();
+        assert!(
+            error.contains("--server-cpu 99") && error.ends_with("0 1"),
+            "{error}"
+        );
+        assert!(pair(None, Some(1), &[0, 2]).is_err());
+    }
 
     #[test]
     fn a_busy_cpu_is_seen() {

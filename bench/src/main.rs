@@ -22,6 +22,7 @@ use progress::Progress;
 use report::{Report, Row};
 use scenarios::{Scenario, Setting};
 use server::Program;
+use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::process::ExitCode;
 
@@ -80,21 +81,21 @@ struct RunArguments {
     #[arg(long)]
     scenario: Vec<String>,
     /// Measured seconds per run
-    #[arg(long, default_value_t = 1.0)]
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
     /// Runs per server and scenario; up to three times as many where the figures of a server differ by 8 % and more, three times
     /// as many where the worst of a run is the figure
-    #[arg(long, default_value_t = 3)]
+    #[arg(long, default_value_t = 3, value_parser = repeat)]
     repeat: usize,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]
     quick: bool,
-    /// CPU for the server
-    #[arg(long, default_value_t = 0)]
-    server_cpu: usize,
-    /// CPU for the load
-    #[arg(long, default_value_t = 1)]
-    load_cpu: usize,
+    /// CPU for the server; the first one this program may use, if not given
+    #[arg(long)]
+    server_cpu: Option<usize>,
+    /// CPU for the load; the first one that is left, if not given
+    #[arg(long)]
+    load_cpu: Option<usize>,
     /// Write all figures to this file
     #[arg(long)]
     json: Option<String>,
@@ -217,10 +218,19 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
         quick: arguments.quick,
     };
     let chosen = chosen(arguments)?;
+    let cpus = server::usable_cpus()?;
+    let (server_cpu, load_cpu) = machine::pair(arguments.server_cpu, arguments.load_cpu, &cpus)?;
+    // A run may take an hour; that its report has nowhere to go is told before.
+    let [json, markdown, html] = [&arguments.json, &arguments.markdown, &arguments.html]
+        .map(|path| path.as_ref().map(|path| Output::open(path)).transpose());
+    let (json, markdown, html) = (json?, markdown?, html?);
     let field = Field::new(arguments);
     server::raise_descriptor_limit();
-    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
-    let (server_cpu, load_cpu) = (arguments.server_cpu % cpus, arguments.load_cpu % cpus);
+    if server_cpu == load_cpu {
+        eprintln!(
+            "There is one CPU only, for server and load: figures will be worse than they are, and ratios others."
+        );
+    }
     server::pin(0, load_cpu)?;
     let mut report = Report::new(&field.all());
     if !arguments.quick
@@ -270,25 +280,132 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
     }
     progress.clear();
     println!("{}", report.table());
-    write(&arguments.json, || Ok(report.json()))?;
-    write(&arguments.markdown, || Ok(report.markdown()))?;
-    write(&arguments.html, || html::page(&report))?;
-    match failures.is_empty() {
+    let written = [
+        json.map(|output| output.write(Ok(report.json()))),
+        markdown.map(|output| output.write(Ok(report.markdown()))),
+        html.map(|output| output.write(html::page(&report))),
+    ];
+    let mut errors: Vec<String> = written
+        .into_iter()
+        .flatten()
+        .filter_map(Result::err)
+        .collect();
+    if !failures.is_empty() {
+        let runs = if failures.len() == 1 { "run" } else { "runs" };
+        let list = failures.join("\n");
+        errors.push(format!("{} {runs} failed:\n{list}", failures.len()));
+    }
+    match errors.is_empty() {
         true => Ok(()),
-        false => Err(format!(
-            "{} runs failed:\n{}",
-            failures.len(),
-            failures.join("\n")
-        )),
+        false => Err(errors.join("\n")),
     }
 }
 
-fn write(
-    path: &Option<String>,
-    content: impl FnOnce() -> Result<String, String>,
-) -> Result<(), String> {
-    let Some(path) = path else {
-        return Ok(());
-    };
-    std::fs::write(path, content()?).map_err(|error| format!("{path}: {error}"))
+/// A file for a report.
+struct Output {
+    path: String,
+    file: File,
+}
+
+impl Output {
+    /// What is in it already stays until there is something to write.
+    fn open(path: &str) -> Result<Self, String> {
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(path);
+        Ok(Self {
+            path: path.into(),
+            file: file.map_err(|error| format!("{path}: {error}"))?,
+        })
+    }
+
+    fn write(mut self, content: Result<String, String>) -> Result<(), String> {
+        let path = &self.path;
+        let content = content.map_err(|error| format!("{path}: {error}"))?;
+        let file = &mut self.file;
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        // A pipe has no length.
+        let emptied = if is_file { file.set_len(0) } else { Ok(()) };
+        emptied
+            .and_then(|()| file.write_all(content.as_bytes()))
+            .map_err(|error| format!("{path}: {error}"))
+    }
+}
+
+/// More than a day is a mistake.
+const SECONDS_MAX: f64 = 86_400.0;
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= SECONDS_MAX => Ok(seconds),
+        _ => Err(format!("expected more than 0 and at most {SECONDS_MAX}")),
+    }
+}
+
+fn repeat(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(repeat) if repeat > 0 => Ok(repeat),
+        _ => Err("expected 1 or more".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_arguments(more: &[&str]) -> Result<RunArguments, String> {
+        let words = [
+            "midge-bench",
+            "run",
+            "--server",
+            "x=/bin/false",
+            "--no-peer",
+        ];
+        let parsed = Arguments::try_parse_from(words.iter().chain(more));
+        match parsed.map_err(|error| error.to_string())?.command {
+            Command::Run(arguments) => Ok(*arguments),
+            _ => unreachable!("`run` was asked for"),
+        }
+    }
+
+    #[test]
+    fn a_run_that_would_measure_nothing_is_refused() {
+        for more in [
+            "--seconds=0",
+            "--seconds=-1",
+            "--seconds=nan",
+            "--seconds=inf",
+            "--repeat=0",
+        ] {
+            let error = run_arguments(&[more]).err().expect(more);
+            assert!(error.contains("expected"), "{error}");
+        }
+        assert_eq!(run_arguments(&["--seconds=0.5"]).unwrap().seconds, 0.5);
+    }
+
+    #[test]
+    fn a_report_with_nowhere_to_go_is_told_before_anything_runs() {
+        let arguments = run_arguments(&["--json", "/no/such/folder/x.json"]).unwrap();
+        let error = run(&arguments).unwrap_err();
+        assert!(error.starts_with("/no/such/folder/x.json: "), "{error}");
+    }
+
+    #[test]
+    fn what_a_file_holds_is_replaced_at_the_end_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x").display().to_string();
+        std::fs::write(&path, "longer than what comes").unwrap();
+        let read = || std::fs::read_to_string(&path).unwrap();
+        assert!(
+            Output::open(&path)
+                .unwrap()
+                .write(Err("no".into()))
+                .is_err()
+        );
+        assert_eq!(read(), "longer than what comes");
+        Output::open(&path)
+            .unwrap()
+            .write(Ok("new".into()))
+            .unwrap();
+        assert_eq!(read(), "new");
+    }
 }

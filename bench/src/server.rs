@@ -1,12 +1,13 @@
 //! Servers under test: found, started on a free port, pinned, watched, stopped.
 
-use nix::sched::{CpuSet, sched_setaffinity};
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::str::FromStr;
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 #[derive(Clone, Debug)]
@@ -87,37 +88,83 @@ impl Program {
     pub fn start(&self, cpu: usize, more: &[String]) -> Result<Server, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
         let port = free_port().map_err(failed)?;
-        let child = Command::new(&self.path)
+        let mut child = Command::new(&self.path)
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .args(&self.arguments)
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(Stdio::piped())
             .spawn()
             .map_err(failed)?;
-        let server = Server {
+        let said = child.stderr.take().map(last_words);
+        let mut server = Server {
             process: Some(child),
             address: ([127, 0, 0, 1], port).into(),
         };
         // Threads started later inherit this; those there already are pinned one by one below.
         pin(server.id(), cpu)?;
-        let end = Instant::now() + Duration::from_secs(10);
+        let end = Instant::now() + START_GRACE;
         while !server.answers() {
-            if Instant::now() > end {
-                return Err(format!(
-                    "{} {} does not send INFO on port {port}",
-                    self.path.display(),
-                    more.join(" ")
-                ));
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            let outcome = match server.exit_status() {
+                Some(status) => format!("ended ({status}) before it sent INFO on port {port}"),
+                None if Instant::now() > end => format!("does not send INFO on port {port}"),
+                None => {
+                    std::thread::sleep(Duration::from_millis(20));
+                    continue;
+                }
+            };
+            drop(server);
+            // Whoever it started may have its stderr still.
+            let said = said.and_then(|said| said.recv_timeout(Duration::from_secs(1)).ok());
+            let said = said.filter(|text| !text.is_empty());
+            return Err(format!(
+                "{} {outcome}; {}",
+                self.command_line(more),
+                said.map_or("nothing on stderr".into(), |text| format!(
+                    "its stderr:\n{text}"
+                ))
+            ));
         }
         for task in server.tasks() {
             pin(task, cpu)?;
         }
         Ok(server)
     }
+
+    fn command_line(&self, more: &[String]) -> String {
+        let mut words = vec![self.path.display().to_string()];
+        words.extend(self.arguments.iter().chain(more).cloned());
+        words.join(" ")
+    }
+}
+
+/// Within it a server sends INFO.
+const START_GRACE: Duration = Duration::from_secs(10);
+const LAST_BYTES_MAX: usize = 4096;
+const LAST_LINES_MAX: usize = 8;
+
+/// Reads what a server says for as long as it can say something, or it would wait for us; the last lines are sent at its end.
+fn last_words(mut stderr: ChildStderr) -> Receiver<String> {
+    let (tell, told) = mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut last, mut bytes) = (Vec::new(), [0; LAST_BYTES_MAX]);
+        while let Ok(read) = stderr.read(&mut bytes)
+            && read > 0
+        {
+            last.extend_from_slice(&bytes[..read]);
+            last.drain(..last.len().saturating_sub(LAST_BYTES_MAX));
+        }
+        let text = String::from_utf8_lossy(&last);
+        let lines: Vec<&str> = text
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
+        let from = lines.len().saturating_sub(LAST_LINES_MAX);
+        // Nobody waits for those of a server that has started.
+        let _ = tell.send(lines[from..].join("\n"));
+    });
+    told
 }
 
 pub fn free_port() -> std::io::Result<u16> {
@@ -150,6 +197,14 @@ impl Server {
 
     fn id(&self) -> i32 {
         self.process.as_ref().map_or(0, |child| child.id() as i32)
+    }
+
+    /// None: it runs, or is not ours.
+    fn exit_status(&mut self) -> Option<ExitStatus> {
+        let status = self.process.as_mut()?.try_wait().ok()??;
+        // Its id may be somebody else's now.
+        self.process = None;
+        Some(status)
     }
 
     /// Asks it to end, and waits until it has.
@@ -248,9 +303,42 @@ pub fn pin(task: i32, cpu: usize) -> Result<(), String> {
         .map_err(|error| format!("CPU {cpu}: {error}"))
 }
 
+/// CPUs that the calling thread may run on.
+pub fn usable_cpus() -> Result<Vec<usize>, String> {
+    let set = sched_getaffinity(Pid::from_raw(0)).map_err(|error| format!("CPUs: {error}"))?;
+    let all = 0..CpuSet::count();
+    Ok(all.filter(|cpu| set.is_set(*cpu) == Ok(true)).collect())
+}
+
 pub fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn start(script: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server");
+        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&path, PermissionsExt::from_mode(0o755)).unwrap();
+        let program: Program = format!("x={}", path.display()).parse().unwrap();
+        let cpu = usable_cpus().unwrap()[0];
+        program.start(cpu, &[]).err().expect("it is no server")
+    }
+
+    #[test]
+    fn a_server_that_does_not_start_is_quoted() {
+        let error = start("for i in 1 2 3 4 5 6 7 8 9; do echo line $i >&2; done; exit 3");
+        for words in ["/server ended (exit status: 3)", "\nline 2\n", "\nline 9"] {
+            assert!(error.contains(words), "{words:?} is missing in {error}");
+        }
+        assert!(!error.contains("line 1"), "{error}");
+        assert!(start("exit 1").ends_with("; nothing on stderr"));
     }
 }
