@@ -207,6 +207,7 @@ impl Terminal {
         let mut child = Command::new("script")
             .args(["-qfec", &line, "/dev/null"])
             .env("TERM", "xterm-256color")
+            .env("LC_ALL", "C.UTF-8")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -286,7 +287,9 @@ fn keys_change_the_screen() {
         ("5", "no slow consumers"),
         ("6", "LOOP"),
         ("?", "follow routes"),
-        ("?1osubs\r", "sort subs"),
+        // Any key ends the help, and does nothing else: the loops are still there.
+        ("q", "LOOP"),
+        ("?31osubs\r", "sort subs"),
         (">", "sort pending"),
         // Not further: the column of names is there when connections are, which the new order has just asked for.
         ("<", "sort subs"),
@@ -345,6 +348,40 @@ fn a_terminal_that_goes_away_takes_the_program_with_it() {
     terminal.child.kill().unwrap();
     until("the end of midge-top", || running(&arguments).is_none());
     server.stop();
+}
+
+#[test]
+fn a_terminal_without_unicode_is_written_ascii() {
+    let (server, http, _client) = watched_server(&[]);
+    let arguments = format!("-m {http} -d 0.2");
+    for (before, unicode) in [("true", true), ("export LC_ALL=C", false)] {
+        let mut terminal = Terminal::start_after(before, &arguments);
+        terminal.shows("watched");
+        terminal.press("?");
+        terminal.shows("follow routes");
+        assert_eq!(!terminal.text().is_ascii(), unicode, "{}", terminal.text());
+        terminal.press("xq");
+        terminal.expect_order();
+    }
+    server.stop();
+}
+
+#[test]
+fn a_short_terminal_scrolls_the_help() {
+    let gone = free_port();
+    // Whatever the size was before.
+    let mut terminal = Terminal::start_after(
+        &format!("stty rows 10 cols 40; {TOP} -m {gone}; true"),
+        "-version",
+    );
+    terminal.shows("is away: conn");
+    terminal.press("?");
+    terminal.shows("streaming channels");
+    terminal.press(&"\x1b[B".repeat(30));
+    terminal.shows("quit");
+    terminal.press("\x1b[A");
+    terminal.press("xq");
+    terminal.expect_order();
 }
 
 /// The process that was started with these arguments.

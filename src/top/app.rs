@@ -1,6 +1,6 @@
 //! The screen that follows the servers: keys and news in, frames out.
 
-use super::draw::{Screen, draw};
+use super::draw::{Screen, draw, help_scroll_max};
 use super::fetch::{Ask, Client, ConnectionsAsk};
 use super::fleet::Fleet;
 use super::names::{Names, Resolver};
@@ -11,6 +11,7 @@ use super::run::server_key;
 use crossterm::event::{self, Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
+use ratatui::layout::Rect;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::IsTerminal;
@@ -98,6 +99,8 @@ struct App {
     news: Receiver<News>,
     tell: Sender<News>,
     screen: Screen,
+    /// Of the terminal, when it was last drawn on.
+    area: Rect,
     ask: Ask,
     started: Instant,
     /// Looks at the first server.
@@ -130,8 +133,10 @@ impl App {
                 sort: options.sort.clone(),
                 limit: options.limit,
                 colour: options.colour,
+                ascii: options.ascii,
                 ..Screen::default()
             },
+            area: Rect::default(),
             ask: Ask::default(),
             started: Instant::now(),
             refreshes: 0,
@@ -179,7 +184,8 @@ impl App {
         loop {
             changed |= self.take_news();
             if changed {
-                terminal.draw(|f| draw(f, &self.fleet, &self.screen))?;
+                let frame = terminal.draw(|f| draw(f, &self.fleet, &self.screen))?;
+                self.area = frame.area;
                 changed = false;
             }
             let done = self
@@ -263,13 +269,16 @@ impl App {
             self.type_key(key.code);
             return true;
         }
+        if self.screen.help {
+            self.read_help(key.code);
+            return true;
+        }
         let servers = self.fleet.servers.len();
         let screen = &mut self.screen;
         screen.message.clear();
         match key.code {
             KeyCode::Char('q') => return false,
-            KeyCode::Char('?' | 'h') => screen.help = !screen.help,
-            KeyCode::Esc => screen.help = false,
+            KeyCode::Char('?' | 'h') => (screen.help, screen.help_scroll) = (true, 0),
             KeyCode::Char(digit @ '1'..='6') => {
                 screen.view = View::ALL[digit as usize - '1' as usize];
                 (screen.scroll, screen.sorted_by) = (0, None);
@@ -301,6 +310,17 @@ impl App {
         }
         self.bound_scroll();
         true
+    }
+
+    /// A key while the help is shown: it goes, unless there is more of it to see.
+    fn read_help(&mut self, key: KeyCode) {
+        let most = help_scroll_max(self.area);
+        let screen = &mut self.screen;
+        match key {
+            KeyCode::Up if most > 0 => screen.help_scroll = screen.help_scroll.saturating_sub(1),
+            KeyCode::Down if most > 0 => screen.help_scroll = most.min(screen.help_scroll + 1),
+            _ => screen.help = false,
+        }
     }
 
     fn bound_scroll(&mut self) {

@@ -7,6 +7,7 @@ use super::rates::Rates;
 use super::rows::{self, Style as Look, Table};
 use super::units;
 use ratatui::Frame;
+use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
@@ -14,6 +15,8 @@ use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Sparkline, T
 
 /// Terminals at least this wide show curves beside the figures.
 const WIDE: u16 = 100;
+/// At the end of what is cut.
+const ELLIPSIS: &str = "…";
 
 /// All that decides what a frame looks like.
 #[derive(Default)]
@@ -27,10 +30,14 @@ pub struct Screen {
     pub limit: i64,
     pub frozen: bool,
     pub help: bool,
+    /// First line of the help shown.
+    pub help_scroll: usize,
     /// A line being typed: its question, and the answer so far.
     pub prompt: Option<(&'static str, String)>,
     pub message: String,
     pub colour: bool,
+    /// The terminal may show nothing else.
+    pub ascii: bool,
     /// Which server this is about; None: all.
     pub selected: Option<usize>,
     /// First line of the table shown.
@@ -117,6 +124,9 @@ pub fn draw(f: &mut Frame<'_>, fleet: &Fleet, screen: &Screen) {
     if screen.help {
         help(f, screen);
     }
+    if screen.ascii {
+        to_ascii(f.buffer_mut());
+    }
 }
 
 /// What nats-top has above its table; of several servers their sums.
@@ -183,21 +193,29 @@ fn header(chosen: &[&Seen], screen: &Screen) -> Vec<String> {
 fn of_one(seen: &Seen) -> [String; 3] {
     let varz = &seen.answer.varz;
     let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    let trouble = seen.answer.trouble.as_ref().map(|text| format!(" {text}"));
-    let state = match &seen.away {
-        Some(why) => format!(" {} is away: {why}", seen.address),
-        None => trouble.unwrap_or_default(),
-    };
     let name = match text(&varz.server_name) {
         name if name == text(&varz.server_id) => String::new(),
         name => name,
     };
-    [
-        format!(
-            "NATS server version {} (uptime: {}){state}",
-            text(&varz.version),
-            text(&varz.uptime)
+    let about = (text(&varz.version), text(&varz.uptime));
+    let title = match (&seen.away, about) {
+        (Some(why), (version, _)) if version.is_empty() => {
+            format!("{} is away: {why}", seen.address)
+        }
+        (Some(why), (version, uptime)) => format!(
+            "{} is away: {why} (was version {version}, uptime: {uptime})",
+            seen.address
         ),
+        (None, _) if !seen.is_here() => format!("{} is asked", seen.address),
+        (None, (version, uptime)) => {
+            let trouble = seen.answer.trouble.as_ref();
+            let trouble = trouble.map(|failure| format!(" {}", failure.reason()));
+            let trouble = trouble.unwrap_or_default();
+            format!("NATS server version {version} (uptime: {uptime}){trouble}")
+        }
+    };
+    [
+        title,
         format!("Server: {name}"),
         format!("  ID:   {}", text(&varz.server_id)),
     ]
@@ -283,10 +301,9 @@ fn show_table(f: &mut Frame<'_>, area: Rect, table: Table, screen: &Screen) {
     }
     let fitting = table.fitting(area.width);
     let line = |row: &Vec<rows::Cell>| {
-        let cells = fitting.iter().map(|(at, _)| {
+        let cells = fitting.iter().map(|(at, width)| {
             let text = row.get(*at).map_or("", |cell| &*cell.text);
-            // What others chose to be called must not move the cursor.
-            Cell::from(text.replace(|c: char| c.is_control(), "?"))
+            Cell::from(fitted(text, (*width).into()))
         });
         Row::new(cells.collect::<Vec<_>>())
     };
@@ -304,52 +321,140 @@ fn show_table(f: &mut Frame<'_>, area: Rect, table: Table, screen: &Screen) {
     let widths = fitting.iter().map(|(_, width)| Constraint::Length(*width));
     let widget = Widget::new(shown, widths.collect::<Vec<_>>())
         .header(head)
-        .column_spacing(2);
+        .column_spacing(rows::COLUMN_GAP);
     f.render_widget(widget, area);
 }
 
-const HELP: [&str; 17] = [
-    "1-6        connections, cluster, channels, clients, slow consumers, loops",
-    "tab        all servers, or one after the other",
-    "o          sort connections by a key (nats-top's, or host name lang version server)",
-    "< >        sort by the column to the left, to the right",
-    "n          number of connections",
-    "s          subscriptions on and off",
-    "d          names of addresses on and off",
-    "b          numbers in full",
-    "space      rates of connections in place of totals",
-    "/          show only what has a word in it",
-    "f          freeze",
-    "c          follow routes to the rest of the cluster",
-    "up down    scroll, also pgup pgdn home",
-    "",
-    "? h        this help",
-    "q ctrl-c   quit",
-    "",
+/// A text, or what there is room for of it. What others chose to be called must not move the cursor.
+fn fitted(text: &str, width: usize) -> String {
+    let harmless = |c: char| if c.is_control() { '?' } else { c };
+    let mut letters = text.chars().map(harmless);
+    let head: String = letters.by_ref().take(width).collect();
+    if letters.next().is_none() || width == 0 {
+        return head;
+    }
+    let kept = head.chars().take(width - 1);
+    kept.chain(ELLIPSIS.chars()).collect()
+}
+
+const HELP: [(&str, &str); 20] = [
+    ("1", "connections"),
+    ("2", "cluster"),
+    ("3", "streaming channels"),
+    ("4", "streaming clients"),
+    ("5", "slow consumers"),
+    ("6", "event loops"),
+    ("tab", "all servers, or one by one"),
+    ("o", "sort connections by a key"),
+    ("< >", "sort by the column beside"),
+    ("n", "number of connections"),
+    ("s", "subscriptions on and off"),
+    ("d", "names of addresses"),
+    ("b", "numbers in full"),
+    ("space", "rates in place of totals"),
+    ("/", "only what has a word in it"),
+    ("f", "freeze"),
+    ("c", "follow routes to others"),
+    ("arrows", "scroll, also pgup pgdn home"),
+    ("? h", "this help"),
+    ("q ctrl-c", "quit"),
 ];
+const HELP_KEY_WIDTH: u16 = 10;
+const HELP_WORDS_WIDTH: u16 = 28;
+
+/// Where the help stands, and how it is laid out.
+struct HelpLayout {
+    area: Rect,
+    /// Beside each other.
+    columns: usize,
+    lines: usize,
+}
+
+impl HelpLayout {
+    fn new(whole: Rect) -> Self {
+        let column = HELP_KEY_WIDTH + HELP_WORDS_WIDTH;
+        let room = Rect {
+            width: whole.width.saturating_sub(2),
+            height: whole.height.saturating_sub(2),
+            ..whole
+        };
+        let wanted = HELP.len().div_ceil(usize::from(room.height.max(1)));
+        let columns = wanted.clamp(1, usize::from((room.width / column).max(1)));
+        let lines = HELP.len().div_ceil(columns);
+        let width = whole.width.min(columns as u16 * column + 2);
+        let height = whole.height.min(lines as u16 + 2);
+        let area = Rect {
+            x: whole.x + (whole.width - width) / 2,
+            y: whole.y + (whole.height - height) / 2,
+            width,
+            height,
+        };
+        Self {
+            area,
+            columns,
+            lines,
+        }
+    }
+
+    /// Lines that there is no room for.
+    fn hidden(&self) -> usize {
+        let room = usize::from(self.area.height.saturating_sub(2));
+        self.lines.saturating_sub(room)
+    }
+}
+
+/// How far the help can be scrolled in a terminal of this size.
+pub fn help_scroll_max(whole: Rect) -> usize {
+    HelpLayout::new(whole).hidden()
+}
 
 fn help(f: &mut Frame<'_>, screen: &Screen) {
-    let whole = f.area();
-    let width = whole.width.min(86);
-    let height = whole.height.min(HELP.len() as u16 + 2);
-    let area = Rect {
-        x: (whole.width - width) / 2,
-        y: (whole.height - height) / 2,
-        width,
-        height,
+    let layout = HelpLayout::new(f.area());
+    let entry = |(key, words): &(&str, &str)| {
+        let (left, right) = (HELP_KEY_WIDTH.into(), HELP_WORDS_WIDTH.into());
+        format!("{key:<left$}{words:<right$}")
     };
-    f.render_widget(Clear, area);
-    let text = HELP.iter().map(|line| Line::raw(*line)).collect::<Vec<_>>();
-    let block = Block::bordered()
+    let line = |at: usize| {
+        let entries = (0..layout.columns).filter_map(|column| HELP.get(at + column * layout.lines));
+        Line::raw(entries.map(entry).collect::<String>())
+    };
+    let hidden = layout.hidden();
+    let from = screen.help_scroll.min(hidden);
+    let text: Vec<Line<'_>> = (from..layout.lines).map(line).collect();
+    let mut block = Block::bordered()
         .title("midge-top")
         .border_style(screen.head());
-    f.render_widget(Paragraph::new(text).block(block), area);
+    if hidden > 0 {
+        block = block.title_bottom("up and down scroll");
+    }
+    f.render_widget(Clear, layout.area);
+    f.render_widget(Paragraph::new(text).block(block), layout.area);
+}
+
+/// Puts something that every terminal has in place of whatever is drawn.
+fn to_ascii(buffer: &mut Buffer) {
+    for cell in &mut buffer.content {
+        let symbol = match cell.symbol() {
+            symbol if symbol.is_ascii() => continue,
+            "│" => "|",
+            "─" => "-",
+            "┌" | "┐" | "└" | "┘" => "+",
+            // Bars, from the lowest to the highest.
+            "▁" | "▂" => ".",
+            "▃" | "▄" | "▅" => ":",
+            "▆" | "▇" => "|",
+            "█" => "#",
+            ELLIPSIS => "~",
+            _ => "?",
+        };
+        cell.set_symbol(symbol);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::top::fetch::{Answer, Streaming};
+    use crate::top::fetch::{Answer, Failure, Streaming};
     use crate::top::options::Address;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
@@ -482,10 +587,12 @@ mod tests {
         let mut several = fleet(&["midge", "nats-server", "streaming", "slow"]);
         several.servers.push(Seen::new(address("nobody")));
         for view in View::ALL {
-            for help in [false, true] {
+            for (help, ascii) in [(false, false), (true, false), (true, true)] {
                 for (width, height) in [(1, 1), (20, 5), (60, 20), (200, 60)] {
                     let screen = Screen {
                         help,
+                        help_scroll: 1000,
+                        ascii,
                         colour: true,
                         scroll: 1000,
                         ..screen(view)
@@ -495,6 +602,106 @@ mod tests {
             }
         }
         drawn(&Fleet::default(), &screen(View::Connections), 80, 24);
+    }
+
+    #[test]
+    fn many_subscriptions_leave_the_other_columns_alone() {
+        let mut fleet = fleet(&["midge"]);
+        let connz = fleet.servers[0].answer.connz.as_mut().unwrap();
+        let list = (0..2000).map(|number| format!("many.subjects.{number}"));
+        connz.connections.as_mut().unwrap()[0].subscriptions_list = Some(list.collect());
+        let mut plain = screen(View::Connections);
+        plain.look.subscriptions = true;
+        for width in [80, 120, 180] {
+            let frame = drawn(&fleet, &plain, width, 24);
+            let row = frame.lines().nth(8).unwrap();
+            assert!(row.starts_with("127.0.0.1:38808  5    billing "), "{frame}");
+            assert!(
+                row.ends_with('…') && row.contains("  many.subjects.0, many"),
+                "{frame}"
+            );
+            assert_eq!(row.chars().count(), usize::from(width), "{frame}");
+        }
+    }
+
+    #[test]
+    fn why_a_server_is_away_is_seen_first() {
+        let mut fleet = fleet(&["midge"]);
+        fleet.servers.push(Seen::new(address("127.0.0.1")));
+        let selected = |at: usize| Screen {
+            selected: Some(at),
+            ..screen(View::Connections)
+        };
+        let title = |fleet: &Fleet, screen: &Screen| {
+            let frame = drawn(fleet, screen, 60, 24);
+            frame.lines().next().unwrap().to_owned()
+        };
+        assert_eq!(title(&fleet, &selected(1)), "127.0.0.1:8222 is asked");
+        let refused = || Err(Failure::NoAnswer("connection refused".into()).reason());
+        for host in ["midge", "127.0.0.1"] {
+            fleet.take(&address(host), refused(), 3.0);
+        }
+        let never = "127.0.0.1:8222 is away: connection refused";
+        assert_eq!(title(&fleet, &selected(1)), never);
+        let known = title(&fleet, &selected(0));
+        assert!(
+            known.starts_with("midge:8222 is away: connection refused (was version 1."),
+            "{known}"
+        );
+        let cluster = drawn(&fleet, &screen(View::Cluster), 60, 24);
+        assert!(
+            cluster.contains("  away: connection refused\n"),
+            "{cluster}"
+        );
+        fleet.take(&address("midge"), Ok(answer("midge", 2)), 4.0);
+        let other = Failure::Status(500, "no".into());
+        fleet.servers[0].answer.trouble = Some(other);
+        assert!(title(&fleet, &selected(0)).ends_with(" status 500: \"no\""));
+    }
+
+    #[test]
+    fn the_help_is_laid_out_for_what_there_is() {
+        let fleet = fleet(&["midge"]);
+        let mut screen = screen(View::Connections);
+        screen.help = true;
+        for (width, height) in [(80, 24), (80, 14), (200, 60), (40, 10), (39, 22)] {
+            let whole = Rect::new(0, 0, width, height);
+            let mut seen = String::new();
+            for scroll in 0..=help_scroll_max(whole) {
+                screen.help_scroll = scroll;
+                seen += &drawn(&fleet, &screen, width, height);
+            }
+            for (key, words) in HELP {
+                let entry = format!("{key:<10}{words}");
+                // The narrowest has no room for all of the last word.
+                let entry = if width < 40 {
+                    &entry[..20.min(entry.len())]
+                } else {
+                    &entry
+                };
+                assert!(seen.contains(entry), "{entry:?} is missing in {seen}");
+            }
+        }
+        assert_eq!(help_scroll_max(Rect::new(0, 0, 80, 12)), 0, "two columns");
+        assert_eq!(help_scroll_max(Rect::new(0, 0, 40, 10)), 12);
+    }
+
+    #[test]
+    fn a_terminal_without_unicode_gets_ascii() {
+        let mut fleet = fleet(&["midge"]);
+        let connz = fleet.servers[0].answer.connz.as_mut().unwrap();
+        connz.connections.as_mut().unwrap()[0].name = Some("bücher".repeat(20));
+        for (help, width) in [(false, 140), (true, 80)] {
+            let screen = Screen {
+                help,
+                ascii: true,
+                ..screen(View::Connections)
+            };
+            let frame = drawn(&fleet, &screen, width, 24);
+            assert!(frame.is_ascii(), "{frame}");
+            let words = if help { "+midge-top---" } else { "b?cherb" };
+            assert!(frame.contains(words), "{frame}");
+        }
     }
 
     #[test]

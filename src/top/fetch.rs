@@ -52,7 +52,7 @@ pub struct Answer {
     /// The server does not sort by the key asked for; it was asked without.
     pub sort_refused: bool,
     /// What went wrong with a part.
-    pub trouble: Option<String>,
+    pub trouble: Option<Failure>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -61,19 +61,34 @@ pub struct Streaming {
     pub clients: Clientsz,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Failure {
     /// The server answers, but not with what was asked for.
     Status(u16, String),
-    /// The server does not answer, or not in JSON.
+    /// It does not answer.
+    NoAnswer(String),
+    /// It answers, but not in JSON.
     Other(String),
 }
 
+impl Failure {
+    /// What the screen has room for.
+    pub fn reason(&self) -> String {
+        match self {
+            Failure::Status(status, text) => format!("status {status}: {text:?}"),
+            Failure::NoAnswer(text) => text.clone(),
+            Failure::Other(text) => format!("not JSON: {text}"),
+        }
+    }
+}
+
+/// As nats-top says it.
 impl std::fmt::Display for Failure {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Failure::Status(status, text) => write!(f, "stats request failed {status}: {text:?}"),
-            Failure::Other(text) => f.write_str(text),
+            Failure::NoAnswer(text) => write!(f, "could not get stats from server: {text}"),
+            Failure::Other(text) => write!(f, "could not unmarshal statz json: {text}"),
         }
     }
 }
@@ -157,16 +172,13 @@ impl Client {
             Err(error) if was_cut(&error) => self.fetch(&url),
             other => other,
         }
-        .map_err(|error| {
-            Failure::Other(format!("could not get stats from server: {}", say(error)))
-        })?;
+        .map_err(|error| Failure::NoAnswer(say(error)))?;
         if status != 200 {
             let text = String::from_utf8_lossy(&body);
             let line = text.lines().next().unwrap_or_default();
             return Err(Failure::Status(status, line.chars().take(80).collect()));
         }
-        serde_json::from_slice(&body)
-            .map_err(|error| Failure::Other(format!("could not unmarshal statz json: {error}")))
+        serde_json::from_slice(&body).map_err(|error| Failure::Other(error.to_string()))
     }
 
     fn fetch(&self, url: &str) -> Result<(u16, Vec<u8>), ureq::Error> {
@@ -187,7 +199,7 @@ impl Answer {
             Ok(part) => Some(part),
             Err(Failure::Status(404, _)) => None,
             Err(failure) => {
-                self.trouble = Some(failure.to_string());
+                self.trouble = Some(failure);
                 None
             }
         }
@@ -214,6 +226,7 @@ fn say(error: ureq::Error) -> String {
         },
         ureq::Error::Timeout(_) => "no answer in time".into(),
         ureq::Error::HostNotFound => "host not found".into(),
+        ureq::Error::Protocol(error) => format!("not HTTP: {error}"),
         other => other.to_string(),
     }
 }

@@ -47,6 +47,8 @@ pub struct Options {
     pub view: View,
     pub filter: String,
     pub colour: bool,
+    /// The terminal may show nothing else.
+    pub ascii: bool,
     /// Follow routes to the other servers.
     pub cluster: bool,
 }
@@ -148,17 +150,27 @@ For scripts:
 Keys are told by ? while it runs.
 ";
 
-/// What the surroundings say about colours.
+/// What the surroundings say about the terminal.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Surroundings {
     pub no_colour: bool,
+    pub ascii: bool,
 }
 
 impl Surroundings {
     pub fn of_environment() -> Self {
-        let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        Self::of(|name| std::env::var_os(name).map(|value| value.to_string_lossy().into_owned()))
+    }
+
+    fn of(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let set = |name: &str| variable(name).filter(|value| !value.is_empty());
+        let dumb = set("TERM").is_none_or(|term| term == "dumb");
+        // The first that is set counts; without any the locale is C.
+        let locale = ["LC_ALL", "LC_CTYPE", "LANG"].into_iter().find_map(set);
+        let locale = locale.unwrap_or_default().to_lowercase();
         Self {
-            no_colour: set("NO_COLOR").is_some() || set("TERM").is_none_or(|term| term == "dumb"),
+            no_colour: set("NO_COLOR").is_some() || dumb,
+            ascii: dumb || !(locale.contains("utf-8") || locale.contains("utf8")),
         }
     }
 }
@@ -319,6 +331,7 @@ fn options(matches: &ArgMatches, surroundings: Surroundings) -> Result<Options, 
         view,
         filter: text("filter").unwrap_or_default(),
         colour,
+        ascii: surroundings.ascii,
         cluster: flag("cluster"),
     })
 }
@@ -402,6 +415,33 @@ mod tests {
             Command::Run(options) => Ok(*options),
             Command::Print(text) => Err(text),
         }
+    }
+
+    #[test]
+    fn what_a_terminal_can_show_is_told_by_the_locale() {
+        let of = |variables: &[(&str, &str)]| {
+            let mut all = vec![("TERM", "linux")];
+            all.extend(variables);
+            Surroundings::of(|name| {
+                let found = all.iter().rev().find(|(known, _)| *known == name);
+                found.map(|(_, value)| (*value).to_owned())
+            })
+        };
+        for (variables, ascii) in [
+            (&[][..], true),
+            (&[("LANG", "en_US.UTF-8")], false),
+            (&[("LC_CTYPE", "C.utf8"), ("LANG", "C")], false),
+            (&[("LC_ALL", ""), ("LANG", "de_DE.UTF-8")], false),
+            (&[("LC_ALL", "C"), ("LANG", "de_DE.UTF-8")], true),
+            (
+                &[("LC_CTYPE", "de_DE.ISO-8859-1"), ("LANG", "de_DE.UTF-8")],
+                true,
+            ),
+            (&[("TERM", "dumb"), ("LANG", "de_DE.UTF-8")], true),
+        ] {
+            assert_eq!(of(variables).ascii, ascii, "{variables:?}");
+        }
+        assert!(of(&[("TERM", "dumb")]).no_colour && !of(&[]).no_colour);
     }
 
     #[test]

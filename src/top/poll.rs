@@ -37,7 +37,7 @@ impl Poller {
             loop {
                 let began = Instant::now();
                 let look = client.answer(&address, &ask);
-                let look = look.map_err(|failure| failure.to_string());
+                let look = look.map_err(|failure| failure.reason());
                 if news
                     .send(News::Look(address.clone(), Box::new(look)))
                     .is_err()

@@ -22,8 +22,13 @@ const fn column(title: &'static str, rank: u8, key: &'static str) -> Column {
     Column { title, rank, key }
 }
 
-/// Longer texts are cut.
+/// Longer texts are cut, but for the last column, which gets what is left.
 const CELL_WIDTH_MAX: u16 = 40;
+/// Which is not shown where less than this is left of a longer one.
+const LAST_WIDTH_MIN: u16 = 30;
+
+/// Blanks between two columns.
+pub const COLUMN_GAP: u16 = 2;
 
 /// What is shown, and what it is sorted by.
 #[derive(Clone, Debug, PartialEq)]
@@ -141,21 +146,21 @@ impl Table {
                     .map(|cell| cell.text.chars().count())
                     .max()
                     .unwrap_or(0);
-                widest.max(self.columns[at].title.len()) as u16
+                let width = widest.max(self.columns[at].title.len());
+                u16::try_from(width).unwrap_or(u16::MAX)
             })
             .collect();
         let mut kept: Vec<usize> = (0..self.columns.len()).collect();
-        // The last one may be cut off at the edge: subjects have no end.
         let last = widths.len().saturating_sub(1);
         let width_of = |at: usize| match at == last {
-            true => widths[at],
+            true => widths[at].min(LAST_WIDTH_MIN),
             false => widths[at].min(CELL_WIDTH_MAX),
         };
         let needed = |kept: &[usize]| {
             let all = kept
                 .iter()
-                .map(|at| u32::from(width_of(*at).min(CELL_WIDTH_MAX)) + 2);
-            all.sum::<u32>().saturating_sub(2)
+                .map(|at| u32::from(width_of(*at)) + u32::from(COLUMN_GAP));
+            all.sum::<u32>().saturating_sub(u32::from(COLUMN_GAP))
         };
         while kept.len() > 1 && needed(&kept) > u32::from(width) {
             let least = kept
@@ -165,7 +170,14 @@ impl Table {
             let least = *least.expect("there are two or more");
             kept.retain(|at| *at != least);
         }
-        kept.into_iter().map(|at| (at, width_of(at))).collect()
+        let left = u32::from(width).saturating_sub(needed(&kept));
+        let left = u16::try_from(left).expect("no more is left than there was");
+        let shown = kept.into_iter().map(|at| match at == last {
+            // Subjects have no end.
+            true => (at, widths[at].min(width_of(at).saturating_add(left))),
+            false => (at, width_of(at)),
+        });
+        shown.map(|(at, column)| (at, column.min(width))).collect()
     }
 }
 
@@ -215,7 +227,7 @@ pub fn connections(servers: &[&Seen], style: &Style, names: &Names) -> Table {
     columns.extend(
         style
             .subscriptions
-            .then_some(column("SUBSCRIPTIONS", 2, "")),
+            .then_some(column("SUBSCRIPTIONS", 1, "")),
     );
     let row = |(seen, one): (&Seen, &Connection)| {
         let host = match one.ip.as_deref().and_then(|ip| names.name_of(ip)) {
@@ -613,5 +625,21 @@ mod tests {
         assert_eq!(kept(80), [0, 1, 2]);
         assert_eq!(kept(12), [0, 1]);
         assert_eq!(kept(3), [0]);
+    }
+
+    #[test]
+    fn the_last_column_gets_what_is_left_and_takes_nothing_from_the_others() {
+        let mut table = table();
+        table.rows[0][0] = text("n".repeat(100));
+        table.rows[1][2] = text("x".repeat(100_000));
+        let widths = |width| -> Vec<u16> {
+            let fitting = table.fitting(width);
+            fitting.iter().map(|(_, width)| *width).collect()
+        };
+        assert_eq!(widths(89), [40, 5, 40]);
+        assert_eq!(widths(149), [40, 5, 100]);
+        assert_eq!(widths(79), [40, 5, 30]);
+        assert_eq!(widths(78), [40, 5], "it has to be worth it");
+        assert_eq!(widths(10), [10]);
     }
 }

@@ -59,7 +59,7 @@ fn snapshots(client: &Client, options: &Options) -> Result<String, String> {
             let (answer, error) = match client.answer(address, &ask) {
                 Ok(mut answer) => {
                     rates.take_varz(&answer.varz, started.elapsed().as_secs_f64());
-                    let trouble = answer.trouble.take();
+                    let trouble = answer.trouble.take().map(|failure| failure.to_string());
                     (answer, trouble)
                 }
                 Err(failure) => {
