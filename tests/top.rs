@@ -85,6 +85,19 @@ fn a_server_that_is_not_there_is_named() {
 }
 
 #[test]
+fn the_clients_port_is_told_from_the_monitoring_port() {
+    let server = Server::start(&[]);
+    let output = top(&["-m", &server.port.to_string(), "-o", "-"]);
+    assert!(!output.status.success());
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(text.contains(": not HTTP: "), "{text}");
+    let terminal = Terminal::start(&format!("-m {} -d 0.2 -r 9", server.port));
+    terminal.shows("is away: not HTTP: ");
+    terminal.expect_order();
+    server.stop();
+}
+
+#[test]
 fn https_with_a_client_certificate() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).display().to_string();
