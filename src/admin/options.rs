@@ -93,18 +93,19 @@ pub fn parse(arguments: &[String]) -> Result<Parsed, String> {
             Some((name, value)) => (name, Some(value.to_owned())),
             None => (flag, None),
         };
+        // As it was written, for messages.
+        let shown = argument.split('=').next().unwrap_or_default();
         match name {
             "h" | "help" => return Ok(Parsed::Print(USAGE.into())),
             "tls" | "insecure" | "json" | "yes" | "force" => {
                 if inline.is_some() {
-                    return Err(format!("--{name} takes no value"));
+                    return Err(format!("{shown} takes no value"));
                 }
                 given.switches.push(name.to_owned());
             }
             _ => {
                 let value = inline.or_else(|| rest.next().cloned());
-                let value = value.ok_or_else(|| format!("--{name} needs a value"))?;
-                given.set(name, value)?;
+                given.set(name, shown, value)?;
             }
         }
     }
@@ -134,34 +135,36 @@ struct Flags {
 }
 
 impl Flags {
-    fn set(&mut self, name: &str, value: String) -> Result<(), String> {
-        let number = |text: &str| {
+    fn set(&mut self, name: &str, shown: &str, value: Option<String>) -> Result<(), String> {
+        let value = || value.ok_or_else(|| format!("{shown} needs a value"));
+        let number = |text: String| {
             text.parse::<u64>()
-                .map_err(|_| format!("--{name}: {text:?} is no number"))
+                .map_err(|_| format!("{shown}: {text:?} is no number"))
         };
         match name {
-            "s" | "server" => self.server = Some(value),
-            "cid" | "cluster_id" => self.cluster_id = Some(value),
-            "user" => self.credentials.user = value,
-            "pass" | "password" => self.credentials.password = Hidden(value),
-            "auth" | "token" => self.credentials.token = Hidden(value),
-            "nkey" => self.credentials.seed_file = value,
-            "creds" => self.credentials.credentials_file = value,
-            "tlscacert" => self.tls.ca_file = value,
-            "tlscert" => self.tls.cert_file = value,
-            "tlskey" => self.tls.key_file = value,
+            "s" | "server" => self.server = Some(value()?),
+            "cid" | "cluster_id" => self.cluster_id = Some(value()?),
+            "user" => self.credentials.user = value()?,
+            "pass" | "password" => self.credentials.password = Hidden(value()?),
+            "auth" | "token" => self.credentials.token = Hidden(value()?),
+            "nkey" => self.credentials.seed_file = value()?,
+            "creds" => self.credentials.credentials_file = value()?,
+            "tlscacert" => self.tls.ca_file = value()?,
+            "tlscert" => self.tls.cert_file = value()?,
+            "tlskey" => self.tls.key_file = value()?,
             "timeout" => {
+                let value = value()?;
                 let time = crate::config::table::go_duration(&value).filter(|time| !time.is_zero());
                 let time =
-                    time.ok_or_else(|| format!("--timeout: {value:?} is no time such as 5s"))?;
+                    time.ok_or_else(|| format!("{shown}: {value:?} is no time such as 5s"))?;
                 self.timeout = Some(time);
             }
-            "client" => self.client = Some(value),
-            "durable" => self.durable = Some(value),
-            "queue" => self.queue = Some(value),
-            "subscription" => self.subscription = Some(number(&value)?),
-            "to" => self.to = Some(number(&value)?),
-            _ => return Err(format!("there is no option --{name}")),
+            "client" => self.client = Some(value()?),
+            "durable" => self.durable = Some(value()?),
+            "queue" => self.queue = Some(value()?),
+            "subscription" => self.subscription = Some(number(value()?)?),
+            "to" => self.to = Some(number(value()?)?),
+            _ => return Err(format!("there is no option {shown}")),
         }
         Ok(())
     }
@@ -350,7 +353,12 @@ mod tests {
             ("rm foo --to 3", "--to makes no sense"),
             ("ls --force", "--force makes no sense"),
             ("ls --nope 3", "no option --nope"),
+            ("ls --nosuch", "no option --nosuch"),
+            ("ls -nosuch=1", "no option -nosuch"),
             ("ls --timeout", "--timeout needs a value"),
+            ("-s", "-s needs a value"),
+            ("purge foo -to x", "-to: \"x\" is no number"),
+            ("ls -tls=yes", "-tls takes no value"),
             ("ls --timeout soon", "is no time"),
             ("-s http://a ls", "no scheme of NATS"),
         ] {
