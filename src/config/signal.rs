@@ -1,10 +1,17 @@
 //! `-sl SIGNAL[=PID]`: tell a running server something.
 
+use super::cli::STREAMING_NAME;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 /// Names under which a server may run.
-const PROGRAMS: [&str; 3] = ["midge", "gnatsd", "nats-server"];
+const PROGRAMS: [&str; 4] = ["midge", "gnatsd", "nats-server", STREAMING_NAME];
+
+/// As much of a name as the kernel keeps in `comm`.
+const COMM_LEN_MAX: usize = 15;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignalRequest {
@@ -74,8 +81,7 @@ fn the_only_server() -> Result<i32, String> {
         else {
             continue;
         };
-        let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
-        if pid != own && PROGRAMS.contains(&name.trim()) {
+        if pid != own && is_a_server(&process.path()) {
             found.push(pid);
         }
     }
@@ -91,6 +97,26 @@ fn the_only_server() -> Result<i32, String> {
             ))
         }
     }
+}
+
+/// Whether a process, by its folder in /proc, has one of our names.
+fn is_a_server(process: &Path) -> bool {
+    let read = |name: &str| std::fs::read(process.join(name)).unwrap_or_default();
+    let comm = read("comm");
+    let comm = comm.trim_ascii_end();
+    let named = |program: &&str| {
+        if program.len() <= COMM_LEN_MAX {
+            return comm == program.as_bytes();
+        }
+        // Others may begin alike: the whole name is that of the call, or of the file.
+        let is_it = |path: &Path| path.file_name() == Some(OsStr::new(*program));
+        let line = read("cmdline");
+        let called = line.split(|byte| *byte == 0).next().unwrap_or_default();
+        comm == &program.as_bytes()[..COMM_LEN_MAX]
+            && (is_it(Path::new(OsStr::from_bytes(called)))
+                || std::fs::read_link(process.join("exe")).is_ok_and(|path| is_it(&path)))
+    };
+    PROGRAMS.iter().any(named)
 }
 
 #[cfg(test)]
@@ -127,5 +153,30 @@ mod tests {
             parse("quit=1=2").unwrap_err(),
             "invalid signal parameters: [2]"
         );
+    }
+
+    #[test]
+    fn processes_are_known_by_their_whole_names() {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, known) in [
+            ("midge", true),
+            ("gnatsd", true),
+            ("nats-streaming-server", true),
+            ("nats-streaming-exporter", false),
+            ("midges", false),
+        ] {
+            let path = folder.path().join(name);
+            std::os::unix::fs::symlink("/bin/sh", &path).unwrap();
+            // It runs until its input ends.
+            let mut process = std::process::Command::new(path)
+                .args(["-c", "read line"])
+                .stdin(std::process::Stdio::piped())
+                .spawn()
+                .unwrap();
+            let found = is_a_server(Path::new(&format!("/proc/{}", process.id())));
+            drop(process.stdin.take());
+            process.wait().unwrap();
+            assert_eq!(found, known, "{name}");
+        }
     }
 }
