@@ -167,12 +167,16 @@ mod tests {
         ] {
             let path = folder.path().join(name);
             std::os::unix::fs::symlink("/bin/sh", &path).unwrap();
-            // It runs until its input ends.
+            // It says when it runs, and does so until its input ends.
             let mut process = std::process::Command::new(path)
-                .args(["-c", "read line"])
+                .args(["-c", "echo; read line"])
                 .stdin(std::process::Stdio::piped())
+                .stdout(std::process::Stdio::piped())
                 .spawn()
                 .unwrap();
+            let mut byte = [0];
+            let mut output = process.stdout.take().unwrap();
+            std::io::Read::read_exact(&mut output, &mut byte).unwrap();
             let found = is_a_server(Path::new(&format!("/proc/{}", process.id())));
             drop(process.stdin.take());
             process.wait().unwrap();
