@@ -4,14 +4,14 @@
 //! `=` alone. Unlike the original, a flag we do not know ends with exit code 1.
 
 use super::Options;
-use super::file::{self, Data, Position, Value, integer};
-use super::options::all_of;
+use super::file::{self, Data, Found, Position, Value, integer};
+use super::options::{all_of, none_of};
 use super::signal::{self, SignalRequest};
 use super::streaming;
 use super::table::{self, Group, Kind, Row, dashed, rows};
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// What the command line asks for.
 #[derive(Debug)]
@@ -59,37 +59,44 @@ impl Source {
         let main_file = self.config_file.clone().or(streaming_file.clone());
         let streaming_file = streaming_file.or(self.config_file.clone());
         let streaming = self.streaming || asked.streaming.enabled;
+        let (mut errors, mut misread) = (Vec::new(), false);
+        let mut tell = |found: Found, path: &Path| {
+            misread |= !found.errors.is_empty();
+            let (mut wrong, mut remarks) = found.told(path, self.strict);
+            errors.append(&mut wrong);
+            warnings.append(&mut remarks);
+        };
         if let Some(path) = &main_file {
             let mut entries = file::read(path)?;
-            file::keep_last(&mut entries, &mut warnings);
-            let applied = table::apply(&mut options, &entries, &mut warnings, streaming);
-            let errors = applied.err().into_iter();
-            let errors: Vec<String> = match self.strict {
-                true => errors.chain(warnings.drain(..)).collect(),
-                false => errors.collect(),
-            };
-            if !errors.is_empty() {
-                return Err(errors.join("\n"));
+            let mut found = Found::default();
+            file::keep_last(&mut entries, &mut found);
+            table::apply(&mut options, &entries, &mut found, streaming);
+            if streaming_file == main_file {
+                streaming::apply_file(&mut options, &entries, &mut found, streaming);
             }
+            tell(found, path);
             options.config_file = Some(path.clone());
         }
-        if let Some(path) = &streaming_file {
+        if let Some(path) = streaming_file
+            .as_ref()
+            .filter(|path| Some(*path) != main_file.as_ref())
+        {
             let mut entries = file::read(path)?;
-            let mut ignored = Vec::new();
-            file::keep_last(&mut entries, &mut ignored);
-            if streaming_file != main_file {
-                if self.strict && !ignored.is_empty() {
-                    return Err(ignored.join("\n"));
-                }
-                warnings.append(&mut ignored);
-            }
-            streaming::apply_file(&mut options, &entries, streaming)?;
+            let mut found = Found::default();
+            file::keep_last(&mut entries, &mut found);
+            streaming::apply_file(&mut options, &entries, &mut found, streaming);
+            streaming::unknown_at_top(&entries, &mut found);
+            tell(found, path);
+        }
+        // What is made of values that could not be read would be told wrongly.
+        if misread {
+            return Err(errors.join("\n"));
         }
         // Credentials of the file that contradict each other are a mistake; flags over them are a choice.
         let credentials = options.check_credentials();
         self.put_flags(&mut options)?;
         options.put_defaults();
-        all_of([credentials, options.check()])?;
+        all_of([none_of(errors), credentials, options.check()])?;
         warnings.extend(options.remarks());
         Ok((options, warnings))
     }
@@ -168,9 +175,15 @@ pub fn usage(program: &str) -> String {
                 "",
             );
             text += &help_line(
+                "stan",
+                Kind::Bool,
+                "Look at a streaming server and its channels, or change them: stan --help.",
+                "",
+            );
+            text += &help_line(
                 "-sl, --signal",
                 Kind::Text,
-                "Send a signal to a running server and exit: stop, quit, reopen, reload, ldm; SIGNAL=PID names the process, by number or pid file.",
+                "Send a signal to a running server and exit: stop, quit, term, reopen, reload, ldm; SIGNAL=PID names the process, by number or pid file.",
                 "",
             );
         }
@@ -271,9 +284,10 @@ pub fn parse(
         }
         command = command.arg(arg);
     }
+    let (arguments, open) = normal(arguments);
     let matches = command
-        .try_get_matches_from(normal(arguments))
-        .map_err(|error| flag_error(&error))?;
+        .try_get_matches_from(arguments)
+        .map_err(|error| flag_error(&error, open))?;
 
     match matches
         .get_many::<String>("word")
@@ -353,12 +367,13 @@ pub fn parse(
 }
 
 /// The command line in the one form clap is given, `--flag=value`. For Go's flags one dash is as good as two,
-/// and what stands behind a flag that takes a value is its value, whatever it begins with.
-fn normal(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+/// and what stands behind a flag that takes a value is its value, whatever it begins with. The last one may be
+/// without: its name, as it was given, is the second thing returned.
+fn normal(arguments: impl IntoIterator<Item = String>) -> (Vec<String>, Option<String>) {
     let mut flags: Vec<&str> = vec!["c", "config", "sl", "signal"];
     let rows = rows().filter(|row| row.kind != Kind::Bool);
     flags.extend(rows.flat_map(|row| row.flags));
-    let mut normal = Vec::new();
+    let (mut normal, mut open) = (Vec::new(), None);
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let name = argument
@@ -369,12 +384,13 @@ fn normal(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
             None => normal.push(argument),
             Some(name) if flags.contains(&name) => {
                 let value = arguments.next().map(|value| format!("={value}"));
+                open = value.is_none().then(|| dashed(name));
                 normal.push(format!("--{name}{}", value.unwrap_or_default()));
             }
             Some(name) => normal.push(format!("--{name}")),
         }
     }
-    normal
+    (normal, open)
 }
 
 fn value_of(row: &Row, text: &str) -> Result<Value, String> {
@@ -402,7 +418,7 @@ fn value_of(row: &Row, text: &str) -> Result<Value, String> {
 }
 
 /// clap's errors in the words of Go's flags, which users of gnatsd know.
-fn flag_error(error: &clap::Error) -> String {
+fn flag_error(error: &clap::Error, open: Option<String>) -> String {
     let argument = match error.get(ContextKind::InvalidArg) {
         Some(ContextValue::String(argument)) => {
             let name = argument
@@ -417,7 +433,7 @@ fn flag_error(error: &clap::Error) -> String {
     match error.kind() {
         ErrorKind::UnknownArgument => format!("flag provided but not defined: {argument}"),
         ErrorKind::InvalidValue | ErrorKind::NoEquals => {
-            format!("flag needs an argument: {argument}")
+            format!("flag needs an argument: {}", open.unwrap_or(argument))
         }
         _ => error.to_string().trim().to_owned(),
     }
@@ -577,6 +593,123 @@ mod tests {
         assert!(error.contains("is ignored here"), "{error}");
     }
 
+    /// What `flags` say of a file (F) and a second one for the streaming part (S).
+    fn told(file: &str, streaming: Option<&str>, flags: &[&str]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name).display().to_string();
+        let mut arguments = vec!["-c".to_owned(), path("F")];
+        std::fs::write(path("F"), file).unwrap();
+        if let Some(streaming) = streaming {
+            std::fs::write(path("S"), streaming).unwrap();
+            arguments.extend(["-sc".into(), path("S")]);
+        }
+        arguments.extend(flags.iter().map(|flag| flag.to_string()));
+        let lines = match parse("midge", arguments) {
+            Ok(Command::Run { warnings, .. } | Command::Check { warnings, .. }) => {
+                let lines = warnings.iter().map(|line| format!("warning: {line}"));
+                lines.collect::<Vec<_>>().join("\n")
+            }
+            Ok(other) => panic!("{other:?}"),
+            Err(error) => error,
+        };
+        lines.replace(&format!("{}/", folder.path().display()), "")
+    }
+
+    #[test]
+    fn keys_that_streaming_does_not_know_are_told() {
+        let file = "streaming { stoer: FILE, dir: x }";
+        let text = "F:1:13: unknown field \"stoer\", did you mean \"streaming.store\"?";
+        assert_eq!(told(file, None, &[]), format!("warning: {text}"));
+        for flag in ["-t", "--strict"] {
+            assert_eq!(told(file, None, &[flag]), text);
+        }
+        // At the top of a file for both parts, and of one for the streaming part.
+        let streaming = "port: 1\nusers: []\nauthorization { x: 1 }\njetstream {}\ncluster_id: a\nstoer: FILE\nlimits { dead_leter: x }";
+        let (below, beside) = (
+            "7:10: unknown field \"dead_leter\", did you mean \"store_limits.dead_letter\"?",
+            "6:1: unknown field \"stoer\", did you mean \"store\"?",
+        );
+        let alone = told(streaming, None, &["--streaming"]);
+        assert!(alone.contains(&format!("warning: F:{beside}")), "{alone}");
+        assert!(alone.contains(&format!("warning: F:{below}")), "{alone}");
+        let second = "2:1: unknown field \"users\"";
+        assert_eq!(
+            told("port: 1", Some(streaming), &["-t"]),
+            format!("S:{second}\nS:{beside}\nS:{below}")
+        );
+        // Beside a streaming block nothing at the top is read.
+        let both = "store: FILE\nstreaming { id: a }";
+        assert_eq!(told("", Some(both), &["-t"]), "");
+        let text = "F:1:1: unknown field \"store\"";
+        assert_eq!(told(both, None, &["-t", "--streaming"]), text);
+        // A variable is no key.
+        let variable = "streaming { X: FILE, store: $X, dir: x }";
+        assert_eq!(told(variable, None, &["-t"]), "");
+    }
+
+    #[test]
+    fn all_parts_of_a_file_are_told_in_its_order() {
+        let file = "max_paylod: 1\nstreaming { hb_interval: foo\n channels: 1, max_chanels: 2 }\nport: x\n\
+            http: \"1.2.3.4:1\"\ntls { certfile: a }";
+        let lines = told(file, None, &["-t"]);
+        let places: Vec<&str> = lines
+            .lines()
+            .map(|line| line.split_once(": ").unwrap().0)
+            .collect();
+        let expected = ["F:1:1", "F:2:26", "F:3:2", "F:3:15", "F:4:7", "F:6:7"];
+        assert_eq!(places, expected, "{lines}");
+        // What is at odds is told as well, if all values could be read.
+        let file = "nosuch: 1\nhttp_port: 1\nhttps_port: 2\nstreaming { store: FILE, file { crc_poly: 0, fds_limit: -1 } }";
+        assert_eq!(
+            told(file, None, &["-t"]),
+            "F:1:1: unknown field \"nosuch\"\n\
+             Can't start monitoring: can't specify both HTTP (1) and HTTPs (2) ports\n\
+             Can't start monitoring: TLS cert and key required for HTTPS\n\
+             for FILE stores, root directory must be specified\n\
+             crc polynomial should be between 1 and 4294967295\n\
+             file descriptor limit must be a positive number"
+        );
+    }
+
+    #[test]
+    fn ports_that_are_given_twice() {
+        let clients_and = |other| format!("port 5000 is given twice: for clients and for {other}");
+        for (file, text) in [
+            ("port: 5000, http: 5000", clients_and("monitoring")),
+            (
+                "listen: '127.0.0.1:5000', http: '0.0.0.0:5000'",
+                clients_and("monitoring"),
+            ),
+            (
+                "listen: '127.0.0.1:5000', cluster { listen: '[::]:5000' }",
+                clients_and("routes"),
+            ),
+            (
+                "port: 5001, http: 5000, cluster { port: 5000 }",
+                "port 5000 is given twice: for monitoring and for routes".into(),
+            ),
+            (
+                "http: 4222",
+                clients_and("monitoring").replace("5000", "4222"),
+            ),
+            (
+                "listen: '127.0.0.1:5000', http: '127.0.0.2:5000', cluster { listen: '[::1]:5000' }",
+                String::new(),
+            ),
+            ("port: -1, http: -1, cluster { port: -1 }", String::new()),
+            (
+                "port: 5000, http: 5000, streaming { ns: 'nats://a' }",
+                String::new(),
+            ),
+        ] {
+            assert_eq!(told(file, None, &["-t"]), text, "{file}");
+        }
+        assert_eq!(
+            told("http: 5000", None, &["-p", "5000"]),
+            clients_and("monitoring")
+        );
+    }
+
     #[test]
     fn what_nats_streaming_server_takes() {
         for (flags, seconds) in [(&["-hbi", "-1s"][..], 0), (&["-hbi", "2s"], 2)] {
@@ -602,7 +735,12 @@ mod tests {
     #[test]
     fn mistakes() {
         assert_eq!(fails(&["-nope"]), "flag provided but not defined: --nope");
-        assert_eq!(fails(&["-p"]), "flag needs an argument: -p");
+        for flag in ["-p", "-c", "--config", "--port", "-sl"] {
+            let told = format!("flag needs an argument: {flag}");
+            assert_eq!(fails(&[flag]), told);
+        }
+        let flags = ["-nope", "-c"];
+        assert_eq!(fails(&flags), "flag provided but not defined: --nope");
         assert_eq!(
             fails(&["-p", "abc"]),
             "invalid value \"abc\" for flag -p, --port: parse error"
@@ -621,6 +759,9 @@ mod tests {
             for flag in row.flags {
                 assert!(text.contains(&dashed(flag)), "{flag}");
             }
+        }
+        for part in ["\n    passwd ", "\n    stan ", "quit, term, reopen"] {
+            assert!(text.contains(part), "{part}");
         }
     }
 }

@@ -51,6 +51,46 @@ pub struct Entry {
     pub used: Cell<bool>,
 }
 
+/// What there is to tell about a file, each with its place.
+#[derive(Debug, Default)]
+pub struct Found {
+    pub errors: Vec<(Position, String)>,
+    pub warnings: Vec<(Position, String)>,
+}
+
+impl Found {
+    pub fn error(&mut self, at: &Position, text: String) {
+        self.errors.push((at.clone(), text));
+    }
+
+    pub fn warn(&mut self, at: &Position, text: String) {
+        self.warnings.push((at.clone(), text));
+    }
+
+    /// Errors and warnings as lines, in the order of the file, then of those it includes. `strict`: all are errors.
+    pub fn told(mut self, path: &Path, strict: bool) -> (Vec<String>, Vec<String>) {
+        if strict {
+            self.errors.append(&mut self.warnings);
+        }
+        let main = path.display().to_string();
+        let lines = |mut told: Vec<(Position, String)>| {
+            let mut files: Vec<Rc<str>> = vec![main.as_str().into()];
+            for (at, _) in &told {
+                if !files.contains(&at.file) {
+                    files.push(at.file.clone());
+                }
+            }
+            told.sort_by_key(|(at, _)| {
+                let file = files.iter().position(|file| *file == at.file);
+                (file, at.line, at.column)
+            });
+            let line = |(at, text)| format!("{at}: {text}");
+            told.into_iter().map(line).collect()
+        };
+        (lines(self.errors), lines(self.warnings))
+    }
+}
+
 impl Value {
     /// For messages: what stands there.
     pub fn kind(&self) -> &'static str {
@@ -82,7 +122,7 @@ pub fn read_text(text: &str, name: &str) -> Result<Vec<Entry>, String> {
 /// Of blocks and lists with the same key only the last counts, as in the original, where it overwrites the
 /// others; nothing of them is merged. Each of those that do not count is warned about: it may be one of an
 /// included file that was to be overridden, or a mistake that takes users away.
-pub fn keep_last(entries: &mut Vec<Entry>, warnings: &mut Vec<String>) {
+pub fn keep_last(entries: &mut Vec<Entry>, found: &mut Found) {
     let several = |entry: &Entry| matches!(entry.value.data, Data::Map(_) | Data::Array(_));
     let mut later: HashMap<String, Position> = HashMap::new();
     let mut kept: Vec<Entry> = Vec::with_capacity(entries.len());
@@ -94,9 +134,9 @@ pub fn keep_last(entries: &mut Vec<Entry>, warnings: &mut Vec<String>) {
                 Slot::Occupied(place) => {
                     if !entry.used.get() {
                         let (at, key, place) = (&entry.at, &entry.key, place.get());
-                        ignored.push(format!(
-                            "{at}: {key:?} is ignored here: it is given again at {place}, and the last one counts"
-                        ));
+                        ignored.push((at.clone(), format!(
+                            "{key:?} is ignored here: it is given again at {place}, and the last one counts"
+                        )));
                     }
                     continue;
                 }
@@ -104,19 +144,19 @@ pub fn keep_last(entries: &mut Vec<Entry>, warnings: &mut Vec<String>) {
         }
         kept.push(entry);
     }
-    warnings.extend(ignored.into_iter().rev());
+    found.warnings.extend(ignored.into_iter().rev());
     kept.reverse();
     kept.iter_mut()
-        .for_each(|entry| keep_last_inside(&mut entry.value, warnings));
+        .for_each(|entry| keep_last_inside(&mut entry.value, found));
     *entries = kept;
 }
 
-fn keep_last_inside(value: &mut Value, warnings: &mut Vec<String>) {
+fn keep_last_inside(value: &mut Value, found: &mut Found) {
     match &mut value.data {
-        Data::Map(entries) => keep_last(entries, warnings),
+        Data::Map(entries) => keep_last(entries, found),
         Data::Array(values) => values
             .iter_mut()
-            .for_each(|value| keep_last_inside(value, warnings)),
+            .for_each(|value| keep_last_inside(value, found)),
         _ => {}
     }
 }
@@ -617,9 +657,11 @@ pub fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(mut entries) = read_text(&text, "fuzz") {
         let mut options = super::Options::default();
-        let mut warnings = Vec::new();
-        keep_last(&mut entries, &mut warnings);
-        let _ = super::table::apply(&mut options, &entries, &mut warnings, false);
+        let mut found = Found::default();
+        keep_last(&mut entries, &mut found);
+        super::table::apply(&mut options, &entries, &mut found, false);
+        super::streaming::apply_file(&mut options, &entries, &mut found, true);
+        found.told(Path::new("fuzz"), false);
         let _ = options.check_credentials();
         options.put_defaults();
         let _ = options.check();
@@ -719,8 +761,9 @@ mod tests {
         let text = "tls { a: 1 }\nport: 1\nCluster { b: 1 }\nport: 2\n\
             cluster { c: 1, tls { d: 1 }, routes: [x], tls { e: 1 }, routes: [] }\nV { u: 1 }";
         let mut entries = read_text(text, "t").unwrap();
-        let mut warnings = Vec::new();
-        keep_last(&mut entries, &mut warnings);
+        let mut found = Found::default();
+        keep_last(&mut entries, &mut found);
+        let (_, warnings) = found.told(Path::new("t"), false);
         let keys: Vec<&str> = entries.iter().map(|entry| &*entry.key).collect();
         assert_eq!(keys, ["tls", "port", "port", "cluster", "V"]);
         let Data::Map(cluster) = &entries[3].value.data else {

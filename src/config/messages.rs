@@ -3,8 +3,8 @@
 //! A case is a file (or several, the others after a line `@ name`), a line `->`, and what is said of
 //! it. `MIDGE_REWRITE_SNAPSHOTS=1 cargo test messages` writes the latter anew.
 
-use super::options::all_of;
-use super::{Options, file, table};
+use super::options::{all_of, none_of};
+use super::{Options, file, streaming, table};
 
 const PATH: &str = concat!(
     env!("CARGO_MANIFEST_DIR"),
@@ -48,8 +48,13 @@ fn said(case: &str) -> String {
     let (mut options, mut warnings) = (Options::default(), Vec::new());
     let path = folder.path().join("t");
     let result = file::read(&path).and_then(|mut entries| {
-        file::keep_last(&mut entries, &mut warnings);
-        table::apply(&mut options, &entries, &mut warnings, false)?;
+        let mut found = file::Found::default();
+        file::keep_last(&mut entries, &mut found);
+        table::apply(&mut options, &entries, &mut found, false);
+        streaming::apply_file(&mut options, &entries, &mut found, false);
+        let errors;
+        (errors, warnings) = found.told(&path, false);
+        none_of(errors)?;
         options.put_defaults();
         all_of([options.check_credentials(), options.check()])?;
         warnings.extend(options.remarks());
@@ -117,6 +122,16 @@ fn no_message_is_without_a_case() {
         between(include_str!("file.rs"), "pub fn read(", "#[cfg(test)]"),
         between(table, "fn expected", "macro_rules! row"),
         between(table, "const NOT_SUPPORTED", "fn distance"),
+        between(
+            include_str!("streaming.rs"),
+            "pub(super) fn apply_file(",
+            "/// A string and nothing else",
+        ),
+        between(
+            include_str!("streaming.rs"),
+            "fn channels(",
+            "/// Sets an option, which",
+        ),
         between(
             include_str!("options.rs"),
             "impl TlsOptions",

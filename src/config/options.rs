@@ -329,6 +329,7 @@ impl Options {
         all_of([
             none_of(self.strangers()),
             none_of(self.addresses_at_odds()),
+            none_of(self.ports_given_twice()),
             none_of(self.advertised_badly()),
             self.tls.check("tls", false),
             self.cluster.tls.check("cluster tls", true),
@@ -434,6 +435,36 @@ impl Options {
         faults
     }
 
+    /// Listeners that could not all be opened.
+    fn ports_given_twice(&self) -> Vec<String> {
+        let streaming = &self.streaming;
+        let external = streaming.enabled && !streaming.nats_server.is_empty();
+        let monitoring = match self.https_port {
+            0 => self.http_port,
+            port => port,
+        };
+        let monitoring_host = match self.http_host.is_empty() {
+            true => &self.host,
+            false => &self.http_host,
+        };
+        let listeners = [
+            ("clients", &self.host, if external { 0 } else { self.port }),
+            ("monitoring", monitoring_host, monitoring),
+            ("routes", &self.cluster.host, self.cluster.port),
+        ];
+        let mut faults = Vec::new();
+        for (index, (what, host, port)) in listeners.iter().enumerate() {
+            for (later, host_of_later, port_of_later) in &listeners[index + 1..] {
+                if *port > 0 && port == port_of_later && overlap(host, host_of_later) {
+                    faults.push(format!(
+                        "port {port} is given twice: for {what} and for {later}"
+                    ));
+                }
+            }
+        }
+        faults
+    }
+
     fn addresses_at_odds(&self) -> Vec<String> {
         let cluster = &self.cluster;
         let both = format!(
@@ -455,12 +486,24 @@ impl Options {
     }
 }
 
+/// Whether no two listeners can have these addresses with one port.
+fn overlap(one: &str, other: &str) -> bool {
+    let any = |host: &str, families: &[&str]| families.contains(&host);
+    let (v4, v6) = ("0.0.0.0", ["::", "[::]"]);
+    let is_v6 = |host: &str| host.contains(':');
+    one == other
+        || any(one, &v6)
+        || any(other, &v6)
+        || (one == v4 && !is_v6(other))
+        || (other == v4 && !is_v6(one))
+}
+
 /// All errors, one a line.
 pub fn all_of(results: impl IntoIterator<Item = Result<(), String>>) -> Result<(), String> {
     none_of(results.into_iter().filter_map(Result::err).collect())
 }
 
-fn none_of(errors: Vec<String>) -> Result<(), String> {
+pub(super) fn none_of(errors: Vec<String>) -> Result<(), String> {
     match errors.is_empty() {
         true => Ok(()),
         false => Err(errors.join("\n")),

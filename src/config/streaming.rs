@@ -3,9 +3,12 @@
 //! They stand in a `streaming` map of the file; a file without one is, when streaming is on, read
 //! for streaming keys at its top level as well, as the original does.
 
-use super::file::{Data, Entry, Value};
-use super::options::{ClientTlsOptions, Credentials, Hidden, Options};
-use super::table::{Group, Kind, Row, boolean, expected, go_duration, int, row, text};
+use super::file::{Data, Entry, Found, Value};
+use super::options::{ClientTlsOptions, Credentials, Hidden, Options, none_of};
+use super::table::{
+    self, Group, Kind, Row, Trouble, apply_one, boolean, expected, find, go_duration, int, row,
+    text, unknown_key,
+};
 use crate::subject::token;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -148,14 +151,16 @@ impl Default for StreamingOptions {
 }
 
 impl StreamingOptions {
-    /// What no single option shows. The texts are the original's.
+    /// What no single option shows, one fault a line. The texts are the original's.
     pub fn check(&self) -> Result<(), String> {
         if !self.enabled {
             return Ok(());
         }
-        if let Some(what) = self.missing.first() {
-            return Err(format!("{what} is not available in this version of midge"));
-        }
+        let mut missing = self.missing.clone();
+        missing.sort_unstable();
+        missing.dedup();
+        let unavailable = |what| format!("{what} is not available in this version of midge");
+        let mut faults: Vec<String> = missing.into_iter().map(unavailable).collect();
         // Where nobody could connect: both are parts of the subject for that.
         for (what, value) in [
             ("cluster ID", &self.cluster_id),
@@ -163,14 +168,14 @@ impl StreamingOptions {
         ] {
             let no_space = !value.contains(|c: char| c.is_whitespace() || c.is_control());
             if !no_space || !token::is_valid_literal(value.as_bytes()) {
-                return Err(format!(
+                faults.push(format!(
                     "{what} {value:?} cannot be part of a subject: it must be tokens parted by dots, none of them \
                      empty or a wildcard, without spaces"
                 ));
             }
         }
         if self.max_channels < 0 {
-            return Err(format!(
+            faults.push(format!(
                 "max channels limit cannot be negative ({})",
                 self.max_channels
             ));
@@ -188,38 +193,38 @@ impl StreamingOptions {
                     "age" | "inactivity" => duration_text(value),
                     _ => value.to_string(),
                 };
-                return Err(format!("max {what} limit cannot be negative ({value})"));
+                faults.push(format!("max {what} limit cannot be negative ({value})"));
             }
         }
         let literal = |name: &&String| !name.split('.').any(|token| token == "*" || token == ">");
         let defined = self.channels.keys().filter(literal).count();
         if self.max_channels > 0 && defined as i64 > self.max_channels {
-            return Err(format!(
+            faults.push(format!(
                 "too many channels defined ({defined}). The max channels limit is set to {}",
                 self.max_channels
             ));
         }
-        if self.store == StoreKind::File && self.dir.is_empty() {
-            return Err("for FILE stores, root directory must be specified".into());
+        if self.store == StoreKind::File {
+            if self.dir.is_empty() {
+                faults.push("for FILE stores, root directory must be specified".into());
+            }
+            faults.extend(self.file.faults().map(str::to_owned));
         }
-        match self.file.fault().filter(|_| self.store == StoreKind::File) {
-            Some(fault) => Err(fault.into()),
-            None => Ok(()),
-        }
+        none_of(faults)
     }
 
     /// What is of no account, to be warned about at the start.
     pub fn remarks(&self) -> Vec<String> {
-        let fault = self.file.fault();
-        let fault = fault.filter(|_| self.enabled && self.store == StoreKind::Memory);
+        let of_no_account = self.enabled && self.store == StoreKind::Memory;
+        let faults = self.file.faults().filter(|_| of_no_account);
         let told = |fault| format!("{fault} (of no account for the MEMORY store)");
-        fault.into_iter().map(told).collect()
+        faults.map(told).collect()
     }
 }
 
 impl FileStoreOptions {
-    /// The first value out of its range. The texts are the original's.
-    fn fault(&self) -> Option<&'static str> {
+    /// Values out of their ranges. The texts are the original's.
+    fn faults(&self) -> impl Iterator<Item = &'static str> {
         let faults = [
             (
                 self.buffer_size < 0,
@@ -258,8 +263,8 @@ impl FileStoreOptions {
                 "parallel recovery value must be at least 1",
             ),
         ];
-        let mut faults = faults.into_iter();
-        faults.find_map(|(bad, text)| bad.then_some(text))
+        let told = |(bad, text): (bool, _)| bad.then_some(text);
+        faults.into_iter().filter_map(told)
     }
 }
 
@@ -300,10 +305,16 @@ fn block(name: &str) -> Option<&'static str> {
 
 /// Whether a key at the top of a file is one of ours and of nobody else.
 pub(super) fn knows(key: &str) -> bool {
-    let ours = |key: &str| super::table::find(&format!("streaming.{key}")).is_some();
-    let theirs = |key: &str| super::table::find(key).is_some();
+    let ours = |key: &str| find(&format!("streaming.{key}")).is_some();
+    let theirs = |key: &str| find(key).is_some();
     let block_of_ours = block(key).is_some_and(|name| !matches!(name, "cluster" | "tls"));
     block_of_ours || (ours(key) && !theirs(key))
+}
+
+/// The `streaming` map of a file, or what stands in its place.
+pub(super) fn section(entries: &[Entry]) -> Option<&Entry> {
+    let mut entries = entries.iter();
+    entries.find(|entry| entry.key.eq_ignore_ascii_case("streaming"))
 }
 
 /// Takes over what a file says of streaming. `wanted`: streaming is on in any case, so a file
@@ -311,28 +322,33 @@ pub(super) fn knows(key: &str) -> bool {
 pub(super) fn apply_file(
     options: &mut Options,
     entries: &[Entry],
+    found: &mut Found,
     wanted: bool,
-) -> Result<(), String> {
-    let mut errors = Vec::new();
-    let section = entries
-        .iter()
-        .find(|entry| entry.key.eq_ignore_ascii_case("streaming"));
-    match section.map(|entry| (&entry.value.data, entry)) {
+) {
+    let section = section(entries).map(|entry| &entry.value);
+    match section.map(|value| (&value.data, value)) {
         Some((Data::Map(inner), _)) => {
             options.streaming.enabled = true;
-            apply_block(options, "streaming", inner, &mut errors, false);
+            apply_block(options, "streaming", inner, found, false);
         }
-        Some((_, entry)) => errors.push(format!(
-            "{}: expected streaming section to be a map/struct, got {}",
-            entry.value.at,
-            entry.value.kind()
-        )),
-        None if wanted => apply_block(options, "streaming", entries, &mut errors, true),
+        Some((_, value)) => {
+            let kind = value.kind();
+            let text = format!("expected streaming section to be a map/struct, got {kind}");
+            found.error(&value.at, text);
+        }
+        None if wanted => apply_block(options, "streaming", entries, found, true),
         None => {}
     }
-    match errors.is_empty() {
-        true => Ok(()),
-        false => Err(errors.join("\n")),
+}
+
+/// Warns about what neither part reads in a file that is for the streaming part alone.
+pub(super) fn unknown_at_top(entries: &[Entry], found: &mut Found) {
+    for entry in entries.iter().filter(|_| section(entries).is_none()) {
+        let key = entry.key.to_ascii_lowercase();
+        let ours = block(&key).is_some() || find(&format!("streaming.{key}")).is_some();
+        if !ours && !table::is_for_core(&key) {
+            unknown_key(&format!("streaming.{key}"), entry, found, true);
+        }
     }
 }
 
@@ -340,7 +356,7 @@ fn apply_block(
     options: &mut Options,
     path: &str,
     entries: &[Entry],
-    errors: &mut Vec<String>,
+    found: &mut Found,
     whole_file: bool,
 ) {
     for entry in entries {
@@ -361,21 +377,22 @@ fn apply_block(
                             .push("streaming in clustered mode");
                     }
                     let path = format!("{path}.{name}");
-                    apply_block(options, &path, inner, errors, whole_file);
+                    apply_block(options, &path, inner, found, whole_file);
                 }
-                _ => errors.push(format!(
-                    "{}: {key}: expected a map, got {}",
-                    entry.value.at,
-                    entry.value.kind()
-                )),
+                _ => {
+                    let kind = entry.value.kind();
+                    let text = format!("{key}: expected a map, got {kind}");
+                    found.error(&entry.value.at, text);
+                }
             }
             continue;
         }
-        let row = super::table::find(&format!("{path}.{key}"));
-        if let Some(row) = row
-            && let Err(error) = (row.set)(options, &entry.value)
-        {
-            errors.push(format!("{}: {}: {error}", entry.value.at, entry.key));
+        let full = format!("{path}.{key}");
+        match find(&full) {
+            Some(_) => apply_one(options, &full, entry, found),
+            // The core server may know them.
+            None if whole_file && path == "streaming" => {}
+            None => unknown_key(&full, entry, found, whole_file),
         }
     }
 }
@@ -450,47 +467,76 @@ fn is_valid_pattern(name: &str) -> bool {
         && !name.contains('/')
 }
 
-fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, String> {
+/// Keys of the limits of a channel.
+pub(super) const LIMIT_KEYS: &[&str] = &[
+    "max_subs",
+    "max_subscriptions",
+    "maxsubscriptions",
+    "msu",
+    "max_msgs",
+    "maxmsgs",
+    "max_count",
+    "maxcount",
+    "mm",
+    "max_bytes",
+    "maxbytes",
+    "mb",
+    "max_age",
+    "maxage",
+    "ma",
+    "max_inactivity",
+    "maxinactivity",
+    "mi",
+    "max_redeliveries",
+    "dead_letter",
+];
+
+fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, Trouble> {
     let Data::Map(entries) = &value.data else {
-        return expected(value, "a map of channels");
+        return expected(value, "a map of channels").map_err(Into::into);
     };
+    let mut trouble = Trouble::default();
     let mut channels = BTreeMap::new();
     for entry in entries {
-        if !is_valid_pattern(&entry.key) {
-            return Err(format!("invalid channel name {:?}", entry.key));
-        }
-        let Data::Map(limits) = &entry.value.data else {
-            return expected(&entry.value, "a map of limits");
+        let name = match is_valid_pattern(&entry.key) {
+            true => Ok(()),
+            false => Err(format!("invalid channel name {:?}", entry.key)),
         };
-        let mut own = ChannelLimitOptions::default();
-        for limit in limits {
-            let key = limit.key.to_ascii_lowercase();
-            let slot = match key.as_str() {
-                "max_subs" | "max_subscriptions" | "maxsubscriptions" | "msu" => {
-                    &mut own.max_subscriptions
-                }
-                "max_msgs" | "maxmsgs" | "max_count" | "maxcount" | "mm" => &mut own.max_msgs,
-                "max_bytes" | "maxbytes" | "mb" => &mut own.max_bytes,
-                "max_age" | "maxage" | "ma" => {
-                    own.max_age = Some(period(&limit.value)?);
-                    continue;
-                }
-                "max_inactivity" | "maxinactivity" | "mi" => {
-                    own.max_inactivity = Some(period(&limit.value)?);
-                    continue;
-                }
-                "max_redeliveries" => &mut own.max_redeliveries,
-                "dead_letter" => {
-                    own.dead_letter = Some(dead_letter(&limit.value)?);
-                    continue;
-                }
-                _ => continue,
-            };
-            *slot = Some(any_int(&limit.value)?);
+        trouble.take(&entry.at, name);
+        let limits = channel(&entry.value);
+        if let Some(limits) = trouble.take(&entry.value.at, limits) {
+            channels.insert(entry.key.clone(), limits);
         }
-        channels.insert(entry.key.clone(), own);
     }
-    Ok(channels)
+    trouble.or(channels)
+}
+
+fn channel(value: &Value) -> Result<ChannelLimitOptions, Trouble> {
+    let Data::Map(limits) = &value.data else {
+        return expected(value, "a map of limits").map_err(Into::into);
+    };
+    let mut trouble = Trouble::default();
+    let mut own = ChannelLimitOptions::default();
+    for limit in limits {
+        let (at, value) = (&limit.value.at, &limit.value);
+        match limit.key.to_ascii_lowercase().as_str() {
+            "max_subs" | "max_subscriptions" | "maxsubscriptions" | "msu" => {
+                own.max_subscriptions = trouble.take(at, any_int(value));
+            }
+            "max_msgs" | "maxmsgs" | "max_count" | "maxcount" | "mm" => {
+                own.max_msgs = trouble.take(at, any_int(value));
+            }
+            "max_bytes" | "maxbytes" | "mb" => own.max_bytes = trouble.take(at, any_int(value)),
+            "max_age" | "maxage" | "ma" => own.max_age = trouble.take(at, period(value)),
+            "max_inactivity" | "maxinactivity" | "mi" => {
+                own.max_inactivity = trouble.take(at, period(value));
+            }
+            "max_redeliveries" => own.max_redeliveries = trouble.take(at, any_int(value)),
+            "dead_letter" => own.dead_letter = trouble.take(at, dead_letter(value)),
+            _ => {} // warned about by the table
+        }
+    }
+    trouble.or(own)
 }
 
 /// Sets an option, which also turns streaming on.
@@ -585,7 +631,7 @@ pub static ROWS: &[Row] = &[
         on!(|o, v| o.file.slice_max_age = period(v)?)),
     row!("streaming.file.slice_archive_script" ["slice_archive", "slice_script"], ["file_slice_archive_script"], Text, Streaming, "", false, "Program that gets files no longer needed: channel, data file, index file.",
         on!(|o, v| o.file.slice_archive_script = string(v)?)),
-    row!("streaming.file.file_descriptors_limit" ["fds_limit"], ["file_fds_limit"], Int, Streaming, "0 (no limit)", false, "Most files kept open.",
+    row!("streaming.file.file_descriptors_limit" ["fds_limit"], ["file_fds_limit"], Int, Streaming, "0 (half of RLIMIT_NOFILE)", false, "Most files kept open; never more than half of what the process may open.",
         on!(|o, v| o.file.descriptors_limit = any_int(v)?)),
     row!("streaming.file.parallel_recovery" [], ["file_parallel_recovery"], Int, Streaming, "1", false, "Channels read at a time at the start.",
         on!(|o, v| o.file.parallel_recovery = any_int(v)?)),

@@ -2,7 +2,7 @@
 //! The reader of files, the command line, `--help` and docs/CONFIG.md all come from here.
 
 use super::diff::Setting;
-use super::file::{Data, Entry, Position, Value, integer};
+use super::file::{Data, Entry, Found, Position, Value, integer};
 use super::options::{
     ClusterOptions, Hidden, Options, PermissionOptions, ResponseOptions, SubjectRules, TlsOptions,
     UserOptions,
@@ -75,7 +75,11 @@ impl std::fmt::Display for Trouble {
 
 impl Trouble {
     /// The value of a result; what went wrong is kept, with its place where it has none yet.
-    fn take<T>(&mut self, at: &Position, result: Result<T, impl Into<Trouble>>) -> Option<T> {
+    pub(super) fn take<T>(
+        &mut self,
+        at: &Position,
+        result: Result<T, impl Into<Trouble>>,
+    ) -> Option<T> {
         match result {
             Ok(value) => Some(value),
             Err(trouble) => {
@@ -90,7 +94,7 @@ impl Trouble {
         }
     }
 
-    fn or<T>(self, value: T) -> Result<T, Trouble> {
+    pub(super) fn or<T>(self, value: T) -> Result<T, Trouble> {
         if self.0.is_empty() {
             Ok(value)
         } else {
@@ -757,6 +761,16 @@ pub fn rows() -> impl DoubleEndedIterator<Item = &'static Row> + Clone {
 /// Blocks whose keys have rows of their own.
 const KNOWN_BLOCKS: &[&str] = &["authorization", "tls", "cluster"];
 
+/// The same of the streaming part.
+const STREAMING_BLOCKS: &[&str] = &[
+    "streaming",
+    "streaming.store_limits",
+    "streaming.file",
+    "streaming.sql",
+    "streaming.cluster",
+    "streaming.tls",
+];
+
 /// Keys of blocks that are one row, for the warning about others. Permissions refuse unknown keys.
 const KEYS_INSIDE: &[(&str, &[&str])] = &[
     (
@@ -776,7 +790,10 @@ const KEYS_INSIDE: &[(&str, &[&str])] = &[
         "cluster.authorization",
         &["user", "username", "password", "pass", "timeout", "users"],
     ),
+    (CHANNELS, super::streaming::LIMIT_KEYS),
 ];
+
+const CHANNELS: &str = "streaming.store_limits.channels";
 
 /// What later servers know and midge does not do. A file that has it starts, as with gnatsd 1.1.0,
 /// but whoever relies on it should be told more than that the key is unknown.
@@ -799,16 +816,22 @@ const NOT_SUPPORTED: &[(&str, &str)] = &[
     ("mqtt", "there is no such listener"),
     ("disable_sublist_cache", "there is no such cache"),
     ("no_sublist_cache", "there is no such cache"),
+    ("streaming.cluster.proceed_on_restore_failure", NO_RAFT),
+    ("streaming.cluster.nodes_connections", NO_RAFT),
+    ("streaming.cluster.raft_heartbeat_timeout", NO_RAFT),
+    ("streaming.cluster.raft_election_timeout", NO_RAFT),
+    ("streaming.cluster.raft_lease_timeout", NO_RAFT),
+    ("streaming.cluster.raft_commit_timeout", NO_RAFT),
+    ("streaming.cluster.bolt_free_list_sync", NO_RAFT),
+    ("streaming.cluster.bolt_free_list_map", NO_RAFT),
 ];
 
-/// Takes over what a file says. Errors and warnings name file, line and column; all are collected.
-pub fn apply(
-    options: &mut Options,
-    file: &[Entry],
-    warnings: &mut Vec<String>,
-    streaming: bool,
-) -> Result<(), String> {
-    let mut errors = Vec::new();
+const NO_RAFT: &str = "there are no Raft clusters";
+
+/// Takes over what a file says of the core server; all errors and warnings are collected. `streaming`: a file
+/// without a `streaming` map is read for those keys as well.
+pub fn apply(options: &mut Options, file: &[Entry], found: &mut Found, streaming: bool) {
+    let beside = streaming && super::streaming::section(file).is_none();
     // How users are read depends on what certificates are for.
     let (tls, rest): (Vec<&Entry>, _) = file
         .iter()
@@ -816,7 +839,7 @@ pub fn apply(
     for entry in tls.into_iter().chain(rest) {
         let key = entry.key.to_ascii_lowercase();
         // Read by the streaming part.
-        if key == "streaming" || (streaming && super::streaming::knows(&key)) {
+        if key == "streaming" || (beside && super::streaming::knows(&key)) {
             continue;
         }
         match (&entry.value.data, KNOWN_BLOCKS.contains(&key.as_str())) {
@@ -825,70 +848,73 @@ pub fn apply(
                 options.tls.enabled |= key == "tls";
                 for inner in inner {
                     let path = format!("{key}.{}", inner.key.to_ascii_lowercase());
-                    apply_one(options, &path, inner, warnings, &mut errors);
+                    apply_one(options, &path, inner, found);
                 }
             }
-            (_, true) => errors.push(format!(
-                "{}: {key}: expected a map, got {}",
-                entry.at,
-                entry.value.kind()
-            )),
-            _ => apply_one(options, &key, entry, warnings, &mut errors),
+            (_, true) => {
+                let kind = entry.value.kind();
+                found.error(&entry.at, format!("{key}: expected a map, got {kind}"));
+            }
+            _ if find(&key).is_none() && beside => unknown_key(&key, entry, found, true),
+            _ => apply_one(options, &key, entry, found),
         }
-    }
-    match errors.is_empty() {
-        true => Ok(()),
-        false => Err(errors.join("\n")),
     }
 }
 
-fn apply_one(
-    options: &mut Options,
-    path: &str,
-    entry: &Entry,
-    warnings: &mut Vec<String>,
-    errors: &mut Vec<String>,
-) {
-    if let Some(row) = find(path) {
-        unknown_inside(row.key, &entry.value, warnings);
-        if let Err(Trouble(found)) = (row.set)(options, &entry.value) {
-            let placed = found.into_iter().map(|(place, error)| {
-                let at = place.as_ref().unwrap_or(&entry.value.at);
-                format!("{at}: {}: {error}", entry.key)
-            });
-            errors.extend(placed);
+pub(super) fn apply_one(options: &mut Options, path: &str, entry: &Entry, found: &mut Found) {
+    let Some(row) = find(path) else {
+        return unknown_key(path, entry, found, false);
+    };
+    unknown_inside(row.key, &entry.value, found);
+    if let Err(Trouble(faults)) = (row.set)(options, &entry.value) {
+        for (place, error) in faults {
+            let at = place.as_ref().unwrap_or(&entry.value.at);
+            found.error(at, format!("{}: {error}", entry.key));
         }
-    } else if entry.used.get() {
+    }
+}
+
+/// `top`: streaming keys stand at the top of the file.
+pub(super) fn unknown_key(path: &str, entry: &Entry, found: &mut Found, top: bool) {
+    if entry.used.get() {
         // It serves as a variable.
     } else if path.starts_with("tls.") {
         // Whoever mistypes `cert_file` must not be left without TLS.
-        errors.push(format!(
-            "{}: error parsing tls config, unknown field [{:?}]",
-            entry.at, entry.key
-        ));
+        let text = format!("error parsing tls config, unknown field [{:?}]", entry.key);
+        found.error(&entry.at, text);
     } else if let Some((_, so)) = NOT_SUPPORTED.iter().find(|(key, _)| *key == path) {
-        warnings.push(format!(
-            "{}: {:?} is not supported by midge and ignored: {so}",
-            entry.at, entry.key
-        ));
+        let key = &entry.key;
+        let text = format!("{key:?} is not supported by midge and ignored: {so}");
+        found.warn(&entry.at, text);
     } else {
-        let names = rows().filter(|row| !row.key.is_empty()).map(|row| row.key);
-        warnings.push(unknown(
-            entry,
-            path,
-            names.chain(KNOWN_BLOCKS.iter().copied()),
-        ));
+        let rows = rows().map(|row| row.key).filter(|key| !key.is_empty());
+        let names = rows.chain(KNOWN_BLOCKS.iter().chain(STREAMING_BLOCKS).copied());
+        match top {
+            false => unknown(entry, path, names, found),
+            true => {
+                let names = names.map(without_streaming);
+                unknown(entry, without_streaming(path), names, found);
+            }
+        }
     }
 }
 
+fn without_streaming(path: &str) -> &str {
+    path.strip_prefix("streaming.").unwrap_or(path)
+}
+
 /// Warns about keys that are not read inside of a block, or of the blocks of a list.
-fn unknown_inside(path: &str, value: &Value, warnings: &mut Vec<String>) {
+fn unknown_inside(path: &str, value: &Value, found: &mut Found) {
     let Some((_, known)) = KEYS_INSIDE.iter().find(|(block, _)| *block == path) else {
         return;
     };
-    let values = match &value.data {
-        Data::Array(values) => values,
-        _ => std::slice::from_ref(value),
+    let values: Vec<&Value> = match &value.data {
+        Data::Array(values) => values.iter().collect(),
+        // Its keys are names of channels.
+        Data::Map(entries) if path == CHANNELS => {
+            entries.iter().map(|entry| &entry.value).collect()
+        }
+        _ => vec![value],
     };
     for value in values {
         let Data::Map(entries) = &value.data else {
@@ -897,14 +923,19 @@ fn unknown_inside(path: &str, value: &Value, warnings: &mut Vec<String>) {
         for entry in entries.iter().filter(|entry| !entry.used.get()) {
             let key = entry.key.to_ascii_lowercase();
             if !known.contains(&key.as_str()) {
-                warnings.push(unknown(entry, &key, known.iter().copied()));
+                unknown(entry, &key, known.iter().copied(), found);
             }
         }
     }
 }
 
 /// The warning about a key nobody knows, with the known one it is most like.
-fn unknown(entry: &Entry, path: &str, known: impl Iterator<Item = &'static str>) -> String {
+fn unknown(
+    entry: &Entry,
+    path: &str,
+    known: impl Iterator<Item = &'static str>,
+    found: &mut Found,
+) {
     let near = known
         .map(|name| (distance(path, name), name))
         .min()
@@ -912,7 +943,13 @@ fn unknown(entry: &Entry, path: &str, known: impl Iterator<Item = &'static str>)
         .map_or(String::new(), |(_, near)| {
             format!(", did you mean {near:?}?")
         });
-    format!("{}: unknown field {:?}{near}", entry.at, entry.key)
+    found.warn(&entry.at, format!("unknown field {:?}{near}", entry.key));
+}
+
+/// Whether a key at the top of a file is read by the core server, or told about there.
+pub(super) fn is_for_core(key: &str) -> bool {
+    let told = NOT_SUPPORTED.iter().any(|(known, _)| *known == key);
+    find(key).is_some() || KNOWN_BLOCKS.contains(&key) || told
 }
 
 /// The row of a key, by its name or an alias.
@@ -945,7 +982,7 @@ pub fn documentation() -> String {
     let mut text = String::from(
         "# Configuration\n\nGenerated from the table of options; `MIDGE_REWRITE_DOCS=1 cargo test documentation` writes it anew.\n\n\
          A configuration file (`-c FILE`) is read in gnatsd's grammar; flags win over the file. Unknown keys are warned about at the\n\
-         start and are errors under `-t` and `--strict`; so is a block or list that stands there twice, of which the last one counts.\n\
+         start and are errors under `-t` and `--strict`, in `streaming` blocks too; so is a block or list that stands there twice, of which the last one counts.\n\
          A zero or an empty host asks for the default, where no other meaning is told.\n",
     );
     for (group, title) in Group::ALL {
@@ -994,14 +1031,14 @@ mod tests {
     use crate::config::file;
 
     fn read(text: &str) -> Result<(Options, Vec<String>), String> {
-        let (mut options, mut warnings) = (Options::default(), Vec::new());
-        apply(
-            &mut options,
-            &file::read_text(text, "t")?,
-            &mut warnings,
-            false,
-        )?;
-        Ok((options, warnings))
+        let (mut options, mut found) = (Options::default(), Found::default());
+        let entries = file::read_text(text, "t")?;
+        apply(&mut options, &entries, &mut found, false);
+        let (errors, warnings) = found.told("t".as_ref(), false);
+        match errors.is_empty() {
+            true => Ok((options, warnings)),
+            false => Err(errors.join("\n")),
+        }
     }
 
     #[test]
