@@ -255,12 +255,12 @@ fn mistakes_in_a_file_are_told_all_at_once() {
     assert_eq!(
         shown,
         "midge: F:1:7: port: expected an integer, got a boolean\n\
+         F:2:1: unknown field \"max_paylod\", did you mean \"max_payload\"?\n\
          F:5:5: users: User entry requires a user and a password\n\
          F:6:52: users: Subject \"x..y\" is not a valid subject\n\
          F:6:60: users: Subject \"z.\" is not a valid subject\n\
          F:6:67: users: Unknown field import parsing permissions\n\
          F:7:25: users: expected a string in quotes, got an integer\n\
-         F:2:1: unknown field \"max_paylod\", did you mean \"max_payload\"?\n\
          F:7:28: unknown field \"role\"\n\
          F:10:1: \"jetstream\" is not supported by midge and ignored: there is no JetStream\n\
          Try 'midge --help'.\n"
