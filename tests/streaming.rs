@@ -828,3 +828,31 @@ fn a_message_as_large_as_may_be_is_delivered_again() {
     client.close();
     server.stop();
 }
+
+#[test]
+fn clients_do_not_take_the_descriptors_of_the_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().to_str().unwrap();
+    let arguments = ["-st", "FILE", "-dir", path];
+    let server = Server::start_with_files(100, free_port(), &arguments);
+    server.wait_log("Streaming Server is ready");
+    let mut client = stan(&server, "me");
+    client.publish("foo", b"one").unwrap();
+    let connect = || TcpStream::connect(("127.0.0.1", server.port));
+    let others: Vec<_> = (0..100).map(|_| connect().unwrap()).collect();
+    server.wait_log("Maximum Connections Exceeded");
+    server.wait_log("kept for the store");
+    // More files than are open already.
+    for number in 0..40 {
+        client.publish(&format!("many.{number}"), b"one").unwrap();
+    }
+    // All of them are synced when nothing has come for a while.
+    let log = folder.path().join("midge.log.1");
+    until("an empty log", || {
+        let bytes = std::fs::read(&log).unwrap();
+        bytes.iter().take(16).all(|byte| *byte == 0)
+    });
+    client.publish("foo", b"two").unwrap();
+    drop(others);
+    server.stop();
+}

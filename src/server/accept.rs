@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 /// After a failed accept (no descriptors left, say).
 const PAUSE: Duration = Duration::from_millis(100);
+const TELL_FDS_EVERY: Duration = Duration::from_secs(10);
 
 const CLIENTS: u32 = 0;
 const ROUTES: u32 = 1;
@@ -28,6 +29,7 @@ pub struct Acceptor {
     /// The last cid given; a cid says which loop its connection is on.
     last_cid: u64,
     loops: u16,
+    fds_told_at: Option<Instant>,
 }
 
 struct Listener {
@@ -47,6 +49,7 @@ impl Acceptor {
             listeners: [listener(clients), listener(routes)],
             last_cid: 0,
             loops,
+            fds_told_at: None,
         }
     }
 
@@ -63,6 +66,16 @@ impl Acceptor {
             {
                 io.accept(Token::new(Kind::Accept, which, 0), listener.fd);
             }
+        }
+    }
+
+    /// Now and then.
+    fn tell_fds(&mut self, end: RawFd, now: Instant) {
+        if self.fds_told_at.is_none_or(|at| now - at >= TELL_FDS_EVERY) {
+            self.fds_told_at = Some(now);
+            log::error!(
+                "No more clients: all {end} file descriptors but those kept for the store of streaming are in use; raise RLIMIT_NOFILE (LimitNOFILE= in a systemd unit)"
+            );
         }
     }
 
@@ -131,8 +144,13 @@ impl<I: Io> EventLoop<I> {
             .iter()
             .map(|door| door.connections.load(Ordering::Relaxed))
             .collect();
-        let full =
+        let mut full =
             counts.iter().sum::<usize>() >= self.shared.connections_max.load(Ordering::Relaxed);
+        // The system gives the lowest that is free.
+        if fd >= self.shared.client_fds_end {
+            full = true;
+            self.acceptor.tell_fds(self.shared.client_fds_end, self.now);
+        }
         let fewest = (0..counts.len())
             .min_by_key(|index| counts[*index])
             .unwrap_or(0) as u16;

@@ -108,6 +108,8 @@ pub struct Snapshot {
 pub struct Shared {
     pub mesh: Mesh<Command>,
     pub connections_max: std::sync::atomic::AtomicUsize,
+    /// From this one on descriptors are not for clients.
+    pub client_fds_end: std::os::fd::RawFd,
     /// Compares passwords with hashes, which takes too long for a loop.
     pub verifier: super::verifier::Verifier,
     /// Makes connections to other servers.
@@ -808,6 +810,7 @@ mod tests {
         let shared = Arc::new(Shared {
             mesh: Mesh::new(loops).unwrap(),
             connections_max: std::sync::atomic::AtomicUsize::new(100),
+            client_fds_end: std::os::fd::RawFd::MAX,
             verifier: Default::default(),
             dialer: Default::default(),
             tls: Default::default(),

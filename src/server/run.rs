@@ -16,13 +16,14 @@ use crate::broker::Broker;
 use crate::broker::settings::Settings;
 use crate::config::Options;
 use crate::config::cli::Source;
+use crate::config::streaming::StoreKind;
 use crate::uring::{self, Io, Ring, RingConfig};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::unistd::Pid;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
@@ -35,6 +36,8 @@ const REGION_BYTES: usize = 4 << 20;
 const BACKLOG: i32 = 4096;
 /// A port that is in use may become free for this long.
 const PORT_TIME_MAX: Duration = Duration::from_secs(1);
+/// Descriptors that clients do not get, where there is a file store.
+const STORE_FDS: u64 = 32;
 /// Lame duck mode closes connections this often.
 const LAME_DUCK_STEP: Duration = Duration::from_millis(50);
 
@@ -200,6 +203,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     let shared = Arc::new(Shared {
         mesh: Mesh::new(loops)?,
         connections_max: AtomicUsize::new(connections_max(&options)),
+        client_fds_end: client_fds_end(&options),
         verifier: Verifier::default(),
         dialer: Dialer::default(),
         tls,
@@ -575,6 +579,19 @@ fn lame_duck(running: &Running, signals: &SigSet) -> Result<(), StartError> {
         }
     }
     Ok(())
+}
+
+/// Some are kept for the files of streaming: without any the store could only refuse what is published.
+fn client_fds_end(options: &Options) -> RawFd {
+    use nix::sys::resource::{Resource, getrlimit};
+    let streaming = &options.streaming;
+    let all = getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(soft, _)| soft);
+    match streaming.enabled && streaming.store == StoreKind::File && all > 0 {
+        true => (all - STORE_FDS.min(all / 4))
+            .try_into()
+            .unwrap_or(RawFd::MAX),
+        false => RawFd::MAX,
+    }
 }
 
 /// Every connection is a descriptor: use what the system allows.

@@ -61,6 +61,11 @@ impl FileStore {
         self.files.open_count()
     }
 
+    #[cfg(test)]
+    pub fn close_files(&self) {
+        self.files.close_all();
+    }
+
     /// To be called every second or so.
     pub(super) fn auto_sync(&mut self, now: i64) {
         let interval = self.options.auto_sync.as_nanos() as i64;

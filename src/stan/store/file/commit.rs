@@ -177,7 +177,7 @@ impl FileStore {
             return;
         };
         let no_room = match event {
-            Event::Emptied => return,
+            Event::Emptied | Event::Postponed => return,
             Event::Written => None,
             Event::NoRoom { commit, error } => {
                 let text = error.to_string();
@@ -302,6 +302,9 @@ impl FileStore {
 
     /// Waits until everything is in its files and on the disk, and the log empty.
     pub(super) fn empty_log(&mut self) -> Result<(), StoreError> {
+        if let Some(commits) = &mut self.commits {
+            commits.log.try_again();
+        }
         loop {
             let Some(commits) = &self.commits else {
                 return Ok(());
@@ -315,6 +318,10 @@ impl FileStore {
             };
             if !under_way && commits.log.waits_for_commit() {
                 return commits.log.no_room();
+            }
+            if !under_way && commits.log.is_postponed() {
+                let text = "there are no descriptors to sync what the log has";
+                return Err(StoreError::Refused(text.to_owned()));
             }
             if !under_way && !retiring {
                 break;

@@ -121,11 +121,13 @@ impl FileStore {
         let channel = self.channel(id);
         let deleted = Deleted::new(&self.root, &channel.name, generation);
         let folder = channel.folder.clone();
+        let names = disk::Folder::open(&self.root)
+            .map_err(|error| io_error("opening", &self.root, error))?;
         // One step decides: a crash before it leaves the whole channel, one behind it leaves a name that the
         // next start removes.
         disk::rename(&folder, &deleted.folder)
             .map_err(|error| io_error("removing", &folder, error))?;
-        if let Err(error) = disk::sync_folder(&self.root) {
+        if let Err(error) = names.sync() {
             let _ = disk::rename(&deleted.folder, &folder);
             let failed = Err(io_error(SYNCING, &self.root, error));
             self.fail_on_sync(&failed);

@@ -33,7 +33,7 @@ impl File {
     }
 
     pub fn open(options: &OpenOptions, path: &Path) -> io::Result<Self> {
-        Ok(Self::new(path, options.open(path)?, false))
+        Ok(Self::new(path, opened(path, options)?, false))
     }
 
     /// For reading and writing, made if it is not there.
@@ -146,24 +146,78 @@ impl FileExt for File {
     }
 }
 
-/// Names that were made, changed or removed in a directory are on the disk when this returns.
-pub fn sync_folder(path: &Path) -> io::Result<()> {
-    #[cfg(test)]
-    super::faults::before_folder_sync(path)?;
-    std::fs::File::open(path)?.sync_all()?;
-    #[cfg(test)]
-    super::trace::folder_synced(path);
-    Ok(())
+/// The system had no room for one more open file. Unlike a sync that failed, this says nothing of what the disk has.
+#[derive(Debug)]
+struct NotOpened(io::Error);
+
+impl std::fmt::Display for NotOpened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
-/// The same for everything in the file system of this directory, names and contents.
+impl std::error::Error for NotOpened {}
+
+/// Whether it was not opened for want of descriptors or memory, and may be another time.
+pub fn is_not_opened(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<NotOpened>())
+}
+
+fn opened(path: &Path, options: &OpenOptions) -> io::Result<std::fs::File> {
+    use nix::libc::{EMFILE, ENFILE, ENOMEM};
+    #[cfg(test)]
+    let opened = super::faults::before_open(path).and_then(|()| options.open(path));
+    #[cfg(not(test))]
+    let opened = options.open(path);
+    opened.map_err(|error| match error.raw_os_error() {
+        Some(EMFILE | ENFILE | ENOMEM) => io::Error::new(error.kind(), NotOpened(error)),
+        _ => error,
+    })
+}
+
+/// A directory, opened before its names are changed: then nothing but the sync itself can fail behind that.
+pub struct Folder {
+    file: std::fs::File,
+    #[cfg(test)]
+    path: std::path::PathBuf,
+}
+
+impl Folder {
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self {
+            file: opened(path, OpenOptions::new().read(true))?,
+            #[cfg(test)]
+            path: path.to_owned(),
+        })
+    }
+
+    /// Names that were made, changed or removed in it are on the disk when this returns.
+    pub fn sync(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::faults::before_folder_sync(&self.path)?;
+        self.file.sync_all()?;
+        #[cfg(test)]
+        super::trace::folder_synced(&self.path);
+        Ok(())
+    }
+
+    /// The same for everything in the file system of this directory, names and contents.
+    pub fn sync_all(&self) -> io::Result<()> {
+        #[cfg(test)]
+        super::faults::before_sync(&self.path)?;
+        nix::unistd::syncfs(&self.file)?;
+        #[cfg(test)]
+        super::trace::all_synced(&self.path);
+        Ok(())
+    }
+}
+
+pub fn sync_folder(path: &Path) -> io::Result<()> {
+    Folder::open(path)?.sync()
+}
+
 pub fn sync_all(path: &Path) -> io::Result<()> {
-    #[cfg(test)]
-    super::faults::before_sync(path)?;
-    nix::unistd::syncfs(std::fs::File::open(path)?)?;
-    #[cfg(test)]
-    super::trace::all_synced(path);
-    Ok(())
+    Folder::open(path)?.sync_all()
 }
 
 pub fn create_folder(path: &Path) -> io::Result<()> {

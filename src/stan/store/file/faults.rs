@@ -18,6 +18,8 @@ pub enum Fault {
     Direct,
     /// Every sync of this folder itself.
     FolderSync,
+    /// There is no descriptor left for any.
+    Open,
 }
 
 static PLANTED: Mutex<Vec<(PathBuf, Fault)>> = Mutex::new(Vec::new());
@@ -50,6 +52,13 @@ fn has(path: &Path, fault: Fault) -> bool {
 pub fn before_read(path: &Path) -> io::Result<()> {
     match has(path, Fault::Read) {
         true => Err(nix::Error::EIO.into()),
+        false => Ok(()),
+    }
+}
+
+pub fn before_open(path: &Path) -> io::Result<()> {
+    match has(path, Fault::Open) {
+        true => Err(nix::Error::EMFILE.into()),
         false => Ok(()),
     }
 }

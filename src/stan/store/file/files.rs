@@ -4,7 +4,7 @@
 //! used lately is closed: a hand goes round over the open ones, spares each that was used since it last came by, and
 //! closes the first that was not. Whoever works with a file at that moment keeps it until done.
 
-use super::disk::File;
+use super::disk::{self, File};
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
@@ -62,6 +62,13 @@ impl Files {
     #[cfg(test)]
     pub fn open_count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub fn close_all(&self) {
+        for file in lock(&self.round).drain(..) {
+            file.upgrade().inspect(|file| file.close());
+        }
     }
 
     /// Closes files until there are fewer than `limit`, or none is left to close.
@@ -134,14 +141,11 @@ impl StoreFile {
         // No lock of one file is held while another one is closed.
         self.files.make_room(self.files.limit);
         let opened = File::open(options, &self.path).or_else(|error| {
-            let too_many = [nix::libc::EMFILE, nix::libc::ENFILE];
-            match error.raw_os_error() {
-                Some(code) if too_many.contains(&code) => {
-                    self.files.make_room(self.files.limit / 2);
-                    File::open(options, &self.path)
-                }
-                _ => Err(error),
+            if !disk::is_not_opened(&error) {
+                return Err(error);
             }
+            self.files.make_room(self.files.limit / 2);
+            File::open(options, &self.path)
         });
         Ok(self.keep(Arc::new(opened?)))
     }

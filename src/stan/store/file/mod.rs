@@ -625,6 +625,7 @@ impl Store for FileStore {
         self.remove_deleted();
         if let Some(commits) = &mut self.commits {
             commits.held = false;
+            commits.log.try_again();
         }
     }
 

@@ -5,7 +5,7 @@
 //! left, u64. It is complete and on the disk before it takes its name. The original ignores the file.
 
 use super::damage::Damage;
-use super::disk::sync_folder;
+use super::disk::Folder;
 use super::io_error;
 use super::records::{Crc, VERSION, payload_of, put_untyped};
 use crate::stan::store::{Seq, StoreError};
@@ -61,11 +61,12 @@ pub fn write(folder: &Path, mark: Mark, crc: &Crc, first: Seq) -> Result<(), Sto
     let mut bytes = VERSION.to_vec();
     put_untyped(&mut bytes, crc, &first.to_le_bytes());
     let make = || {
+        let names = Folder::open(folder)?;
         let mut file = File::create(&temporary)?;
         file.write_all(&bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;
-        sync_folder(folder)
+        names.sync()
     };
     make().map_err(|error| io_error("writing", &path, error))
 }

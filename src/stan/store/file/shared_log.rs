@@ -10,7 +10,7 @@
 //! There are two files, of which one is active. docs/STORE-FORMAT.md says why what it holds survives a crash, and
 //! `log_format.rs` how it looks.
 
-use super::disk::File;
+use super::disk::{File, is_not_opened};
 use super::files::StoreFile;
 use super::log_format::{self, BLOCK_BYTES, Entry};
 use super::replay::Tail;
@@ -82,6 +82,12 @@ pub struct SharedLog {
     syncer: Syncer,
     /// Of a retired log that is freed when what it has is in the next batch as well.
     deferred: Option<Checkpoint>,
+    /// One for which there were no descriptors; it is tried again now and then.
+    postponed: Option<Checkpoint>,
+    /// That there are none was told.
+    told: bool,
+    /// What has to be synced with the next one as well.
+    owing: (Vec<Arc<StoreFile>>, Vec<PathBuf>),
 }
 
 /// Slice and length by channel.
@@ -95,6 +101,8 @@ pub enum Event {
     NoRoom { commit: u64, error: StoreError },
     /// A log may be used again.
     Emptied,
+    /// It cannot be emptied for want of descriptors, and keeps what it has.
+    Postponed,
 }
 
 impl SharedLog {
@@ -156,6 +164,9 @@ impl SharedLog {
             idle_rounds: 0,
             syncer,
             deferred: None,
+            postponed: None,
+            told: false,
+            owing: Default::default(),
         })
     }
 
@@ -326,12 +337,25 @@ impl SharedLog {
         self.no_room.as_ref().map_or(Ok(()), refused)
     }
 
+    /// Tries again what there were no descriptors for.
+    pub fn try_again(&mut self) {
+        if let Some(checkpoint) = self.postponed.take() {
+            self.syncer.checkpoint(checkpoint);
+        }
+    }
+
+    pub fn is_postponed(&self) -> bool {
+        self.postponed.is_some()
+    }
+
     fn checkpoint(
-        &self,
+        &mut self,
         which: usize,
-        files: Vec<Arc<StoreFile>>,
-        folders: Vec<PathBuf>,
+        mut files: Vec<Arc<StoreFile>>,
+        mut folders: Vec<PathBuf>,
     ) -> Checkpoint {
+        files.append(&mut self.owing.0);
+        folders.append(&mut self.owing.1);
         let log = self.files[which].file.clone();
         Checkpoint {
             files,
@@ -387,9 +411,17 @@ impl SharedLog {
                 self.give_up_kept()?;
                 Ok(Event::Written)
             }
-            Done::Checkpoint { which, result } => {
+            Done::Checkpoint { checkpoint, result } => {
+                if let Err(error) = &result
+                    && is_not_opened(error)
+                {
+                    self.tell_postponed(error);
+                    self.postponed = Some(checkpoint);
+                    return Ok(Event::Postponed);
+                }
                 result.map_err(|error| io_error("syncing the files of", &self.root, error))?;
-                let log = &mut self.files[which];
+                self.tell_opened();
+                let log = &mut self.files[checkpoint.which];
                 log.state = State::Free;
                 log.end = 0;
                 if log.len > self.bytes_max && log.file.set_len(self.bytes_max).is_ok() {
@@ -397,6 +429,24 @@ impl SharedLog {
                 }
                 Ok(Event::Emptied)
             }
+        }
+    }
+
+    fn tell_postponed(&mut self, error: &io::Error) {
+        if !std::mem::replace(&mut self.told, true) {
+            log::error!(
+                "STREAM: the log of {} keeps what it has while its files cannot be opened to be synced: {error}",
+                self.root.display()
+            );
+        }
+    }
+
+    fn tell_opened(&mut self) {
+        if std::mem::take(&mut self.told) {
+            log::info!(
+                "STREAM: the files of {} are synced again",
+                self.root.display()
+            );
         }
     }
 
@@ -435,8 +485,16 @@ impl SharedLog {
     ) -> Result<(), StoreError> {
         assert!(!self.under_way && !self.retiring());
         let checkpoint = self.checkpoint(self.active, files, folders);
-        let failed = |error| io_error("syncing the files of", &self.root, error);
-        checkpoint.sync(1).map_err(failed)?;
+        if let Err(error) = checkpoint.sync(1) {
+            let postponed = is_not_opened(&error);
+            let error = io_error("syncing the files of", &self.root, error);
+            if !postponed {
+                return Err(error);
+            }
+            self.owing = (checkpoint.files, checkpoint.folders);
+            return Err(StoreError::Refused(error.to_string()));
+        }
+        self.tell_opened();
         // What is older goes first: alone it would be taken for all there is.
         self.give_up_kept()?;
         if self.files.iter().any(|file| file.state == State::Kept) {

@@ -63,8 +63,8 @@ impl Steps {
                 write,
             },
             Job::Checkpoint(checkpoint) => Done::Checkpoint {
-                which: checkpoint.which,
                 result: checkpoint.perform(1),
+                checkpoint,
             },
         };
         self.queues().1.push_back(done);

@@ -73,10 +73,13 @@ impl Checkpoint {
         mark_empty(&self.log)
     }
 
-    /// All of it but the log.
+    /// All of it but the log. Where something was not opened (`disk::is_not_opened`) no sync has failed, and all of it may be
+    /// tried again.
     pub fn sync(&self, threads: usize) -> io::Result<()> {
         let next = AtomicUsize::new(0);
         let removed = Mutex::new(Vec::new());
+        // The others are synced all the same: one that fails is told only once.
+        let not_opened = Mutex::new(None);
         let work = || -> io::Result<()> {
             while let Some(file) = self.files.get(next.fetch_add(1, Ordering::Relaxed)) {
                 match file.sync() {
@@ -89,6 +92,9 @@ impl Checkpoint {
                         let mut removed = removed.lock().expect("nobody panics with it");
                         removed.extend(still_there(file.path()));
                     }
+                    Err(error) if disk::is_not_opened(&error) => {
+                        *not_opened.lock().expect("nobody panics with it") = Some(error);
+                    }
                     result => result?,
                 }
             }
@@ -98,9 +104,13 @@ impl Checkpoint {
             0 | 1 => work()?,
             threads => std::thread::scope(|scope| {
                 let workers: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
-                let mut results = workers.into_iter().map(|worker| worker.join());
+                let results: Vec<_> = workers.into_iter().map(|worker| worker.join()).collect();
+                let mut results = results.into_iter();
                 results.try_for_each(|result| result.expect("nothing in it panics"))
             })?,
+        }
+        if let Some(error) = not_opened.into_inner().expect("all threads are done") {
+            return Err(error);
         }
         let removed = removed.into_inner().expect("all threads are done");
         for folder in self
@@ -200,7 +210,7 @@ pub enum Done {
         took: Duration,
     },
     Checkpoint {
-        which: usize,
+        checkpoint: Checkpoint,
         result: io::Result<()>,
     },
 }
@@ -248,8 +258,8 @@ impl Syncer {
                 &report,
                 wake,
                 |checkpoint: Checkpoint| Done::Checkpoint {
-                    which: checkpoint.which,
                     result: checkpoint.perform(CHECKPOINT_THREADS),
+                    checkpoint,
                 },
             )?,
         ];

@@ -157,6 +157,9 @@ impl TypedLog {
     ) -> Result<(), StoreError> {
         // Also when it fails: nobody tries without end.
         self.compacted_at = Some(Instant::now());
+        let folder = self.file.path().parent().unwrap_or(Path::new("."));
+        let opened = disk::Folder::open(folder);
+        let names = opened.map_err(|error| io_error("opening", folder, error))?;
         let mut bytes = VERSION.to_vec();
         fill(&mut |kind, payload| put_typed(&mut bytes, &self.crc, kind, payload));
         let make = || {
@@ -177,8 +180,11 @@ impl TypedLog {
         self.unsynced = false;
         self.lost = None;
         // At once: the shared log may be emptied at any time, and the file that had the name is synced no more.
-        let folder = self.file.path().parent().unwrap_or(Path::new("."));
-        disk::sync_folder(folder).map_err(|error| io_error(SYNCING, folder, error))
+        let synced = names.sync();
+        synced.map_err(|error| {
+            let folder = self.file.path().parent().unwrap_or(Path::new("."));
+            io_error(SYNCING, folder, error)
+        })
     }
 }
 

@@ -488,3 +488,112 @@ fn names(recovered: &Recovered) -> Vec<&str> {
     let channels = recovered.channels.iter();
     channels.map(|channel| channel.name.as_str()).collect()
 }
+
+/// Until the checkpoint that an idle log begins is over, one way or the other.
+fn go_idle(store: &mut FileStore, steps: &Steps) {
+    while steps.waiting() == 0 {
+        store.maintain(0);
+    }
+    while steps.waiting() > 0 {
+        steps.step(0);
+    }
+    assert!(store.completed().is_none());
+}
+
+fn log_is_empty(root: &Path) -> bool {
+    let bytes = std::fs::read(root.join("midge.log.1")).unwrap();
+    bytes.iter().take(16).all(|byte| *byte == 0)
+}
+
+#[test]
+fn a_log_is_not_emptied_while_there_are_no_descriptors() {
+    for place in ["", "foo/subs.dat"] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        prepare(root).0.close();
+        let steps = Arc::new(Steps::default());
+        let opened = FileStore::open_in_steps(root, synced(), limits(0, 0, 0), &steps);
+        let (mut store, _) = opened.unwrap();
+        add_durable(&mut store, &steps, 1);
+        store.append(0, message("a", 1)).unwrap();
+        store.flush(0).unwrap();
+        settle_in_steps(&mut store, &steps);
+        // Not open, as those of a channel that was not used for long.
+        store.close_files();
+        let lacking = plant(&root.join(place), Fault::Open);
+        go_idle(&mut store, &steps);
+        assert!(!log_is_empty(root));
+        // Again, with what comes meanwhile; the end waits for nothing.
+        go_idle(&mut store, &steps);
+        store.close();
+        assert!(!log_is_empty(root));
+        drop(lacking);
+        go_idle(&mut store, &steps);
+        assert!(log_is_empty(root));
+        store.close();
+        drop(store);
+        let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+        assert_eq!(subs(&recovered), [1]);
+        assert_eq!(text(&mut store, 0, 1).as_deref(), Some("a"));
+    }
+}
+
+fn settle_in_steps(store: &mut FileStore, steps: &Steps) {
+    let wanted = store.next_commit().unwrap();
+    store.commit();
+    while store.committed() < wanted {
+        if steps.waiting() > 0 {
+            steps.step(0);
+        }
+        while let Some(completion) = store.completed() {
+            completion.unwrap();
+        }
+    }
+}
+
+#[test]
+fn without_descriptors_what_needs_some_is_refused_and_nothing_is_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let options = FileOptions {
+        compact_min_size: 0,
+        compact_interval: Duration::ZERO,
+        compact_fragmentation: 0,
+        ..synced()
+    };
+    let (mut store, _) = open(root, options, limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let channel = store.create_channel("foo").unwrap();
+    store.append(channel, message("a", 1)).unwrap();
+    store.flush(channel).unwrap();
+    settle(&mut store).unwrap();
+    store.close_files();
+    let lacking = plant(root, Fault::Open);
+    // Written to the log, and not to the channel's files: taken back.
+    store.append(channel, message("b", 2)).unwrap();
+    store.flush(channel).unwrap();
+    store.commit();
+    let completion = loop {
+        if let Some(completion) = store.completed() {
+            break completion.unwrap();
+        }
+        std::thread::yield_now();
+    };
+    assert!(completion.taken_back.is_some());
+    store.add_sub(channel, &durable(1)).unwrap();
+    store.flush(channel).unwrap();
+    settle(&mut store).unwrap();
+    store.create_channel("bar").err().unwrap();
+    store.purge(channel, 1).unwrap_err();
+    store.delete_channel(channel).unwrap_err();
+    assert!(root.join("foo").is_dir());
+    store.maintain(0);
+    assert!(store.completed().is_none());
+    drop(lacking);
+    store.append(channel, message("c", 2)).unwrap();
+    store.flush(channel).unwrap();
+    settle(&mut store).unwrap();
+    store.delete_channel(channel).unwrap();
+    assert!(store.completed().is_none());
+    store.close();
+}
