@@ -318,3 +318,49 @@ fn many_subscriptions_cross_a_new_route() {
     b.stop();
     a.stop();
 }
+
+/// Streaming servers of one cluster ID, with the ports of their routes.
+fn streaming_arguments(port: u16, routes: u16) -> Vec<String> {
+    let cluster = format!("nats://127.0.0.1:{port}");
+    let routes = format!("nats://127.0.0.1:{routes}");
+    ["--streaming", "--cluster", &cluster, "--routes", &routes]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+#[test]
+fn a_second_streaming_server_of_one_cluster_id_is_refused_over_a_route() {
+    let (a_port, b_port) = (free_port(), free_port());
+    let arguments = streaming_arguments(a_port, b_port);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let a = Server::start(&arguments);
+    a.wait_log("Streaming Server is ready");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_midge"))
+        .args(["-a", "127.0.0.1", "-p", "-1"])
+        .args(streaming_arguments(b_port, a_port))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stderr).unwrap();
+    let words = "discovered another streaming server with cluster ID \"test-cluster\"";
+    assert!(!output.status.success() && text.contains(words), "{text}");
+}
+
+#[test]
+fn streaming_servers_of_one_cluster_id_that_started_alone_say_so_when_a_route_comes_up() {
+    let (a_port, b_port) = (free_port(), free_port());
+    let start = |port: u16| {
+        let arguments = streaming_arguments(port, free_port());
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let server = Server::start(&arguments);
+        server.wait_log("Streaming Server is ready");
+        server
+    };
+    let (a, b) = (start(a_port), start(b_port));
+    let routes = format!("nats://127.0.0.1:{a_port},nats://127.0.0.1:{b_port}");
+    let cluster = format!("nats://127.0.0.1:{}", free_port());
+    let _between = Server::start(&["--cluster", &cluster, "--routes", &routes]);
+    for server in [&a, &b] {
+        server.wait_log("discovered another streaming server");
+    }
+    assert!(!a.log().contains("Failed to start"), "{}", a.log());
+}

@@ -216,6 +216,7 @@ impl<I: Io> EventLoop<I> {
     /// A connection to another server, accepted or (`dial`) made by us.
     pub(super) fn open_route(&mut self, fd: RawFd, peer: SocketAddr, dial: Option<Dial>) {
         let rid = self.acceptor.cid(self.index);
+        self.shared.dialer.routes.note_opened();
         let host = dial.as_ref().map(|dial| dial.url.host.clone());
         let slot = self.broker.open_route(rid, peer, dial, self.now);
         let terms = self.shared.tls.routes();

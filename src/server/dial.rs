@@ -7,6 +7,7 @@ use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::route_url::RouteUrl;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -18,6 +19,46 @@ const STACK_BYTES: usize = 256 << 10;
 #[derive(Default)]
 pub struct Dialer {
     configured: Mutex<Configured>,
+    pub routes: Arc<Routes>,
+}
+
+/// How far routes have come, for whoever waits for them.
+#[derive(Default)]
+pub struct Routes {
+    /// First tries of configured ones that are not over.
+    trying: AtomicUsize,
+    /// Counts all that ever came up, from either side.
+    opened: AtomicUsize,
+}
+
+impl Routes {
+    pub fn are_tried(&self) -> bool {
+        self.trying.load(Ordering::Acquire) == 0
+    }
+
+    pub fn opened(&self) -> usize {
+        self.opened.load(Ordering::Relaxed)
+    }
+
+    pub fn note_opened(&self) {
+        self.opened.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// Over when it is dropped.
+struct FirstTry(Arc<Routes>);
+
+impl FirstTry {
+    fn begin(routes: &Arc<Routes>) -> Self {
+        routes.trying.fetch_add(1, Ordering::Relaxed);
+        Self(routes.clone())
+    }
+}
+
+impl Drop for FirstTry {
+    fn drop(&mut self) {
+        self.0.trying.fetch_sub(1, Ordering::Release);
+    }
 }
 
 #[derive(Default)]
@@ -44,18 +85,27 @@ impl Dialer {
                 wait: Duration::ZERO,
                 retries: 0,
             };
-            Self::dial(shared, dial);
+            let first = FirstTry::begin(&shared.dialer.routes);
+            Self::spawn(shared, dial, Some(first));
         }
     }
 
     /// Tries as often as the order says; a connection is handed to the loop of the routes.
     pub fn dial(shared: &Arc<Shared>, dial: Dial) {
+        Self::spawn(shared, dial, None);
+    }
+
+    fn spawn(shared: &Arc<Shared>, dial: Dial, first: Option<FirstTry>) {
         let number = shared.dialer.number(&dial);
         let thread_shared = shared.clone();
         let spawned = std::thread::Builder::new()
             .name("dial".into())
             .stack_size(STACK_BYTES)
-            .spawn(move || thread_shared.dialer.work(&thread_shared, dial, number));
+            .spawn(move || {
+                thread_shared
+                    .dialer
+                    .work(&thread_shared, dial, number, first)
+            });
         if let Err(error) = spawned {
             log::error!("Error trying to connect to route: no thread: {error}");
         }
@@ -73,7 +123,7 @@ impl Dialer {
         number
     }
 
-    fn work(&self, shared: &Shared, dial: Dial, number: u64) {
+    fn work(&self, shared: &Shared, dial: Dial, number: u64, mut first: Option<FirstTry>) {
         std::thread::sleep(dial.wait);
         let mut tries = 0;
         while self.is_wanted(&dial, number) {
@@ -90,6 +140,7 @@ impl Dialer {
                     dial.url.address()
                 ),
             }
+            drop(first.take());
             let Some(pause) = dial.pause_after(tries) else {
                 return self.forget(&dial, number);
             };

@@ -231,7 +231,8 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         Dialer::configure(&shared, &options.cluster.routes);
     }
     if options.streaming.enabled {
-        let started = Streaming::start(&options, |fd| {
+        let routes = &shared.dialer.routes;
+        let started = Streaming::start(&options, routes, |fd| {
             shared.mesh.door(0).command(Command::Internal { fd });
         });
         match started {

@@ -3,8 +3,9 @@
 //! A turn: wait for messages, for the disk or for a deadline; hand everything that came to the engine;
 //! end the turn, which flushes the store once for all of it; write what the engine has to say.
 
+use super::dial::Routes;
 use super::limits;
-use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Output, Terms};
+use super::nats_client::{Incoming, NatsClient, OUTPUT_BYTES_MAX, Output, Terms};
 use super::nats_link::Link;
 use super::nats_login::NatsUrl;
 use crate::config::Options;
@@ -35,6 +36,11 @@ const BACKLOG_BYTES_MAX: usize = 64 << 20;
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
 /// How long another server of the same cluster ID has to answer at the start.
 const PROBE_TIME: Duration = Duration::from_millis(250);
+const PROBE_EVERY: Duration = Duration::from_millis(25);
+/// The time counts from when the routes were dialled, which may take this long.
+const ROUTES_TIME_MAX: Duration = Duration::from_secs(2);
+/// So many probes, a second apart, when a route has come up: interest takes a moment to cross it.
+const PROBES: u32 = 3;
 const REPORT_TIME_MAX: Duration = Duration::from_secs(5);
 
 enum Ask {
@@ -55,7 +61,11 @@ pub struct Streaming {
 impl Streaming {
     /// Recovers the store and begins to serve. `attach` hands the other end of a pair of sockets to
     /// a loop.
-    pub fn start(options: &Options, attach: impl FnOnce(OwnedFd)) -> Result<Self, String> {
+    pub fn start(
+        options: &Options,
+        routes: &Arc<Routes>,
+        attach: impl FnOnce(OwnedFd),
+    ) -> Result<Self, String> {
         let streaming = &options.streaming;
         let mut random = Random::from_entropy();
         let server_id = random.id();
@@ -109,8 +119,11 @@ impl Streaming {
         };
         // Two of one name on one network would both serve every request.
         if !urls.is_empty() || options.cluster.port != 0 {
-            look_for_another(&mut client, engine.info())?;
+            let probe = Probe::new(engine.info());
+            probe.look_for_another(&mut client, || routes.are_tried())?;
         }
+        // What came up meanwhile may be as far as that now.
+        let watch = Watch::new(Probe::new(engine.info()), routes);
         let (asks, queue) = channel();
         let mut host = Host {
             engine,
@@ -122,6 +135,7 @@ impl Streaming {
             clock,
             maintained_at: Instant::now(),
             told_ready: false,
+            watch,
         };
         host.begin(&Output::default());
         let thread = std::thread::Builder::new()
@@ -157,40 +171,136 @@ impl Streaming {
     }
 }
 
-/// Fails when somebody answers to our cluster ID already.
-fn look_for_another(client: &mut NatsClient, info: &pb::ServerInfo) -> Result<(), String> {
-    const ANSWERS: Inlet = Inlet(99);
-    let inbox = format!("_INBOX.{}", Random::from_entropy().id());
-    // Without a heartbeat inbox it is refused, so it leaves no trace there.
-    let request = pb::ConnectRequest {
-        client_id: info.cluster_id.clone(),
-        ..pb::ConnectRequest::default()
-    };
-    let output = client.output();
-    output.subscribe(ANSWERS, &inbox);
-    output.publish(&info.discovery, Some(&inbox), &request.encode_to_vec());
-    let failed = |error: std::io::Error| format!("connection to NATS: {error}");
-    let until = Instant::now() + PROBE_TIME;
-    let mut answered = false;
-    while !answered && Instant::now() < until {
-        client.flush().map_err(failed)?;
-        let read = client.receive(|incoming, _| {
-            answered |= incoming.inlet == ANSWERS
-                && incoming.headers.is_empty()
-                && pb::ConnectResponse::decode(incoming.payload).is_ok();
-        });
-        if read.map_err(failed)? == 0 {
-            // Too late is what is hoped for.
-            let _ = client.wait_for(PollFlags::POLLIN, until, "another server");
+/// Of answers to a probe.
+const ANSWERS: Inlet = Inlet(99);
+
+/// A request that every server of our cluster ID answers.
+struct Probe {
+    cluster_id: String,
+    discovery: String,
+    inbox: String,
+}
+
+impl Probe {
+    fn new(info: &pb::ServerInfo) -> Self {
+        Self {
+            cluster_id: info.cluster_id.clone(),
+            discovery: info.discovery.clone(),
+            inbox: format!("_INBOX.{}", Random::from_entropy().id()),
         }
     }
-    client.output().unsubscribe(ANSWERS);
-    match answered {
-        true => Err(format!(
+
+    fn send(&self, output: &mut Output) {
+        // Without a heartbeat inbox it is refused, so it leaves no trace there.
+        let request = pb::ConnectRequest {
+            client_id: self.cluster_id.clone(),
+            ..pb::ConnectRequest::default()
+        };
+        output.publish(&self.discovery, Some(&self.inbox), &request.encode_to_vec());
+    }
+
+    fn is_answer(incoming: &Incoming<'_>) -> bool {
+        incoming.inlet == ANSWERS
+            && incoming.headers.is_empty()
+            && pb::ConnectResponse::decode(incoming.payload.clone()).is_ok()
+    }
+
+    fn found(&self) -> String {
+        format!(
             "discovered another streaming server with cluster ID {:?}",
-            info.cluster_id
-        )),
-        false => Ok(()),
+            self.cluster_id
+        )
+    }
+
+    /// Fails when somebody answers to our cluster ID already. What asks for it crosses a route after the connection has come up, so
+    /// it is asked again and again, and the time counts from when all routes `are_tried`.
+    fn look_for_another(
+        &self,
+        client: &mut NatsClient,
+        are_tried: impl Fn() -> bool,
+    ) -> Result<(), String> {
+        let failed = |error: std::io::Error| format!("connection to NATS: {error}");
+        client.output().subscribe(ANSWERS, &self.inbox);
+        let begun = Instant::now();
+        let mut until = begun + PROBE_TIME;
+        let mut again = begun;
+        let mut answered = false;
+        while !answered && Instant::now() < until {
+            let now = Instant::now();
+            if now >= again {
+                self.send(client.output());
+                again = now + PROBE_EVERY;
+            }
+            if begun.elapsed() < ROUTES_TIME_MAX && !are_tried() {
+                until = now + PROBE_TIME;
+            }
+            client.flush().map_err(failed)?;
+            let read = client.receive(|incoming, _| answered |= Self::is_answer(&incoming));
+            if read.map_err(failed)? == 0 {
+                // Too late is what is hoped for.
+                let _ = client.wait_for(PollFlags::POLLIN, again.min(until), "another server");
+            }
+        }
+        client.output().unsubscribe(ANSWERS);
+        match answered {
+            true => Err(self.found()),
+            false => Ok(()),
+        }
+    }
+}
+
+/// Looks again when routes come up while we serve: both sides may have started alone.
+struct Watch {
+    probe: Probe,
+    routes: Arc<Routes>,
+    /// Of routes, when they were looked at last.
+    opened: usize,
+    probes_left: u32,
+    /// To the probe that is out; the first one is ours.
+    answers: Option<u32>,
+}
+
+impl Watch {
+    fn new(probe: Probe, routes: &Arc<Routes>) -> Self {
+        Self {
+            probe,
+            routes: routes.clone(),
+            opened: 0,
+            probes_left: 0,
+            answers: None,
+        }
+    }
+
+    fn count(&mut self, incoming: &Incoming<'_>) {
+        if Probe::is_answer(incoming) {
+            self.answers = self.answers.map(|answers| answers + 1);
+        }
+    }
+
+    /// To be called every second or so.
+    fn go_on(&mut self, output: &mut Output) {
+        if let Some(answers) = self.answers.take() {
+            output.unsubscribe(ANSWERS);
+            if answers > 1 {
+                self.probes_left = 0;
+                log::error!(
+                    "STREAM: {}: both serve every request; stop one of them",
+                    self.probe.found()
+                );
+            }
+        }
+        let opened = self.routes.opened();
+        if std::mem::replace(&mut self.opened, opened) != opened {
+            self.probes_left = PROBES;
+        }
+        if self.probes_left > 0 {
+            self.probes_left -= 1;
+            self.answers = Some(0);
+            // A late answer to the last one does not count.
+            self.probe.inbox = format!("_INBOX.{}", Random::from_entropy().id());
+            output.subscribe(ANSWERS, &self.probe.inbox);
+            self.probe.send(output);
+        }
     }
 }
 
@@ -225,6 +335,7 @@ struct Host {
     clock: Clock,
     maintained_at: Instant,
     told_ready: bool,
+    watch: Watch,
 }
 
 impl Host {
@@ -302,11 +413,15 @@ impl Host {
         let mut bytes = 0;
         while self.reads() && bytes < TURN_BYTES_MAX {
             let now = self.clock.now();
-            let engine = &mut self.engine;
+            let (engine, watch) = (&mut self.engine, &mut self.watch);
             let Some(client) = self.link.client() else {
                 break;
             };
             let read = client.receive(|incoming, output| {
+                if incoming.inlet == ANSWERS {
+                    watch.count(&incoming);
+                    return;
+                }
                 engine.handle_message(
                     incoming.inlet,
                     incoming.subject,
@@ -347,6 +462,9 @@ impl Host {
         if self.maintained_at.elapsed() >= MAINTAIN_EVERY {
             self.maintained_at = Instant::now();
             self.engine.maintain(now);
+            if let Some(client) = self.link.client() {
+                self.watch.go_on(client.output());
+            }
         }
     }
 
@@ -475,10 +593,12 @@ mod tests {
         let recovered = Recovered::default();
         let settings = settings(&options);
         let engine = Engine::new(settings, Box::new(store), recovered, random, clock.now());
+        let engine = engine.unwrap();
+        let watch = Watch::new(Probe::new(engine.info()), &Arc::default());
         let (ours, theirs) = UnixStream::pair().unwrap();
         let (_, asks) = channel();
         let host = Host {
-            engine: engine.unwrap(),
+            engine,
             link: Link::Up(NatsClient::own(ours, "test").unwrap()),
             urls: Vec::new(),
             terms: Terms::default(),
@@ -487,6 +607,7 @@ mod tests {
             clock,
             maintained_at: Instant::now(),
             told_ready: false,
+            watch,
         };
         (host, theirs)
     }
