@@ -139,18 +139,18 @@ impl<I: Io> EventLoop<I> {
 
     /// Gives a new connection to the loop with the fewest.
     fn distribute(&mut self, fd: RawFd, peer: SocketAddr) {
+        // The system gives the lowest that is free. To be told why would take it longer than there may be others.
+        if fd >= self.shared.client_fds_end {
+            self.acceptor.tell_fds(self.shared.client_fds_end, self.now);
+            return self.io.close(fd);
+        }
         let doors = self.shared.mesh.doors();
         let counts: Vec<usize> = doors
             .iter()
             .map(|door| door.connections.load(Ordering::Relaxed))
             .collect();
-        let mut full =
+        let full =
             counts.iter().sum::<usize>() >= self.shared.connections_max.load(Ordering::Relaxed);
-        // The system gives the lowest that is free.
-        if fd >= self.shared.client_fds_end {
-            full = true;
-            self.acceptor.tell_fds(self.shared.client_fds_end, self.now);
-        }
         let fewest = (0..counts.len())
             .min_by_key(|index| counts[*index])
             .unwrap_or(0) as u16;

@@ -61,6 +61,10 @@ impl File {
         Ok(Self::new(path, file, direct))
     }
 
+    pub fn fd(&self) -> std::os::fd::RawFd {
+        std::os::fd::AsRawFd::as_raw_fd(&self.file)
+    }
+
     pub fn metadata(&self) -> io::Result<Metadata> {
         self.file.metadata()
     }

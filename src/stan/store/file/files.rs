@@ -8,15 +8,20 @@ use super::disk::{self, File};
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 
 /// Fewer than these are of no use: an index and its data are written in turn.
 const LIMIT_MIN: usize = 4;
+/// Descriptors of the process that are not held for long.
+const MOMENTARY: usize = 8;
 
 pub struct Files {
     limit: usize,
+    /// From here on descriptors are for what is open for a moment: directories, and files being rewritten.
+    fds_end: RawFd,
     count: AtomicUsize,
     /// Open files in the order the hand comes by; some may be closed or gone by now.
     round: Mutex<VecDeque<Weak<StoreFile>>>,
@@ -40,6 +45,10 @@ impl Files {
         let limit = if limit == 0 { most } else { limit.min(most) };
         Arc::new(Self {
             limit: (limit as usize).max(LIMIT_MIN),
+            fds_end: of_process
+                .saturating_sub(MOMENTARY as u64)
+                .try_into()
+                .unwrap_or(RawFd::MAX),
             count: AtomicUsize::new(0),
             round: Mutex::new(VecDeque::new()),
             ahead_bytes: AtomicUsize::new(0),
@@ -147,7 +156,13 @@ impl StoreFile {
             self.files.make_room(self.files.limit / 2);
             File::open(options, &self.path)
         });
-        Ok(self.keep(Arc::new(opened?)))
+        let opened = opened?;
+        // The system gives the lowest that is free.
+        if opened.fd() >= self.files.fds_end {
+            let count = self.files.count.load(Ordering::Relaxed);
+            self.files.make_room(count.saturating_sub(MOMENTARY));
+        }
+        Ok(self.keep(Arc::new(opened)))
     }
 
     /// Another thread may have opened it meanwhile; that one stays.
