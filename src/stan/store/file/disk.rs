@@ -180,6 +180,7 @@ fn opened(path: &Path, options: &OpenOptions) -> io::Result<std::fs::File> {
 }
 
 /// A directory, opened before its names are changed: then nothing but the sync itself can fail behind that.
+#[derive(Debug)]
 pub struct Folder {
     file: std::fs::File,
     #[cfg(test)]
@@ -203,6 +204,23 @@ impl Folder {
         #[cfg(test)]
         super::trace::folder_synced(&self.path);
         Ok(())
+    }
+
+    /// Whether `sync_all` is as good as syncs one by one: some file systems, FUSE among them, do not pass it on, and an
+    /// overlay does not say what failed below it.
+    pub fn has_sync_all(&self) -> bool {
+        use nix::sys::statfs::{
+            BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, F2FS_SUPER_MAGIC, TMPFS_MAGIC, XFS_SUPER_MAGIC,
+            fstatfs,
+        };
+        let known = [
+            BTRFS_SUPER_MAGIC,
+            EXT4_SUPER_MAGIC,
+            F2FS_SUPER_MAGIC,
+            TMPFS_MAGIC,
+            XFS_SUPER_MAGIC,
+        ];
+        fstatfs(&self.file).is_ok_and(|found| known.contains(&found.filesystem_type()))
     }
 
     /// The same for everything in the file system of this directory, names and contents.

@@ -10,7 +10,7 @@
 //! There are two files, of which one is active. docs/STORE-FORMAT.md says why what it holds survives a crash, and
 //! `log_format.rs` how it looks.
 
-use super::disk::{File, is_not_opened};
+use super::disk::{File, Folder, is_not_opened};
 use super::files::StoreFile;
 use super::log_format::{self, BLOCK_BYTES, Entry};
 use super::replay::Tail;
@@ -54,6 +54,8 @@ struct LogFile {
 
 pub struct SharedLog {
     root: PathBuf,
+    /// Open all the time, so that syncs of everything tell what failed since.
+    folder: Arc<Folder>,
     /// A file that has reached this is retired.
     bytes_max: u64,
     files: [LogFile; 2],
@@ -127,7 +129,9 @@ impl SharedLog {
             }
             false => [open(0)?, open(1)?],
         };
-        super::disk::sync_folder(root).map_err(|error| io_error(SYNCING, root, error))?;
+        let folder = Folder::open(root).map_err(|error| io_error("opening", root, error))?;
+        let synced = folder.sync();
+        synced.map_err(|error| io_error(SYNCING, root, error))?;
         let generation_of = |which: &usize| kept[*which].map(|tail| tail.generation);
         let active = usize::from(generation_of(&1) > generation_of(&0));
         // Not one that what is left of earlier processes may have.
@@ -145,6 +149,7 @@ impl SharedLog {
         };
         Ok(Self {
             root: root.to_owned(),
+            folder: Arc::new(folder),
             bytes_max,
             files,
             active,
@@ -362,6 +367,7 @@ impl SharedLog {
             folders,
             log,
             which,
+            root: self.folder.clone(),
         }
     }
 

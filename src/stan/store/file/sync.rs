@@ -4,7 +4,7 @@
 //! between threads. One that took long sends those of the next second to a thread, so that a slow disk does not
 //! stop the engine. Checkpoints always have a thread of their own.
 
-use super::disk::{self, File};
+use super::disk::{self, File, Folder};
 use super::files::StoreFile;
 use super::log_format::{BATCH_HEADER_BYTES, BLOCK_BYTES};
 use std::io;
@@ -23,6 +23,8 @@ const OWN_BYTES_MAX: usize = 16 << 10;
 /// Milliseconds that a file may take to be removed.
 const REMOVAL_ROUNDS: u32 = 1000;
 const ZEROS_BYTES: usize = 1 << 20;
+/// Of more files and folders than these the whole file system is synced at once.
+const ONE_BY_ONE_MAX: usize = 128;
 /// Files a checkpoint syncs at a time; the system shares commits of its journal among them.
 const CHECKPOINT_THREADS: usize = 4;
 
@@ -65,6 +67,7 @@ pub struct Checkpoint {
     /// The log that is marked as empty then, and its place.
     pub log: Arc<File>,
     pub which: usize,
+    pub root: Arc<Folder>,
 }
 
 impl Checkpoint {
@@ -76,6 +79,15 @@ impl Checkpoint {
     /// All of it but the log. Where something was not opened (`disk::is_not_opened`) no sync has failed, and all of it may be
     /// tried again.
     pub fn sync(&self, threads: usize) -> io::Result<()> {
+        let many = self.files.len() + self.folders.len() > ONE_BY_ONE_MAX;
+        if many && self.root.has_sync_all() {
+            self.tell_removed();
+            self.removed_from();
+            // An error may be of what is not ours: then each file tells its own.
+            if self.root.sync_all().is_ok() {
+                return Ok(());
+            }
+        }
         let next = AtomicUsize::new(0);
         let removed = Mutex::new(Vec::new());
         // The others are synced all the same: one that fails is told only once.
@@ -85,10 +97,7 @@ impl Checkpoint {
                 match file.sync() {
                     // There is nothing that could be brought to the disk.
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                        log::error!(
-                            "STREAM: {} was removed, and what it had is lost",
-                            file.path().display()
-                        );
+                        tell_removed(file);
                         let mut removed = removed.lock().expect("nobody panics with it");
                         removed.extend(still_there(file.path()));
                     }
@@ -130,6 +139,14 @@ impl Checkpoint {
 }
 
 impl Checkpoint {
+    fn tell_removed(&self) {
+        let lost = |file: &&Arc<StoreFile>| !file.is_gone() && !file.path().exists();
+        self.files
+            .iter()
+            .filter(lost)
+            .for_each(|file| tell_removed(file));
+    }
+
     /// Folders of files that were removed instead of being synced: that must last as well, or they come back with
     /// anything in them.
     fn removed_from(&self) -> Vec<PathBuf> {
@@ -149,6 +166,13 @@ impl Checkpoint {
         folders.dedup();
         folders
     }
+}
+
+fn tell_removed(file: &StoreFile) {
+    log::error!(
+        "STREAM: {} was removed, and what it had is lost",
+        file.path().display()
+    );
 }
 
 /// The folder that lacks this path, or what is above it. That must last like any removal; it may be a channel that is being
@@ -404,6 +428,7 @@ mod tests {
             folders: Vec::new(),
             log: Arc::new(File::open_durable(&root.join("log"), false).unwrap()),
             which: 0,
+            root: Arc::new(Folder::open(root).unwrap()),
         };
         checkpoint.perform(1).unwrap();
         trace.end();
@@ -412,5 +437,34 @@ mod tests {
         let synced = ops.iter().position(synced).unwrap();
         let emptied = |op: &Op| matches!(op, Op::Write(..));
         assert!(synced < ops.iter().position(emptied).unwrap());
+    }
+
+    #[test]
+    fn many_files_are_synced_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let open = Arc::new(Folder::open(root).unwrap());
+        if !open.has_sync_all() {
+            return eprintln!("SKIPPED: the file system syncs files one by one");
+        }
+        let trace = Trace::begin(root);
+        let files = Files::new(10);
+        let files = (0..=ONE_BY_ONE_MAX).map(|n| files.file(root.join(n.to_string())));
+        let checkpoint = Checkpoint {
+            files: files.inspect(|file| drop(file.make())).collect(),
+            folders: vec![root.to_owned()],
+            log: Arc::new(File::open_durable(&root.join("log"), false).unwrap()),
+            which: 0,
+            root: open,
+        };
+        checkpoint.perform(1).unwrap();
+        trace.end();
+        let mut ops = trace.ops();
+        ops.retain(|op| !matches!(op, Op::Made(..)));
+        let kinds = ops.iter().take(2);
+        let kinds: Vec<_> = kinds
+            .map(|op| (matches!(op, Op::AllSynced), matches!(op, Op::Write(..))))
+            .collect();
+        assert_eq!(kinds, [(true, false), (false, true)]);
     }
 }
