@@ -53,9 +53,19 @@ pub struct Batch {
     tails: Vec<Tail>,
     /// Bytes of payload in `bytes` and `shared`, for the sender's bound on what is under way.
     pub weight: usize,
+    /// Changes of interest in `bytes`.
+    pub changes: usize,
     pub arrivals: Vec<Arrival>,
     /// Publishers of the receiving loop to hold back, or to let go again.
     pub holds: Vec<(PublisherRef, bool)>,
+}
+
+/// What was sent to another loop and is not yet worked off.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    pub bytes: usize,
+    /// Changes of interest.
+    pub changes: usize,
 }
 
 /// A message on its way to another loop, beside the message itself.
@@ -136,6 +146,7 @@ impl Batch {
         self.tails.clear();
         self.tails.shrink_to(16 << 10);
         self.weight = 0;
+        self.changes = 0;
         self.arrivals.clear();
         self.holds.clear();
     }
@@ -158,6 +169,7 @@ impl Batch {
         self.bytes.extend_from_slice(subject);
         self.bytes.extend_from_slice(queue.unwrap_or_default());
         self.weight += 16 + subject.len();
+        self.changes += 1;
     }
 
     pub fn push_message<'g>(

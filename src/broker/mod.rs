@@ -314,7 +314,7 @@ impl Broker {
 
     /// The last call of a turn, before mail and output are taken.
     pub fn end_turn(&mut self) {
-        self.pace.end_turn();
+        self.end_turn_of_pace();
         if !self.untold.is_empty() {
             self.tell_untold();
         }
@@ -365,6 +365,11 @@ impl Broker {
         if client.holding.is_some() || client.stuck || client.choked {
             self.after_progress(slot);
         }
+    }
+
+    /// Whether something is left for the next turn, which must not wait then.
+    pub fn has_effects(&self) -> bool {
+        !self.effects.is_empty()
     }
 
     pub fn take_effects(&mut self, into: &mut Vec<Effect>) {

@@ -21,12 +21,17 @@
 //!            answered by all routes      behind: bursts wait
 //! ```
 //!
+//! The other loops of the process are waited for in the same way, by how many changes they have not worked off
+//! yet; without patience, since a loop works off its mail as long as the process lives, and whatever is read from it
+//! meanwhile waits behind that mail.
+//!
 //! The routes, and so the answers, are on loop 0; a mark of another loop goes there by mail behind the
 //! lines, and the answer comes back by mail.
 
 use super::client::Phase;
 use super::deliver::Receivers;
 use super::effect::Effect;
+use super::peers::Peer;
 use super::propagate::ROUTE_LOOP;
 use super::route::Asked;
 use super::{Broker, Slot};
@@ -54,8 +59,16 @@ const LEAVERS_WAITING_MAX: usize = 16;
 /// Marks a route has not answered; it is not asked for more.
 const MARKS_ASKED_MAX: usize = 256;
 
+/// Changes another loop has not worked off, above which bursts wait for it until it is about through: a few
+/// milliseconds of its time.
+const CHANGES_AHEAD_MAX: usize = if cfg!(test) { 64 } else { 1024 };
+const CHANGES_AHEAD_LOW: usize = CHANGES_AHEAD_MAX / 4;
+
+/// Subscriptions that came and went in one turn, above which nothing more is read in it: output and mail go first.
+const CHANGES_PER_TURN: u64 = if cfg!(test) { 64 } else { 2048 };
+
 /// Clients that go on in one turn; each may bring a burst.
-const RESUMED_MAX: usize = 4;
+const RESUMED_MAX: usize = 1;
 
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -67,6 +80,10 @@ pub(super) struct Pace {
     changes: u64,
     /// Since a window's worth was not taken in, until all marks are answered.
     behind_since: Option<Instant>,
+    /// Another loop has many changes ahead of it.
+    loops_behind: bool,
+    /// Subscriptions that had come and gone when the turn began.
+    changed_before: u64,
     /// Clients that are not read from, by slot and cid.
     waiting: VecDeque<(Slot, u64)>,
     /// Closed connections that still have subscriptions.
@@ -104,12 +121,17 @@ impl Pace {
     }
 
     fn is_behind(&self) -> bool {
-        self.behind_since.is_some()
+        self.behind_since.is_some() || self.loops_behind
+    }
+
+    /// Whether something is to go on when other loops are through with their mail.
+    pub fn waits_for_loops(&self) -> bool {
+        self.loops_behind && !(self.waiting.is_empty() && self.leaving.is_empty())
     }
 
     /// When something is to be done, if it is not brought about by an answer.
     pub fn deadline(&self, now: Instant) -> Option<Instant> {
-        if self.waiting.is_empty() && self.leaving.is_empty() {
+        if self.loops_behind || self.waiting.is_empty() && self.leaving.is_empty() {
             return None;
         }
         match self.behind_since {
@@ -121,14 +143,40 @@ impl Pace {
     fn has_too_many_leavers(&self) -> bool {
         self.leaving.len() > LEAVERS_WAITING_MAX
     }
-
-    /// The next turn has a portion of its own.
-    pub fn end_turn(&mut self) {
-        self.taken_out = 0;
-    }
 }
 
 impl Broker {
+    /// The next turn has a portion of its own.
+    pub(super) fn end_turn_of_pace(&mut self) {
+        self.pace.taken_out = 0;
+        self.pace.changed_before = self.subscriptions_changed();
+    }
+
+    fn subscriptions_changed(&self) -> u64 {
+        self.totals.inserts + self.totals.removes
+    }
+
+    /// So much has changed that what was received has to wait for the next turn.
+    pub fn turn_is_full(&self) -> bool {
+        self.subscriptions_changed() - self.pace.changed_before >= CHANGES_PER_TURN
+    }
+
+    /// Other loops may have got more to do.
+    fn look_at_loops(&mut self) {
+        let mut ahead = self.peers.iter().map(Peer::changes_ahead);
+        self.pace.loops_behind |= ahead.any(|changes| changes >= CHANGES_AHEAD_MAX);
+    }
+
+    /// The carrier has told what all other loops have ahead of them.
+    pub fn backlogs_are_set(&mut self) {
+        let mut ahead = self.peers.iter().map(Peer::changes_ahead);
+        let most = match self.pace.loops_behind {
+            true => CHANGES_AHEAD_LOW,
+            false => CHANGES_AHEAD_MAX,
+        };
+        self.pace.loops_behind = ahead.any(|changes| changes >= most);
+    }
+
     /// Bursts that may go on do so.
     pub(super) fn keep_pace(&mut self) {
         let pace = &mut self.pace;
@@ -158,13 +206,18 @@ impl Broker {
     /// A connection was closed: its subscriptions go, at once where they are few. No other connection is
     /// touched.
     pub(super) fn leave(&mut self, slot: Slot) {
+        self.look_at_loops();
+        let few_max = match self.pace.loops_behind {
+            true => BULK_CHANGES as usize,
+            false => PORTION,
+        };
         let Receivers {
             clients,
             subscriptions,
             ..
         } = &mut self.receivers;
         let client = &mut clients[slot as usize];
-        let few = client.subscriptions.len() <= PORTION;
+        let few = client.subscriptions.len() <= few_max;
         let mut first = Vec::new();
         if few || client.members > 0 {
             let goes = |id: &mut u32| few || subscriptions[*id as usize].queue.is_some();
@@ -185,9 +238,12 @@ impl Broker {
 
     fn take_out_leavers(&mut self) {
         while let Some(slot) = self.pace.leaving.front().copied() {
+            self.look_at_loops();
             let client = &mut self.receivers.clients[slot as usize];
             let room = PORTION.saturating_sub(self.pace.taken_out);
-            let waits = self.pace.is_behind() && !self.pace.has_too_many_leavers();
+            let routes_behind = self.pace.behind_since.is_some();
+            let waits =
+                self.pace.loops_behind || routes_behind && !self.pace.has_too_many_leavers();
             if room == 0 || waits {
                 return;
             }
@@ -223,10 +279,13 @@ impl Broker {
     /// A client was read from when so many changes had been made: if it brought a burst, it may have to
     /// wait. What others changed in the same turn is not its own.
     pub(super) fn pace_client(&mut self, slot: Slot, changes_before: u64) {
+        if self.pace.changes - changes_before < BULK_CHANGES {
+            return;
+        }
+        self.look_at_loops();
         let pace = &mut self.pace;
         let client = &mut self.receivers.clients[slot as usize];
-        if pace.changes - changes_before >= BULK_CHANGES
-            && pace.is_behind()
+        if pace.is_behind()
             && !client.internal
             && client.kind == Kind::Client
             && client.phase == Phase::Open

@@ -7,7 +7,7 @@
 use super::Broker;
 use super::client::PublisherRef;
 use super::deliver::Origin;
-use super::mail::{Batch, Envelope, Record};
+use super::mail::{Backlog, Batch, Envelope, Record};
 use super::pace::Mark;
 use super::subs::{Care, Target};
 use crate::subject::sublist::{InterestId, QueueId};
@@ -25,8 +25,8 @@ pub struct Peer {
     pub outgoing: Batch,
     /// That loop's interest: our entry for each of its patterns and groups.
     interest: HashMap<PatternAndGroup, u32>,
-    /// Bytes sent to that loop and not yet worked off, told by the carrier.
-    pub backlog: usize,
+    /// Sent to that loop and not yet worked off, told by the carrier.
+    pub backlog: Backlog,
     /// Publishers of this loop held back until the backlog is gone.
     waiting: Vec<PublisherRef>,
     /// What the current message is to do there.
@@ -41,7 +41,7 @@ impl Peer {
         Self {
             outgoing: Batch::default(),
             interest: HashMap::new(),
-            backlog: 0,
+            backlog: Backlog::default(),
             waiting: Vec::new(),
             plain: false,
             groups: Vec::new(),
@@ -79,6 +79,16 @@ impl Peer {
         }
         self.member.clear();
         self.member.extend_from_slice(address);
+    }
+
+    /// What that loop has not worked off, with what it is about to get.
+    #[inline]
+    pub fn bytes_ahead(&self) -> usize {
+        self.backlog.bytes + self.outgoing.weight
+    }
+
+    pub fn changes_ahead(&self) -> usize {
+        self.backlog.changes + self.outgoing.changes
     }
 
     pub fn interest_count(&self) -> usize {
@@ -217,13 +227,14 @@ impl Broker {
     /// What goes to another loop at the end of this turn; `empty` takes its place.
     pub fn take_mail(&mut self, to: u16, empty: Batch) -> Batch {
         let peer = &mut self.peers[to as usize];
-        peer.backlog += peer.outgoing.weight;
+        peer.backlog.bytes += peer.outgoing.weight;
+        peer.backlog.changes += peer.outgoing.changes;
         std::mem::replace(&mut peer.outgoing, empty)
     }
 
-    /// Whether publishers are held back until that loop has worked off its backlog.
+    /// Whether publishers or bursts are held back until that loop has worked off its backlog.
     pub fn waits_for(&self, to: u16) -> bool {
-        !self.peers[to as usize].waiting.is_empty()
+        !self.peers[to as usize].waiting.is_empty() || self.pace.waits_for_loops()
     }
 
     /// Something for another loop that is not of the broker's making, in order with the rest.
@@ -231,11 +242,11 @@ impl Broker {
         &mut self.peers[to as usize].outgoing
     }
 
-    /// The carrier tells how many bytes of ours that loop has not worked off yet.
-    pub fn set_backlog(&mut self, to: u16, bytes: usize) {
+    /// The carrier tells what of ours that loop has not worked off yet.
+    pub fn set_backlog(&mut self, to: u16, backlog: Backlog) {
         let peer = &mut self.peers[to as usize];
-        peer.backlog = bytes;
-        if bytes <= BACKLOG_BYTES_MAX / 2 {
+        peer.backlog = backlog;
+        if backlog.bytes <= BACKLOG_BYTES_MAX / 2 {
             for publisher in std::mem::take(&mut peer.waiting) {
                 self.handle_hold(publisher, false);
             }

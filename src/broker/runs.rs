@@ -200,7 +200,7 @@ impl Broker {
                 publisher: origin.publisher,
             };
             peer.outgoing.push_run(run, envelope);
-            if peer.backlog + peer.outgoing.weight > BACKLOG_BYTES_MAX {
+            if peer.bytes_ahead() > BACKLOG_BYTES_MAX {
                 self.wait_for_peer(*index, origin.publisher);
             }
         }

@@ -200,7 +200,7 @@ impl<I: Io> EventLoop<I> {
         let mut bytes = 0;
         while let Some(completion) = self.completions.pop_front() {
             bytes += self.handle(completion);
-            if bytes >= TURN_BYTES_MAX {
+            if bytes >= TURN_BYTES_MAX || self.broker.turn_is_full() {
                 break;
             }
         }
@@ -216,7 +216,7 @@ impl<I: Io> EventLoop<I> {
     /// How long this turn may wait. Unless it is not at all, the other loops have been told that a
     /// doorbell is needed.
     fn sleep_time(&mut self) -> Wait {
-        if !self.completions.is_empty() {
+        if !self.completions.is_empty() || self.broker.has_effects() {
             return Wait::No;
         }
         let mesh = &self.shared.mesh;
@@ -238,11 +238,14 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
+    /// All that was there when the completions were reaped, which is what they may depend on. What comes meanwhile
+    /// is for the next turn: a loop that sends as fast as this one takes in must not keep it from its connections.
     fn take_in_mail(&mut self) {
         let shared = self.shared.clone();
         for from in shared.mesh.others(self.index) {
             let mailbox = shared.mesh.mailbox(from, self.index);
-            while let Some(mut batch) = mailbox.receive() {
+            for _ in 0..mailbox.len() {
+                let mut batch = mailbox.receive().expect("only this end takes out");
                 self.broker.handle_mail(from, &batch, self.now);
                 for arrival in std::mem::take(&mut batch.arrivals) {
                     self.open(arrival);
@@ -268,6 +271,7 @@ impl<I: Io> EventLoop<I> {
             let backlog = mailbox.backlog(self.broker.waits_for(to));
             self.broker.set_backlog(to, backlog);
         }
+        self.broker.backlogs_are_set();
     }
 
     fn ring(&mut self, to: u16) {
@@ -783,6 +787,7 @@ mod tests {
     use crate::util::random::Random;
     use crate::util::region::RegionMut;
     use std::os::fd::RawFd;
+    use std::sync::atomic::AtomicBool;
 
     /// A loop over the scripted kernel, with a listener.
     fn event_loop(seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, RawFd) {
@@ -948,6 +953,67 @@ mod tests {
         assert_eq!(event_loop.io.take_doorbells(), []);
         drop(event_loop);
         assert_eq!(shared.mesh.door(0).ring_fd(), None);
+    }
+
+    /// The other loop sends whenever the mailbox runs low, for as long as the client has no answer.
+    #[test]
+    fn mail_without_end_keeps_nobody_from_an_answer() {
+        let (mut event_loop, listener) = one_of(2, 1, Adversity::NONE);
+        let fd = connect(&mut event_loop, listener);
+        turns(&mut event_loop, 10);
+        let answered = Arc::new(AtomicBool::new(false));
+        let sender = {
+            let (shared, answered) = (event_loop.shared.clone(), answered.clone());
+            std::thread::spawn(move || {
+                let mailbox = shared.mesh.mailbox(1, 0);
+                while !answered.load(Ordering::Relaxed) {
+                    if mailbox.len() < 100 {
+                        let mut batch = mailbox.spare();
+                        batch.push_interest(b"a.b", None, 1);
+                        mailbox.send(batch);
+                    }
+                }
+            })
+        };
+        while !event_loop.shared.mesh.has_mail(0) {
+            std::thread::yield_now();
+        }
+        event_loop.io.deliver(fd, b"PING\r\n");
+        let mut tries = 0;
+        while got(&event_loop, fd) != b"PONG\r\n" {
+            turns(&mut event_loop, 1);
+            tries += 1;
+            assert!(tries < 100, "no answer");
+        }
+        answered.store(true, Ordering::Relaxed);
+        sender.join().unwrap();
+        turns(&mut event_loop, 1);
+        assert!(!event_loop.shared.mesh.has_mail(0));
+    }
+
+    /// What many clients bring at once is worked off a client or so per turn, with output between.
+    #[test]
+    fn a_turn_takes_in_so_many_changes_only() {
+        let (mut event_loop, listener) = event_loop(1, Adversity::NONE);
+        let fds: Vec<RawFd> = (0..5).map(|_| connect(&mut event_loop, listener)).collect();
+        turns(&mut event_loop, 10);
+        let lines: String = (0..100).map(|n| format!("SUB a.{n} {n}\r\n")).collect();
+        for fd in &fds {
+            event_loop
+                .io
+                .deliver(*fd, (lines.clone() + "PING\r\n").as_bytes());
+        }
+        let mut most = 0;
+        for _ in 0..50 {
+            let before = event_loop.broker.subscription_count();
+            turns(&mut event_loop, 1);
+            most = most.max(event_loop.broker.subscription_count() - before);
+        }
+        assert_eq!(event_loop.broker.subscription_count(), 500);
+        assert!(most <= 200, "{most} in one turn");
+        for fd in fds {
+            assert_eq!(got(&event_loop, fd), b"PONG\r\n");
+        }
     }
 
     #[test]

@@ -10,7 +10,7 @@
 //! puts a batch in and then looks whether the receiver sleeps. One of the two sees the other, in
 //! whatever order these four steps fall: `tests::nobody_sleeps_on_mail` lets loom try them all.
 
-use crate::broker::mail::Batch;
+use crate::broker::mail::{Backlog, Batch};
 use crossbeam_queue::SegQueue;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -57,9 +57,10 @@ pub struct Mailbox {
     empty: SegQueue<Batch>,
     /// Memory of those in `empty`.
     spare_bytes: AtomicUsize,
-    /// Bytes put in and not yet worked off.
+    /// Bytes, and changes of interest, put in and not yet worked off.
     backlog: AtomicUsize,
-    /// The sender holds publishers until the backlog is gone, and wants to hear of it.
+    changes: AtomicUsize,
+    /// The sender holds publishers or bursts until the backlog is gone, and wants to hear of it.
     sender_waits: AtomicBool,
 }
 
@@ -74,6 +75,7 @@ impl Default for Mailbox {
             empty: SegQueue::new(),
             spare_bytes: AtomicUsize::new(0),
             backlog: AtomicUsize::new(0),
+            changes: AtomicUsize::new(0),
             sender_waits: AtomicBool::new(false),
         }
     }
@@ -91,6 +93,7 @@ impl Mailbox {
 
     pub fn send(&self, batch: Batch) {
         self.backlog.fetch_add(batch.weight, Ordering::Relaxed);
+        self.changes.fetch_add(batch.changes, Ordering::Relaxed);
         self.full.push(batch);
     }
 
@@ -101,6 +104,7 @@ impl Mailbox {
     /// The batch has been worked off; true when the sender waits to hear of it.
     pub fn give_back(&self, mut batch: Batch) -> bool {
         self.backlog.fetch_sub(batch.weight, Ordering::SeqCst);
+        self.changes.fetch_sub(batch.changes, Ordering::SeqCst);
         batch.clear();
         // Only this end adds, so the bound holds.
         let bytes = batch.capacity_bytes();
@@ -111,16 +115,24 @@ impl Mailbox {
         self.sender_waits.swap(false, Ordering::SeqCst)
     }
 
+    /// Batches to be received. All are counted that were sent before anything this end has heard of.
+    pub fn len(&self) -> usize {
+        self.full.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.full.is_empty()
     }
 
-    /// Bytes not yet worked off. With `waiting` the receiver is asked to tell when that changes.
-    pub fn backlog(&self, waiting: bool) -> usize {
+    /// What is not yet worked off. With `waiting` the receiver is asked to tell when that changes.
+    pub fn backlog(&self, waiting: bool) -> Backlog {
         if waiting {
             self.sender_waits.store(true, Ordering::SeqCst);
         }
-        self.backlog.load(Ordering::SeqCst)
+        Backlog {
+            bytes: self.backlog.load(Ordering::SeqCst),
+            changes: self.changes.load(Ordering::SeqCst),
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use super::net::{
 use super::sabotage::Saboteur;
 use super::server::{Lane, Server, Stage};
 use crate::broker::effect::{CloseReason, Dial, Effect};
+use crate::broker::mail::Backlog;
 use crate::broker::propagate::{ROUTE_LOOP, next_cid};
 use crate::wire::errors::STALE_CONNECTION;
 use std::collections::{BTreeMap, VecDeque};
@@ -564,9 +565,19 @@ impl World {
         let loops = server.lanes.len() as u16;
         let lane = &mut server.lanes[index as usize];
         lane.awake = false;
-        for (from, batch) in std::mem::take(&mut lane.mail) {
-            lane.broker.handle_mail(from, &batch, now);
+        let mail = std::mem::take(&mut lane.mail);
+        for (from, batch) in &mail {
+            lane.broker.handle_mail(*from, batch, now);
         }
+        for (from, _) in mail {
+            if self.servers[site].lanes[from as usize]
+                .broker
+                .waits_for(index)
+            {
+                self.wake(site, from);
+            }
+        }
+        let lane = &mut self.servers[site].lanes[index as usize];
         if let Some(urls) = lane.client_urls.take() {
             lane.broker.set_client_urls(urls);
         }
@@ -657,10 +668,16 @@ impl World {
                 lanes[to as usize].mail.push((index, batch));
                 self.wake(site, to);
             }
-            self.servers[site].lanes[index as usize]
-                .broker
-                .set_backlog(to, 0);
+            let unread = &self.servers[site].lanes[to as usize].mail;
+            let ours = unread.iter().filter(|(from, _)| *from == index);
+            let changes = ours.map(|(_, batch)| batch.changes).sum();
+            // A loop that is through with its mail does not tell: nobody waits for it, but for bursts.
+            let backlog = Backlog { bytes: 0, changes };
+            let broker = &mut self.servers[site].lanes[index as usize].broker;
+            broker.set_backlog(to, backlog);
         }
+        let lane = &mut self.servers[site].lanes[index as usize];
+        lane.broker.backlogs_are_set();
     }
 
     fn flush(&mut self, site: usize, index: u16) {

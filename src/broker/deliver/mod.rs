@@ -318,7 +318,7 @@ impl Broker {
             peer.groups = groups;
             peer.groups.clear();
             peer.member.clear();
-            if peer.backlog + peer.outgoing.weight > BACKLOG_BYTES_MAX {
+            if peer.bytes_ahead() > BACKLOG_BYTES_MAX {
                 self.wait_for_peer(*index, origin.publisher);
             }
         }

@@ -1,5 +1,6 @@
 //! Bursts, with a route that answers, one that does not, and one that answers slowly.
 
+use super::super::mail::Backlog;
 use super::super::propagate::tests::{PEER, broker, route, subscriptions, written};
 use super::super::settings::{ClusterSettings, Settings};
 use super::*;
@@ -169,6 +170,8 @@ fn another_loop_hears_when_its_burst_is_taken_in() {
         loops[from].end_turn();
         let batch = loops[from].take_mail(1 - from as u16, Default::default());
         loops[1 - from].handle_mail(from as u16, &batch, now);
+        loops[from].set_backlog(1 - from as u16, Backlog::default());
+        loops[from].backlogs_are_set();
     };
     mail(&mut loops, 1);
     let lines = written(&mut loops[0], route, now);
@@ -353,4 +356,67 @@ fn a_route_that_answers_nothing_is_asked_so_often_only() {
         assert!(broker.route(slot).asked.len() <= MARKS_ASKED_MAX);
     }
     assert_eq!(broker.pace.open_marks.len(), MARKS_ASKED_MAX);
+}
+
+/// Two loops without routes, and what one of them has sent to the other.
+#[test]
+fn a_burst_waits_for_the_mail_of_other_loops() {
+    let now = Instant::now();
+    let make = |index| {
+        let region = RegionMut::map(1 << 20).unwrap();
+        Broker::new(Default::default(), index, 2, region, Random::new(1), now)
+    };
+    let mut loops: Vec<Broker> = (0..2).map(make).collect();
+    let (burst, innocent) = (loops[0].open(1, PEER, now), loops[0].open(3, PEER, now));
+    loops[0].handle_bytes(burst, subscriptions(100).as_bytes(), now);
+    loops[0].handle_bytes(innocent, b"SUB x 1\r\nPUB y 0\r\n\r\n", now);
+    assert!(!loops[0].wants_bytes(burst) && loops[0].wants_bytes(innocent));
+    let end_turn = |broker: &mut Broker, taken_in: bool| {
+        broker.end_turn();
+        let batch = broker.take_mail(1, Default::default());
+        let backlog = match taken_in {
+            true => Backlog::default(),
+            false => Backlog {
+                bytes: batch.weight,
+                changes: batch.changes,
+            },
+        };
+        broker.set_backlog(1, backlog);
+        broker.backlogs_are_set();
+        batch
+    };
+    let batch = end_turn(&mut loops[0], false);
+    // However long it takes: the other loop tells.
+    loops[0].handle_timeouts(now + 2 * PATIENCE);
+    assert!(!loops[0].wants_bytes(burst) && loops[0].waits_for(1));
+    loops[1].handle_mail(0, &batch, now);
+    assert_eq!(batch.changes, 101);
+    end_turn(&mut loops[0], true);
+    assert!(!loops[0].waits_for(1));
+    assert_eq!(loops[0].next_deadline(), Some(now + 2 * PATIENCE));
+    loops[0].handle_timeouts(now + 2 * PATIENCE);
+    assert!(loops[0].wants_bytes(burst));
+
+    // It leaves bit by bit, and stands still while much is under way; who has little does not.
+    loops[0].handle_gone(burst, now);
+    loops[0].release(burst);
+    let mut turns = 0;
+    while loops[0].client(burst).is_some() {
+        loops[0].handle_timeouts(now);
+        let batch = end_turn(&mut loops[0], turns % 3 == 2);
+        assert!(
+            batch.changes <= CHANGES_AHEAD_MAX.max(PORTION),
+            "{}",
+            batch.changes
+        );
+        loops[1].handle_mail(0, &batch, now);
+        turns += 1;
+    }
+    assert!(turns >= 100 / PORTION, "{turns} turns");
+    loops[0].handle_gone(innocent, now);
+    loops[0].release(innocent);
+    assert!(loops[0].client(innocent).is_none());
+    let batch = end_turn(&mut loops[0], true);
+    loops[1].handle_mail(0, &batch, now);
+    assert_eq!(loops[1].peers[0].interest_count(), 0);
 }
