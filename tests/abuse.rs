@@ -264,3 +264,17 @@ fn requests_that_are_none_do_not_stop_monitoring() {
     healthy();
     server.stop();
 }
+
+#[test]
+fn idle_monitoring_connections_lock_nobody_out() {
+    let port = support::free_port();
+    let server = Server::start(&["-m", &port.to_string()]);
+    let idle: Vec<_> = (0..200)
+        .map(|_| std::net::TcpStream::connect(("127.0.0.1", port)).unwrap())
+        .collect();
+    until("room", || {
+        http(port, b"GET /varz HTTP/1.1\r\nHost: x\r\n\r\n").starts_with("HTTP/1.1 200 OK\r\n")
+    });
+    drop(idle);
+    server.stop();
+}

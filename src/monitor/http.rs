@@ -58,8 +58,8 @@ impl Response {
         Self::text(404, "404 page not found\n")
     }
 
-    /// The bytes on the wire; `date` is that of the answer, as HTTP writes it.
-    pub fn encode(&self, date: &str, head_only: bool, keep_alive: bool) -> String {
+    /// What stands before the body; `date` is that of the answer, as HTTP writes it.
+    pub fn head(&self, date: &str, keep_alive: bool) -> String {
         let reason = match self.status {
             200 => "OK",
             400 => "Bad Request",
@@ -73,9 +73,8 @@ impl Response {
         } else {
             "Connection: close\r\n"
         };
-        let body = if head_only { "" } else { &self.body };
         format!(
-            "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\nDate: {date}\r\n{connection}Content-Length: {}\r\n\r\n{body}",
+            "HTTP/1.1 {} {reason}\r\nContent-Type: {}\r\nX-Content-Type-Options: nosniff\r\nDate: {date}\r\n{connection}Content-Length: {}\r\n\r\n",
             self.status,
             self.kind,
             self.body.len()
@@ -162,7 +161,7 @@ mod tests {
     fn answers_have_their_date() {
         let date = "Thu, 01 Jan 1970 00:00:00 GMT";
         assert_eq!(
-            Response::not_found().encode(date, true, true),
+            Response::not_found().head(date, true),
             format!(
                 "HTTP/1.1 404 Not Found\r\nContent-Type: text/plain; charset=utf-8\r\n\
                  X-Content-Type-Options: nosniff\r\nDate: {date}\r\nContent-Length: 19\r\n\r\n"

@@ -144,6 +144,9 @@ pub struct EventLoop<I: Io> {
     pub(super) plain: Vec<u8>,
     /// Handshakes not done yet, or done since the last look.
     pub(super) handshakes: Vec<(Instant, Token)>,
+    /// A part of a list was told in this turn, and commands may be left behind it.
+    list_told: bool,
+    commands_left: bool,
     pub(super) now: Instant,
     stopped: bool,
 }
@@ -168,6 +171,8 @@ impl<I: Io> EventLoop<I> {
             segments: Vec::new(),
             plain: Vec::new(),
             handshakes: Vec::new(),
+            list_told: false,
+            commands_left: false,
             now: Instant::now(),
             stopped: false,
         }
@@ -197,6 +202,10 @@ impl<I: Io> EventLoop<I> {
         self.now = Instant::now();
         self.completions.extend(self.reaped.drain(..));
         self.take_in_mail();
+        self.list_told = false;
+        if self.commands_left {
+            self.take_commands();
+        }
         let mut bytes = 0;
         while let Some(completion) = self.completions.pop_front() {
             bytes += self.handle(completion);
@@ -216,7 +225,7 @@ impl<I: Io> EventLoop<I> {
     /// How long this turn may wait. Unless it is not at all, the other loops have been told that a
     /// doorbell is needed.
     fn sleep_time(&mut self) -> Wait {
-        if !self.completions.is_empty() || self.broker.has_effects() {
+        if !self.completions.is_empty() || self.broker.has_effects() || self.commands_left {
             return Wait::No;
         }
         let mesh = &self.shared.mesh;
@@ -697,12 +706,27 @@ impl<I: Io> EventLoop<I> {
         let shared = self.shared.clone();
         let door = shared.mesh.door(self.index);
         door.silence_event();
-        while let Some(command) = door.take_command() {
-            self.run_command(command);
-        }
+        self.take_commands();
         if !more {
             self.io.watch(COMMANDS, door.event_fd());
         }
+    }
+
+    /// In their order, up to the first part of a list in this turn: whoever gets one asks for the next at once.
+    fn take_commands(&mut self) {
+        let shared = self.shared.clone();
+        while !self.list_told {
+            let Some(command) = shared.mesh.door(self.index).take_command() else {
+                self.commands_left = false;
+                return;
+            };
+            self.list_told = matches!(
+                command,
+                Command::Connections { .. } | Command::Subjects { .. }
+            );
+            self.run_command(command);
+        }
+        self.commands_left = true;
     }
 
     fn run_command(&mut self, command: Command) {
@@ -989,6 +1013,29 @@ mod tests {
         sender.join().unwrap();
         turns(&mut event_loop, 1);
         assert!(!event_loop.shared.mesh.has_mail(0));
+    }
+
+    #[test]
+    fn a_turn_tells_one_part_of_a_list() {
+        let (mut event_loop, _) = event_loop(1, Adversity::NONE);
+        let (reply, answers) = std::sync::mpsc::channel();
+        let (done, is_done) = std::sync::mpsc::channel();
+        let door_of = event_loop.shared.clone();
+        for _ in 0..3 {
+            let reply = reply.clone();
+            let command = Command::Subjects { from: 0, reply };
+            door_of.mesh.door(0).command(command);
+        }
+        door_of.mesh.door(0).command(Command::Acknowledge(done));
+        event_loop.run_commands(true);
+        for _ in 0..2 {
+            assert_eq!(answers.try_iter().count(), 1);
+            assert!(is_done.try_recv().is_err());
+            turns(&mut event_loop, 1);
+        }
+        assert_eq!(answers.try_iter().count(), 1);
+        turns(&mut event_loop, 1);
+        assert!(is_done.try_recv().is_ok() && !event_loop.commands_left);
     }
 
     /// What many clients bring at once is worked off a client or so per turn, with output between.

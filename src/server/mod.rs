@@ -13,6 +13,7 @@ pub mod mailbox;
 mod monitor;
 mod monitor_http;
 mod monitor_streaming;
+mod monitor_turns;
 pub mod nats_client;
 mod nats_link;
 pub mod nats_login;

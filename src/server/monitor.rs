@@ -1,7 +1,7 @@
 //! Answers of the monitoring port, put together from what the loops tell.
 //!
-//! Lists are fetched from each loop in parts, so that no request holds a loop up, however long the
-//! list is.
+//! Lists are fetched from each loop in parts, of which a loop gives one per turn, so that no request holds a loop
+//! up, however long the list is and however many ask.
 
 use super::event_loop::{Command, Shared, Snapshot};
 use super::monitor_streaming;
@@ -129,6 +129,14 @@ impl Monitor {
             },
             _ => response,
         }
+    }
+
+    /// Whether the answer to a path may be long, and take the loops' time.
+    pub fn is_list(path: &str) -> bool {
+        matches!(
+            path,
+            "/connz" | "/routez" | "/streaming/channelsz" | "/streaming/clientsz"
+        )
     }
 
     /// Counts a request that is going to be answered, so that its own answer has it.
