@@ -982,6 +982,7 @@ mod tests {
     /// The other loop sends whenever the mailbox runs low, for as long as the client has no answer.
     #[test]
     fn mail_without_end_keeps_nobody_from_an_answer() {
+        const SENT_MAX: u32 = 2000;
         let (mut event_loop, listener) = one_of(2, 1, Adversity::NONE);
         let fd = connect(&mut event_loop, listener);
         turns(&mut event_loop, 10);
@@ -990,13 +991,19 @@ mod tests {
             let (shared, answered) = (event_loop.shared.clone(), answered.clone());
             std::thread::spawn(move || {
                 let mailbox = shared.mesh.mailbox(1, 0);
-                while !answered.load(Ordering::Relaxed) {
-                    if mailbox.len() < 100 {
+                let mut sent = 0;
+                while !answered.load(Ordering::Relaxed) && sent < SENT_MAX {
+                    if mailbox.len() < 3 {
                         let mut batch = mailbox.spare();
-                        batch.push_interest(b"a.b", None, 1);
+                        // Much quicker to write than to take in.
+                        for number in 0..500u32 {
+                            batch.push_interest(&number.to_le_bytes(), None, 1 - sent % 2);
+                        }
                         mailbox.send(batch);
+                        sent += 1;
                     }
                 }
+                sent
             })
         };
         while !event_loop.shared.mesh.has_mail(0) {
@@ -1010,7 +1017,10 @@ mod tests {
             assert!(tries < 100, "no answer");
         }
         answered.store(true, Ordering::Relaxed);
-        sender.join().unwrap();
+        assert!(
+            sender.join().unwrap() < SENT_MAX,
+            "answered when it was over"
+        );
         turns(&mut event_loop, 1);
         assert!(!event_loop.shared.mesh.has_mail(0));
     }
