@@ -57,6 +57,7 @@ pub struct FakeIo {
     /// last of them is delivered: before that the loop cannot know that the operation is over.
     due: BTreeMap<u64, VecDeque<(Option<RawFd>, Completion)>>,
     doorbells_rung: Vec<(RawFd, Token)>,
+    when_rung: Option<Box<dyn FnMut()>>,
     last_wait: Option<Wait>,
 }
 
@@ -102,6 +103,7 @@ impl FakeIo {
             in_flight: Vec::new(),
             due: BTreeMap::new(),
             doorbells_rung: Vec::new(),
+            when_rung: None,
             last_wait: None,
         }
     }
@@ -192,6 +194,11 @@ impl FakeIo {
     pub fn push_doorbell(&mut self, token: Token) {
         assert_eq!(token.kind, Kind::Doorbell);
         self.complete(token, None, Ok(0), false);
+    }
+
+    /// What another ring's loop does at once when it is rung.
+    pub fn when_rung(&mut self, act: impl FnMut() + 'static) {
+        self.when_rung = Some(Box::new(act));
     }
 
     // ---- what the test looks at
@@ -514,6 +521,9 @@ impl Io for FakeIo {
     fn ring_doorbell(&mut self, other_ring_fd: RawFd, token: Token) {
         assert_eq!(token.kind, Kind::Doorbell);
         self.doorbells_rung.push((other_ring_fd, token));
+        if let Some(act) = &mut self.when_rung {
+            act();
+        }
     }
 
     fn watch(&mut self, token: Token, fd: RawFd) {
