@@ -4,7 +4,7 @@ mod support;
 
 use std::io::Write;
 use std::process::{Command, Stdio};
-use support::until;
+use support::Ports;
 
 const MIDGE: &str = env!("CARGO_BIN_EXE_midge");
 
@@ -55,18 +55,16 @@ fn the_ports_file_tells_what_was_bound_and_goes_with_the_server() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let file = folder.path().join(format!("midge_{}.ports", child.id()));
-    until("the ports file", || file.exists());
-    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let ports = Ports::of(&child, folder.path());
     for key in ["nats", "monitoring"] {
-        let url = ports[key][0].as_str().unwrap();
+        let url = ports.urls[key][0].as_str().unwrap();
         let address = url.split_once("://").unwrap().1;
         std::net::TcpStream::connect(address).unwrap();
     }
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(child.wait().unwrap().success());
-    assert!(!file.exists());
+    assert!(!ports.file.exists());
 }
 
 #[test]
@@ -80,15 +78,13 @@ fn the_ports_file_has_addresses_that_can_be_connected_to() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let file = folder.path().join(format!("midge_{}.ports", child.id()));
-    until("the ports file", || file.exists());
-    let ports: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let ports = Ports::of(&child, folder.path());
     for (key, scheme) in [
         ("nats", "nats"),
         ("monitoring", "http"),
         ("cluster", "nats"),
     ] {
-        let urls = ports[key].as_array().unwrap();
+        let urls = ports.urls[key].as_array().unwrap();
         assert!(
             urls[0]
                 .as_str()
@@ -97,7 +93,7 @@ fn the_ports_file_has_addresses_that_can_be_connected_to() {
         );
         for url in urls {
             let address = url.as_str().unwrap().split_once("://").unwrap().1;
-            assert!(!address.starts_with("0.0.0.0"), "{ports}");
+            assert!(!address.starts_with("0.0.0.0"), "{url}");
             std::net::TcpStream::connect(address).unwrap();
         }
     }

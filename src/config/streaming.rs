@@ -467,29 +467,20 @@ fn is_valid_pattern(name: &str) -> bool {
         && !name.contains('/')
 }
 
+const LIMITS: &str = "streaming.store_limits.";
+
+/// Options of all channels that one channel may have of its own.
+fn limit_rows() -> impl Iterator<Item = (&'static str, &'static Row)> {
+    let limits = ROWS
+        .iter()
+        .filter_map(|row| Some((row.key.strip_prefix(LIMITS)?, row)));
+    limits.filter(|(name, _)| !matches!(*name, "max_channels" | "channels"))
+}
+
 /// Keys of the limits of a channel.
-pub(super) const LIMIT_KEYS: &[&str] = &[
-    "max_subs",
-    "max_subscriptions",
-    "maxsubscriptions",
-    "msu",
-    "max_msgs",
-    "maxmsgs",
-    "max_count",
-    "maxcount",
-    "mm",
-    "max_bytes",
-    "maxbytes",
-    "mb",
-    "max_age",
-    "maxage",
-    "ma",
-    "max_inactivity",
-    "maxinactivity",
-    "mi",
-    "max_redeliveries",
-    "dead_letter",
-];
+pub(super) fn limit_keys() -> impl Iterator<Item = &'static str> {
+    limit_rows().flat_map(|(name, row)| std::iter::once(name).chain(row.aliases.iter().copied()))
+}
 
 fn channels(value: &Value) -> Result<BTreeMap<String, ChannelLimitOptions>, Trouble> {
     let Data::Map(entries) = &value.data else {
@@ -516,27 +507,18 @@ fn channel(value: &Value) -> Result<ChannelLimitOptions, Trouble> {
         return expected(value, "a map of limits").map_err(Into::into);
     };
     let mut trouble = Trouble::default();
-    let mut own = ChannelLimitOptions::default();
+    // Read as those of all channels are.
+    let mut own = Options::default();
+    own.streaming.limits = ChannelLimitOptions::default();
     for limit in limits {
-        let (at, value) = (&limit.value.at, &limit.value);
-        match limit.key.to_ascii_lowercase().as_str() {
-            "max_subs" | "max_subscriptions" | "maxsubscriptions" | "msu" => {
-                own.max_subscriptions = trouble.take(at, any_int(value));
-            }
-            "max_msgs" | "maxmsgs" | "max_count" | "maxcount" | "mm" => {
-                own.max_msgs = trouble.take(at, any_int(value));
-            }
-            "max_bytes" | "maxbytes" | "mb" => own.max_bytes = trouble.take(at, any_int(value)),
-            "max_age" | "maxage" | "ma" => own.max_age = trouble.take(at, period(value)),
-            "max_inactivity" | "maxinactivity" | "mi" => {
-                own.max_inactivity = trouble.take(at, period(value));
-            }
-            "max_redeliveries" => own.max_redeliveries = trouble.take(at, any_int(value)),
-            "dead_letter" => own.dead_letter = trouble.take(at, dead_letter(value)),
-            _ => {} // warned about by the table
+        let key = limit.key.to_ascii_lowercase();
+        let row = limit_rows().find(|(name, row)| *name == key || row.aliases.contains(&&*key));
+        // Others are warned about by the table.
+        if let Some((_, row)) = row {
+            trouble.take(&limit.value.at, (row.set)(&mut own, &limit.value));
         }
     }
-    trouble.or(own)
+    trouble.or(own.streaming.limits)
 }
 
 /// Sets an option, which also turns streaming on.

@@ -790,9 +790,9 @@ const KEYS_INSIDE: &[(&str, &[&str])] = &[
         "cluster.authorization",
         &["user", "username", "password", "pass", "timeout", "users"],
     ),
-    (CHANNELS, super::streaming::LIMIT_KEYS),
 ];
 
+/// Its keys are names of channels, whose keys are those of limits.
 const CHANNELS: &str = "streaming.store_limits.channels";
 
 /// What later servers know and midge does not do. A file that has it starts, as with gnatsd 1.1.0,
@@ -905,12 +905,13 @@ fn without_streaming(path: &str) -> &str {
 
 /// Warns about keys that are not read inside of a block, or of the blocks of a list.
 fn unknown_inside(path: &str, value: &Value, found: &mut Found) {
-    let Some((_, known)) = KEYS_INSIDE.iter().find(|(block, _)| *block == path) else {
-        return;
+    let known: Vec<&str> = match KEYS_INSIDE.iter().find(|(block, _)| *block == path) {
+        Some((_, known)) => known.to_vec(),
+        None if path == CHANNELS => super::streaming::limit_keys().collect(),
+        None => return,
     };
     let values: Vec<&Value> = match &value.data {
         Data::Array(values) => values.iter().collect(),
-        // Its keys are names of channels.
         Data::Map(entries) if path == CHANNELS => {
             entries.iter().map(|entry| &entry.value).collect()
         }

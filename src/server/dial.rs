@@ -5,6 +5,7 @@ use super::event_loop::{Command, Shared};
 use crate::broker::effect::Dial;
 use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::route_url::RouteUrl;
+use crate::util::lock;
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -168,8 +169,7 @@ impl Dialer {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Configured> {
-        // Nothing that holds the lock can fail in between.
-        self.configured.lock().unwrap_or_else(|e| e.into_inner())
+        lock(&self.configured)
     }
 }
 

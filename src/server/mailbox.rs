@@ -93,7 +93,9 @@ impl Mailbox {
 
     pub fn send(&self, batch: Batch) {
         self.backlog.fetch_add(batch.weight, Ordering::Relaxed);
-        self.changes.fetch_add(batch.changes, Ordering::Relaxed);
+        if batch.changes > 0 {
+            self.changes.fetch_add(batch.changes, Ordering::Relaxed);
+        }
         self.full.push(batch);
     }
 
@@ -104,7 +106,9 @@ impl Mailbox {
     /// The batch has been worked off; true when the sender waits to hear of it.
     pub fn give_back(&self, mut batch: Batch) -> bool {
         self.backlog.fetch_sub(batch.weight, Ordering::SeqCst);
-        self.changes.fetch_sub(batch.changes, Ordering::SeqCst);
+        if batch.changes > 0 {
+            self.changes.fetch_sub(batch.changes, Ordering::SeqCst);
+        }
         batch.clear();
         // Only this end adds, so the bound holds.
         let bytes = batch.capacity_bytes();

@@ -8,6 +8,7 @@ mod connection;
 mod dial;
 mod event_loop;
 mod limits;
+mod listener;
 #[doc(hidden)]
 pub mod mailbox;
 mod monitor;
@@ -23,6 +24,7 @@ mod run;
 mod settings;
 mod signals;
 mod streaming;
+mod streaming_probe;
 mod tls_link;
 mod verifier;
 

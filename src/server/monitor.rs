@@ -19,6 +19,7 @@ use crate::monitor::model::{
 };
 use crate::monitor::query::{ConnzOptions, Query, Sort};
 use crate::util::go_json::go_json_pretty;
+use crate::util::lock;
 use crate::wire::parser::Kind;
 use chrono::{DateTime, Local, SecondsFormat};
 use std::cmp::Reverse;
@@ -86,18 +87,11 @@ impl Monitor {
     }
 
     fn streaming(&self) -> Option<MutexGuard<'_, Streaming>> {
-        let streaming = self.streaming.get()?;
-        Some(
-            streaming
-                .lock()
-                .unwrap_or_else(|poisoned| poisoned.into_inner()),
-        )
+        self.streaming.get().map(lock)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.state)
     }
 
     pub fn set_options(&self, options: &Options) {

@@ -1,6 +1,7 @@
 //! Who of the monitoring port may do what when: long documents one or two at a time, in the order in which they
 //! were asked for; and a bounded number of connections, of which idle ones make room.
 
+use crate::util::lock;
 use std::collections::{HashMap, VecDeque};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Condvar, Mutex, MutexGuard};
@@ -171,12 +172,6 @@ impl Guests {
             }
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(test)]

@@ -5,14 +5,13 @@
 
 use super::dial::Routes;
 use super::limits;
-use super::nats_client::{Incoming, NatsClient, OUTPUT_BYTES_MAX, Output, Terms};
+use super::nats_client::{NatsClient, OUTPUT_BYTES_MAX, Output, Terms};
 use super::nats_link::Link;
 use super::nats_login::NatsUrl;
+use super::streaming_probe::{ANSWERS, Probe, Watch};
 use crate::config::Options;
 use crate::config::streaming::{StoreKind, StreamingOptions};
 use crate::stan::engine::{Engine, Settings, Shown};
-use crate::stan::outlet::{Inlet, Outlet};
-use crate::stan::pb;
 use crate::stan::report::Report;
 use crate::stan::store::file::{FileOptions, FileStore, Wake};
 use crate::stan::store::memory::MemoryStore;
@@ -20,7 +19,6 @@ use crate::stan::store::{Recovered, Store};
 use crate::util::random::Random;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use prost::Message;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -34,13 +32,6 @@ const TURN_BYTES_MAX: usize = 4 << 20;
 /// Messages that wait for a slow disk, beyond which nothing more is read.
 const BACKLOG_BYTES_MAX: usize = 64 << 20;
 const MAINTAIN_EVERY: Duration = Duration::from_secs(1);
-/// How long another server of the same cluster ID has to answer at the start.
-const PROBE_TIME: Duration = Duration::from_millis(250);
-const PROBE_EVERY: Duration = Duration::from_millis(25);
-/// The time counts from when the routes were dialled, which may take this long.
-const ROUTES_TIME_MAX: Duration = Duration::from_secs(2);
-/// So many probes, a second apart, when a route has come up: interest takes a moment to cross it.
-const PROBES: u32 = 3;
 const REPORT_TIME_MAX: Duration = Duration::from_secs(5);
 
 enum Ask {
@@ -167,139 +158,6 @@ impl Streaming {
             && thread.join().is_err()
         {
             log::error!("STREAM: the engine ended by a panic");
-        }
-    }
-}
-
-/// Of answers to a probe.
-const ANSWERS: Inlet = Inlet(99);
-
-/// A request that every server of our cluster ID answers.
-struct Probe {
-    cluster_id: String,
-    discovery: String,
-    inbox: String,
-}
-
-impl Probe {
-    fn new(info: &pb::ServerInfo) -> Self {
-        Self {
-            cluster_id: info.cluster_id.clone(),
-            discovery: info.discovery.clone(),
-            inbox: format!("_INBOX.{}", Random::from_entropy().id()),
-        }
-    }
-
-    fn send(&self, output: &mut Output) {
-        // Without a heartbeat inbox it is refused, so it leaves no trace there.
-        let request = pb::ConnectRequest {
-            client_id: self.cluster_id.clone(),
-            ..pb::ConnectRequest::default()
-        };
-        output.publish(&self.discovery, Some(&self.inbox), &request.encode_to_vec());
-    }
-
-    fn is_answer(incoming: &Incoming<'_>) -> bool {
-        incoming.inlet == ANSWERS
-            && incoming.headers.is_empty()
-            && pb::ConnectResponse::decode(incoming.payload.clone()).is_ok()
-    }
-
-    fn found(&self) -> String {
-        format!(
-            "discovered another streaming server with cluster ID {:?}",
-            self.cluster_id
-        )
-    }
-
-    /// Fails when somebody answers to our cluster ID already. What asks for it crosses a route after the connection has come up, so
-    /// it is asked again and again, and the time counts from when all routes `are_tried`.
-    fn look_for_another(
-        &self,
-        client: &mut NatsClient,
-        are_tried: impl Fn() -> bool,
-    ) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("connection to NATS: {error}");
-        client.output().subscribe(ANSWERS, &self.inbox);
-        let begun = Instant::now();
-        let mut until = begun + PROBE_TIME;
-        let mut again = begun;
-        let mut answered = false;
-        while !answered && Instant::now() < until {
-            let now = Instant::now();
-            if now >= again {
-                self.send(client.output());
-                again = now + PROBE_EVERY;
-            }
-            if begun.elapsed() < ROUTES_TIME_MAX && !are_tried() {
-                until = now + PROBE_TIME;
-            }
-            client.flush().map_err(failed)?;
-            let read = client.receive(|incoming, _| answered |= Self::is_answer(&incoming));
-            if read.map_err(failed)? == 0 {
-                // Too late is what is hoped for.
-                let _ = client.wait_for(PollFlags::POLLIN, again.min(until), "another server");
-            }
-        }
-        client.output().unsubscribe(ANSWERS);
-        match answered {
-            true => Err(self.found()),
-            false => Ok(()),
-        }
-    }
-}
-
-/// Looks again when routes come up while we serve: both sides may have started alone.
-struct Watch {
-    probe: Probe,
-    routes: Arc<Routes>,
-    /// Of routes, when they were looked at last.
-    opened: usize,
-    probes_left: u32,
-    /// To the probe that is out; the first one is ours.
-    answers: Option<u32>,
-}
-
-impl Watch {
-    fn new(probe: Probe, routes: &Arc<Routes>) -> Self {
-        Self {
-            probe,
-            routes: routes.clone(),
-            opened: 0,
-            probes_left: 0,
-            answers: None,
-        }
-    }
-
-    fn count(&mut self, incoming: &Incoming<'_>) {
-        if Probe::is_answer(incoming) {
-            self.answers = self.answers.map(|answers| answers + 1);
-        }
-    }
-
-    /// To be called every second or so.
-    fn go_on(&mut self, output: &mut Output) {
-        if let Some(answers) = self.answers.take() {
-            output.unsubscribe(ANSWERS);
-            if answers > 1 {
-                self.probes_left = 0;
-                log::error!(
-                    "STREAM: {}: both serve every request; stop one of them",
-                    self.probe.found()
-                );
-            }
-        }
-        let opened = self.routes.opened();
-        if std::mem::replace(&mut self.opened, opened) != opened {
-            self.probes_left = PROBES;
-        }
-        if self.probes_left > 0 {
-            self.probes_left -= 1;
-            self.answers = Some(0);
-            // A late answer to the last one does not count.
-            self.probe.inbox = format!("_INBOX.{}", Random::from_entropy().id());
-            output.subscribe(ANSWERS, &self.probe.inbox);
-            self.probe.send(output);
         }
     }
 }
@@ -583,6 +441,9 @@ fn urls(text: &str) -> Result<Vec<NatsUrl>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stan::outlet::Inlet;
+    use crate::stan::pb;
+    use prost::Message;
     use std::io::Read;
 
     /// Over a pair of sockets, with a store in memory; the other end.

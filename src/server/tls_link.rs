@@ -16,6 +16,7 @@ use crate::broker::{Slot, client::TlsInfo};
 use crate::config::options::{Options, TlsOptions};
 use crate::tls::{Configs, Fault, Session};
 use crate::uring::{Io, Kind, RecvBuf, Segment};
+use crate::util::lock;
 use crate::wire::errors;
 use crate::wire::parser::Kind as Peer;
 use bytes::{Buf, Bytes};
@@ -82,13 +83,6 @@ impl TlsTerms {
     pub fn routes(&self) -> Option<Arc<Terms>> {
         lock(&self.routes).clone()
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // A value is only ever replaced as a whole.
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 /// The TLS side of one connection.

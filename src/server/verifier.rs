@@ -9,11 +9,12 @@ use super::event_loop::{Command, Shared};
 use crate::broker::Slot;
 use crate::broker::auth::Proof;
 use crate::broker::perms::Permissions;
+use crate::util::lock;
 use std::collections::HashSet;
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Passwords that were found right lately; all are forgotten when there are more.
 const REMEMBERED_MAX: usize = 16 << 10;
@@ -140,12 +141,6 @@ impl Remembered {
         }
         pairs.insert(self.digest(hash, given));
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(test)]

@@ -1,10 +1,10 @@
 //! Settings of the connecting side, for programs that are clients of a NATS server.
 
 use super::load::{Authorities, authorities, unfit};
-use super::verify;
+use super::verify::{self, Signatures};
 use crate::config::options::ClientTlsOptions;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
@@ -19,7 +19,7 @@ pub fn client(options: &ClientTlsOptions) -> Result<Arc<ClientConfig>, String> {
     let builder = match options.skip_verify {
         true => builder
             .dangerous()
-            .with_custom_certificate_verifier(Arc::new(Anybody(provider))),
+            .with_custom_certificate_verifier(Arc::new(Anybody(Signatures(provider)))),
         false => {
             let trusted = match authorities(&options.ca_file)? {
                 Some(authorities) => authorities,
@@ -67,7 +67,7 @@ fn of_the_system() -> Result<Authorities, String> {
 
 /// Takes every certificate, as users asked who want encryption alone.
 #[derive(Debug)]
-struct Anybody(Arc<CryptoProvider>);
+struct Anybody(Signatures);
 
 impl ServerCertVerifier for Anybody {
     fn verify_server_cert(
@@ -87,8 +87,7 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        self.0.tls12(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -97,11 +96,10 @@ impl ServerCertVerifier for Anybody {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let algorithms = &self.0.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        self.0.tls13(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
+        self.0.schemes()
     }
 }

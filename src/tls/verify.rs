@@ -8,7 +8,9 @@ use super::kinds;
 use super::load::Authorities;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::CryptoProvider;
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{ParsedCertificate, VerifierBuilderError, WebPkiClientVerifier};
@@ -24,9 +26,11 @@ pub fn of_clients(
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ClientCertVerifier>, VerifierBuilderError> {
     let store = authorities.store.clone();
+    let webpki = WebPkiClientVerifier::builder_with_provider(store, provider.clone()).build()?;
     Ok(Arc::new(Verifier {
-        webpki: WebPkiClientVerifier::builder_with_provider(store, provider).build()?,
+        webpki,
         listed: authorities.listed.clone(),
+        signatures: Signatures(provider),
     }))
 }
 
@@ -36,10 +40,11 @@ pub fn of_servers(
     provider: Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, VerifierBuilderError> {
     let store = authorities.store.clone();
-    let webpki = WebPkiServerVerifier::builder_with_provider(store, provider).build()?;
+    let webpki = WebPkiServerVerifier::builder_with_provider(store, provider.clone()).build()?;
     Ok(Arc::new(Verifier {
         webpki,
         listed: authorities.listed.clone(),
+        signatures: Signatures(provider),
     }))
 }
 
@@ -48,6 +53,43 @@ struct Verifier<V: ?Sized> {
     webpki: Arc<V>,
     /// The certificates in `ca_file`.
     listed: Vec<CertificateDer<'static>>,
+    signatures: Signatures,
+}
+
+/// What every verifier says of the proof that a peer has the key of its certificate.
+#[derive(Debug)]
+pub struct Signatures(pub Arc<CryptoProvider>);
+
+type Proof = Result<HandshakeSignatureValid, Error>;
+
+impl Signatures {
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.0.signature_verification_algorithms
+    }
+
+    pub fn tls12(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Proof {
+        let verdict = verify_tls12_signature(message, certificate, signature, self.algorithms());
+        verdict.map_err(|refusal| in_words(refusal, certificate))
+    }
+
+    pub fn tls13(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Proof {
+        let verdict = verify_tls13_signature(message, certificate, signature, self.algorithms());
+        verdict.map_err(|refusal| in_words(refusal, certificate))
+    }
+
+    pub fn schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms().supported_schemes()
+    }
 }
 
 /// What the peer of a handshake is to be.
@@ -156,10 +198,7 @@ impl ClientCertVerifier for Verifier<dyn ClientCertVerifier> {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verdict = self
-            .webpki
-            .verify_tls12_signature(message, certificate, signature);
-        verdict.map_err(|refusal| in_words(refusal, certificate))
+        self.signatures.tls12(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -168,14 +207,11 @@ impl ClientCertVerifier for Verifier<dyn ClientCertVerifier> {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verdict = self
-            .webpki
-            .verify_tls13_signature(message, certificate, signature);
-        verdict.map_err(|refusal| in_words(refusal, certificate))
+        self.signatures.tls13(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.signatures.schemes()
     }
 }
 
@@ -203,10 +239,7 @@ impl ServerCertVerifier for Verifier<WebPkiServerVerifier> {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verdict = self
-            .webpki
-            .verify_tls12_signature(message, certificate, signature);
-        verdict.map_err(|refusal| in_words(refusal, certificate))
+        self.signatures.tls12(message, certificate, signature)
     }
 
     fn verify_tls13_signature(
@@ -215,14 +248,11 @@ impl ServerCertVerifier for Verifier<WebPkiServerVerifier> {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        let verdict = self
-            .webpki
-            .verify_tls13_signature(message, certificate, signature);
-        verdict.map_err(|refusal| in_words(refusal, certificate))
+        self.signatures.tls13(message, certificate, signature)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.webpki.supported_verify_schemes()
+        self.signatures.schemes()
     }
 }
 

@@ -1,8 +1,9 @@
 //! The screen that follows the servers: keys and news in, frames out.
 
-use super::draw::{Screen, draw, help_scroll_max};
+use super::draw::{Screen, draw};
 use super::fetch::{Ask, Client, ConnectionsAsk};
 use super::fleet::Fleet;
+use super::help;
 use super::names::{Names, Resolver};
 use super::options::{Address, Options, SERVER_SORT_KEYS, View, check_sort};
 use super::poll::{News, Poller, probe};
@@ -46,23 +47,25 @@ fn end_from_outside() -> nix::Result<Arc<AtomicBool>> {
     }
     signals.thread_block()?;
     let asked = Arc::new(AtomicBool::new(false));
-    let end_once = |wait: Box<dyn FnOnce() -> bool + Send>| {
-        let told = asked.clone();
-        std::thread::spawn(move || {
-            if wait() {
-                told.store(true, SeqCst);
-                std::thread::sleep(END_GRACE);
-                // This much can be done without writing to it.
-                let _ = crossterm::terminal::disable_raw_mode();
-                std::process::exit(1);
-            }
-        });
-    };
-    end_once(Box::new(move || signals.wait().is_ok()));
+    end_after(&asked, move || signals.wait().is_ok());
     if let Some(terminal) = terminal() {
-        end_once(Box::new(move || has_gone(&terminal)));
+        end_after(&asked, move || has_gone(&terminal));
     }
     Ok(asked)
+}
+
+/// Asks for the end once `wait` says so, and sees to it that it comes.
+fn end_after(asked: &Arc<AtomicBool>, wait: impl FnOnce() -> bool + Send + 'static) {
+    let asked = asked.clone();
+    std::thread::spawn(move || {
+        if wait() {
+            asked.store(true, SeqCst);
+            std::thread::sleep(END_GRACE);
+            // This much can be done without writing to it.
+            let _ = crossterm::terminal::disable_raw_mode();
+            std::process::exit(1);
+        }
+    });
 }
 
 /// Where keys come from.
@@ -314,7 +317,7 @@ impl App {
 
     /// A key while the help is shown: it goes, unless there is more of it to see.
     fn read_help(&mut self, key: KeyCode) {
-        let most = help_scroll_max(self.area);
+        let most = help::scroll_max(self.area);
         let screen = &mut self.screen;
         match key {
             KeyCode::Up if most > 0 => screen.help_scroll = screen.help_scroll.saturating_sub(1),

@@ -1,6 +1,7 @@
 //! A frame, from what is known; nothing is asked or read here.
 
 use super::fleet::{Fleet, Seen};
+use super::help;
 use super::names::Names;
 use super::options::View;
 use super::rates::Rates;
@@ -11,7 +12,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
-use ratatui::widgets::{Block, Borders, Cell, Clear, Paragraph, Row, Sparkline, Table as Widget};
+use ratatui::widgets::{Block, Borders, Cell, Paragraph, Row, Sparkline, Table as Widget};
 
 /// Terminals at least this wide show curves beside the figures.
 const WIDE: u16 = 100;
@@ -54,7 +55,7 @@ impl Screen {
     }
 
     /// Colours of the terminal's own palette, which its owner has chosen to be read.
-    fn head(&self) -> Style {
+    pub fn head(&self) -> Style {
         self.ink(Color::Blue).add_modifier(Modifier::BOLD)
     }
 
@@ -122,7 +123,7 @@ pub fn draw(f: &mut Frame<'_>, fleet: &Fleet, screen: &Screen) {
     show_table(f, body, screen.table(fleet), screen);
     f.render_widget(foot_line(&chosen, screen), foot);
     if screen.help {
-        help(f, screen);
+        help::draw(f, screen);
     }
     if screen.ascii {
         to_ascii(f.buffer_mut());
@@ -335,100 +336,6 @@ fn fitted(text: &str, width: usize) -> String {
     }
     let kept = head.chars().take(width - 1);
     kept.chain(ELLIPSIS.chars()).collect()
-}
-
-const HELP: [(&str, &str); 20] = [
-    ("1", "connections"),
-    ("2", "cluster"),
-    ("3", "streaming channels"),
-    ("4", "streaming clients"),
-    ("5", "slow consumers"),
-    ("6", "event loops"),
-    ("tab", "all servers, or one by one"),
-    ("o", "sort connections by a key"),
-    ("< >", "sort by the column beside"),
-    ("n", "number of connections"),
-    ("s", "subscriptions on and off"),
-    ("d", "names of addresses"),
-    ("b", "numbers in full"),
-    ("space", "rates in place of totals"),
-    ("/", "only what has a word in it"),
-    ("f", "freeze"),
-    ("c", "follow routes to others"),
-    ("arrows", "scroll, also pgup pgdn home"),
-    ("? h", "this help"),
-    ("q ctrl-c", "quit"),
-];
-const HELP_KEY_WIDTH: u16 = 10;
-const HELP_WORDS_WIDTH: u16 = 28;
-
-/// Where the help stands, and how it is laid out.
-struct HelpLayout {
-    area: Rect,
-    /// Beside each other.
-    columns: usize,
-    lines: usize,
-}
-
-impl HelpLayout {
-    fn new(whole: Rect) -> Self {
-        let column = HELP_KEY_WIDTH + HELP_WORDS_WIDTH;
-        let room = Rect {
-            width: whole.width.saturating_sub(2),
-            height: whole.height.saturating_sub(2),
-            ..whole
-        };
-        let wanted = HELP.len().div_ceil(usize::from(room.height.max(1)));
-        let columns = wanted.clamp(1, usize::from((room.width / column).max(1)));
-        let lines = HELP.len().div_ceil(columns);
-        let width = whole.width.min(columns as u16 * column + 2);
-        let height = whole.height.min(lines as u16 + 2);
-        let area = Rect {
-            x: whole.x + (whole.width - width) / 2,
-            y: whole.y + (whole.height - height) / 2,
-            width,
-            height,
-        };
-        Self {
-            area,
-            columns,
-            lines,
-        }
-    }
-
-    /// Lines that there is no room for.
-    fn hidden(&self) -> usize {
-        let room = usize::from(self.area.height.saturating_sub(2));
-        self.lines.saturating_sub(room)
-    }
-}
-
-/// How far the help can be scrolled in a terminal of this size.
-pub fn help_scroll_max(whole: Rect) -> usize {
-    HelpLayout::new(whole).hidden()
-}
-
-fn help(f: &mut Frame<'_>, screen: &Screen) {
-    let layout = HelpLayout::new(f.area());
-    let entry = |(key, words): &(&str, &str)| {
-        let (left, right) = (HELP_KEY_WIDTH.into(), HELP_WORDS_WIDTH.into());
-        format!("{key:<left$}{words:<right$}")
-    };
-    let line = |at: usize| {
-        let entries = (0..layout.columns).filter_map(|column| HELP.get(at + column * layout.lines));
-        Line::raw(entries.map(entry).collect::<String>())
-    };
-    let hidden = layout.hidden();
-    let from = screen.help_scroll.min(hidden);
-    let text: Vec<Line<'_>> = (from..layout.lines).map(line).collect();
-    let mut block = Block::bordered()
-        .title("midge-top")
-        .border_style(screen.head());
-    if hidden > 0 {
-        block = block.title_bottom("up and down scroll");
-    }
-    f.render_widget(Clear, layout.area);
-    f.render_widget(Paragraph::new(text).block(block), layout.area);
 }
 
 /// Puts something that every terminal has in place of whatever is drawn.
@@ -667,11 +574,11 @@ mod tests {
         for (width, height) in [(80, 24), (80, 14), (200, 60), (40, 10), (39, 22)] {
             let whole = Rect::new(0, 0, width, height);
             let mut seen = String::new();
-            for scroll in 0..=help_scroll_max(whole) {
+            for scroll in 0..=help::scroll_max(whole) {
                 screen.help_scroll = scroll;
                 seen += &drawn(&fleet, &screen, width, height);
             }
-            for (key, words) in HELP {
+            for (key, words) in help::ENTRIES {
                 let entry = format!("{key:<10}{words}");
                 // The narrowest has no room for all of the last word.
                 let entry = if width < 40 {
@@ -682,8 +589,8 @@ mod tests {
                 assert!(seen.contains(entry), "{entry:?} is missing in {seen}");
             }
         }
-        assert_eq!(help_scroll_max(Rect::new(0, 0, 80, 12)), 0, "two columns");
-        assert_eq!(help_scroll_max(Rect::new(0, 0, 40, 10)), 12);
+        assert_eq!(help::scroll_max(Rect::new(0, 0, 80, 12)), 0, "two columns");
+        assert_eq!(help::scroll_max(Rect::new(0, 0, 40, 10)), 12);
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod app;
 mod draw;
 mod fetch;
 mod fleet;
+mod help;
 mod json;
 mod names;
 mod options;

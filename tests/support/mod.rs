@@ -5,6 +5,7 @@ pub mod stan;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -340,5 +341,74 @@ impl Client {
 
     pub fn kept(&mut self) -> Vec<Op> {
         self.kept.drain(..).collect()
+    }
+}
+
+/// Of the user with a key in docs/examples/modern.conf; good for nothing else.
+pub const SEED: &str = "SUAP4PCGWTBJ42WOQYVP35CVIBSMPO66TBJ7RJ2NNEUI4KE3JPH4MSP27M";
+
+/// A configuration file in a folder of its own.
+pub struct File {
+    pub folder: tempfile::TempDir,
+    pub path: PathBuf,
+}
+
+impl File {
+    pub fn new(config: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("test.conf");
+        std::fs::write(&path, config).unwrap();
+        Self { folder, path }
+    }
+
+    pub fn write(&self, config: &str) {
+        std::fs::write(&self.path, config).unwrap();
+    }
+
+    pub fn path(&self) -> &str {
+        self.path.to_str().unwrap()
+    }
+
+    pub fn beside(&self, name: &str) -> String {
+        self.folder.path().join(name).to_str().unwrap().to_owned()
+    }
+}
+
+/// What the server says to a CONNECT and a PING: PONG, or an error.
+pub fn login(port: u16, connect: &str) -> (Client, Op) {
+    let mut client = Client::raw(port);
+    client.send(format!("CONNECT {connect}\r\nPING\r\n").as_bytes());
+    let answer = client.op();
+    (client, answer)
+}
+
+pub fn enter(port: u16, user: &str, password: &str) -> Client {
+    let (client, answer) = login(
+        port,
+        &format!(r#"{{"verbose":false,"pedantic":false,"user":"{user}","pass":"{password}"}}"#),
+    );
+    assert_eq!(answer, Op::Pong, "{user}");
+    client
+}
+
+/// What a server that was given a folder for it says of where it listens.
+pub struct Ports {
+    pub file: PathBuf,
+    pub urls: serde_json::Value,
+}
+
+impl Ports {
+    /// Waits for it.
+    pub fn of(server: &Child, folder: &Path) -> Self {
+        let file = folder.join(format!("midge_{}.ports", server.id()));
+        until("the ports file", || file.exists());
+        let urls = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+        Self { file, urls }
+    }
+
+    /// Of the first address of a kind.
+    pub fn port(&self, kind: &str) -> u16 {
+        let url = self.urls[kind][0].as_str().unwrap();
+        url.rsplit_once(':').unwrap().1.parse().unwrap()
     }
 }

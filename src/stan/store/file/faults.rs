@@ -1,5 +1,6 @@
 //! For tests: errors of the system, for files below a path, from when they are planted until the guard goes.
 
+use crate::util::lock;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
@@ -25,9 +26,7 @@ pub enum Fault {
 static PLANTED: Mutex<Vec<(PathBuf, Fault)>> = Mutex::new(Vec::new());
 
 fn planted() -> MutexGuard<'static, Vec<(PathBuf, Fault)>> {
-    PLANTED
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    lock(&PLANTED)
 }
 
 pub struct Planted(PathBuf, Fault);

@@ -5,13 +5,14 @@
 //! closes the first that was not. Whoever works with a file at that moment keeps it until done.
 
 use super::disk::{self, File};
+use crate::util::lock;
 use std::collections::VecDeque;
 use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 /// Fewer than these are of no use: an index and its data are written in turn.
 const LIMIT_MIN: usize = 4;
@@ -216,13 +217,6 @@ impl Drop for StoreFile {
     fn drop(&mut self) {
         self.close();
     }
-}
-
-/// A panic while a lock was held is the end of the process anyway.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! For tests: the disk gets on when the test says so.
 
 use super::sync::{Checkpoint, Done, LogWrite};
+use crate::util::lock;
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,9 +21,7 @@ pub struct Steps {
 
 impl Steps {
     fn queues(&self) -> MutexGuard<'_, (VecDeque<Job>, VecDeque<Done>)> {
-        self.queues
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        lock(&self.queues)
     }
 
     pub fn that_lie() -> Self {

@@ -1,9 +1,10 @@
 //! For tests: a trace of what happens to files below a directory.
 
+use crate::util::lock;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex};
 
 pub type NodeId = usize;
 
@@ -46,14 +47,8 @@ pub struct Trace {
 
 static TRACES: Mutex<Vec<Trace>> = Mutex::new(Vec::new());
 
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
 fn of(path: &Path) -> Option<Trace> {
-    let traces = locked(&TRACES);
+    let traces = lock(&TRACES);
     traces
         .iter()
         .find(|trace| path.starts_with(&trace.root))
@@ -69,7 +64,7 @@ impl Trace {
             root: root.to_owned(),
             state: Arc::new(Mutex::new(state)),
         };
-        locked(&TRACES).push(trace.clone());
+        lock(&TRACES).push(trace.clone());
         trace
     }
 
@@ -78,23 +73,23 @@ impl Trace {
     }
 
     pub fn before(&self) -> Before {
-        locked(&self.state).before.clone()
+        lock(&self.state).before.clone()
     }
 
     pub fn end(&self) {
-        locked(&TRACES).retain(|other| other.root != self.root);
+        lock(&TRACES).retain(|other| other.root != self.root);
     }
 
     pub fn op_count(&self) -> usize {
-        locked(&self.state).ops.len()
+        lock(&self.state).ops.len()
     }
 
     pub fn ops(&self) -> Vec<Op> {
-        locked(&self.state).ops.clone()
+        lock(&self.state).ops.clone()
     }
 
     fn push(&self, op: Op) {
-        locked(&self.state).ops.push(op);
+        lock(&self.state).ops.push(op);
     }
 }
 
@@ -148,7 +143,7 @@ impl Node {
 pub fn opened(path: &Path) -> Option<Node> {
     let trace = of(path)?;
     let id = {
-        let mut state = locked(&trace.state);
+        let mut state = lock(&trace.state);
         match state.names.get(path) {
             Some(id) => *id,
             None => {
@@ -183,7 +178,7 @@ pub fn all_synced(path: &Path) {
 
 pub fn renamed(from: &Path, to: &Path) {
     if let Some(trace) = of(from) {
-        let mut state = locked(&trace.state);
+        let mut state = lock(&trace.state);
         // A file, or everything in a folder.
         let moved = |path: &PathBuf| path.strip_prefix(from).ok().map(|below| to.join(below));
         let names = std::mem::take(&mut state.names).into_iter();
@@ -201,7 +196,7 @@ pub fn renamed(from: &Path, to: &Path) {
 
 pub fn removed(path: &Path) {
     if let Some(trace) = of(path) {
-        let mut state = locked(&trace.state);
+        let mut state = lock(&trace.state);
         state.names.retain(|name, _| !name.starts_with(path));
         state.ops.push(Op::Removed(path.to_owned()));
     }
