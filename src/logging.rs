@@ -63,7 +63,10 @@ enum Sink {
 }
 
 enum SyslogWire {
-    Local(UnixDatagram),
+    Local {
+        path: String,
+        socket: UnixDatagram,
+    },
     Udp(UdpSocket),
     Tcp {
         address: String,
@@ -205,18 +208,15 @@ fn open(options: &Options) -> Result<Sink, String> {
                 stream: Some(connect(address).map_err(failed)?),
                 lost_at: Instant::now(),
             },
-            "unix" | "unixgram" => SyslogWire::Local(local_syslog(address).map_err(failed)?),
+            "unix" | "unixgram" => SyslogWire::local(address).map_err(failed)?,
             other => return Err(format!("error invalid network type: {other:?}")),
         };
         return Ok(Sink::Syslog { tag, wire });
     }
     if options.syslog {
-        let socket = local_syslog("/dev/log")
+        let wire = SyslogWire::local("/dev/log")
             .map_err(|error| format!("error connecting to syslog: {error}"))?;
-        return Ok(Sink::Syslog {
-            tag,
-            wire: SyslogWire::Local(socket),
-        });
+        return Ok(Sink::Syslog { tag, wire });
     }
     Ok(Sink::Stderr)
 }
@@ -459,6 +459,13 @@ impl Sink {
 }
 
 impl SyslogWire {
+    fn local(path: &str) -> io::Result<Self> {
+        Ok(Self::Local {
+            path: path.to_owned(),
+            socket: local_syslog(path)?,
+        })
+    }
+
     /// `line` begins with a digit, its severity.
     fn send(&mut self, tag: &str, line: &[u8]) -> io::Result<()> {
         let (severity, text) = line.split_at(1);
@@ -467,7 +474,7 @@ impl SyslogWire {
         let pid = std::process::id();
         // Local messages belong to facility daemon, remote ones to none.
         let head = match self {
-            Self::Local(_) => {
+            Self::Local { .. } => {
                 let time = time.format("%b %e %H:%M:%S");
                 format!("<{}>{time} {tag}[{pid}]: ", severity + 3 * 8)
             }
@@ -482,7 +489,14 @@ impl SyslogWire {
         let mut datagram = head.into_bytes();
         datagram.extend_from_slice(text);
         match self {
-            Self::Local(socket) => socket.send(&datagram).map(drop),
+            Self::Local { path, socket } => {
+                if socket.send(&datagram).is_ok() {
+                    return Ok(());
+                }
+                // A daemon that was started again has made its socket anew.
+                *socket = local_syslog(path)?;
+                socket.send(&datagram).map(drop)
+            }
             Self::Udp(socket) => socket.send(&datagram).map(drop),
             Self::Tcp {
                 address,
@@ -560,6 +574,25 @@ mod tests {
         // What is there counts when the file is opened again.
         let again = LogFile::open(path.to_str().unwrap(), 20, 2).unwrap();
         assert_eq!(again.bytes, log.bytes);
+    }
+
+    #[test]
+    fn a_local_syslog_daemon_may_start_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("log");
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        let mut wire = SyslogWire::local(path.to_str().unwrap()).unwrap();
+        let mut received = [0; 100];
+        wire.send("midge", b"5one").unwrap();
+        let length = daemon.recv(&mut received).unwrap();
+        assert!(received[..length].ends_with(b"]: one"));
+        drop(daemon);
+        std::fs::remove_file(&path).unwrap();
+        assert!(wire.send("midge", b"5lost").is_err());
+        let daemon = UnixDatagram::bind(&path).unwrap();
+        wire.send("midge", b"5two").unwrap();
+        let length = daemon.recv(&mut received).unwrap();
+        assert!(received[..length].ends_with(b"]: two"));
     }
 
     #[test]

@@ -39,8 +39,7 @@ struct Listener {
 }
 
 impl Acceptor {
-    pub fn new(clients: Option<RawFd>, routes: Option<RawFd>, loops: u16) -> Self {
-        let now = Instant::now();
+    pub fn new(clients: Option<RawFd>, routes: Option<RawFd>, loops: u16, now: Instant) -> Self {
         let listener = |fd: Option<RawFd>| {
             let arm_at = Some(now);
             fd.map(|fd| Listener { fd, arm_at })
@@ -230,9 +229,12 @@ impl<I: Io> EventLoop<I> {
             };
             self.started(slot, session, 0)
         });
+        let failed = terms.is_some() && link.is_none();
         self.take_place(slot, fd, link, terms);
-        // Who dials begins the handshake as well.
-        self.write(slot);
+        if !failed {
+            // Who dials begins the handshake as well.
+            self.write(slot);
+        }
     }
 
     fn take_place(

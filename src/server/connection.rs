@@ -29,9 +29,6 @@ pub struct Connection {
     pub stage: Stage,
     pub receiving: bool,
     pub writing: bool,
-    /// A shutdown is under way; the descriptor must outlive it like any other operation, or it would
-    /// hit whoever gets the number next.
-    pub shutting_down: bool,
     pub tls: Option<Box<TlsLink>>,
 }
 
@@ -42,14 +39,13 @@ impl Connection {
             stage: Stage::Open,
             receiving: false,
             writing: false,
-            shutting_down: false,
             tls,
         }
     }
 
     /// The kernel holds nothing of it any more.
     pub fn is_quiet(&self) -> bool {
-        !self.receiving && !self.writing && !self.shutting_down
+        !self.receiving && !self.writing
     }
 }
 

@@ -20,7 +20,7 @@ use crate::broker::{Broker, Slot, SlowConsumer, Totals};
 use crate::uring::{Completion, Errno, Io, Kind, Segment, Token, Wait};
 use crate::wire;
 use std::collections::VecDeque;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -133,10 +133,10 @@ pub struct EventLoop<I: Io> {
     reaped: Vec<Completion>,
     /// Connections whose recv found no buffer, oldest first.
     starved: VecDeque<Slot>,
-    /// Connections on their way out.
-    leaving: Vec<Slot>,
+    /// Connections on their way out, and some that have gone since the last look.
+    leaving: Vec<Token>,
     look_after_at: Option<Instant>,
-    dirty: Vec<Slot>,
+    pub(super) dirty: Vec<Slot>,
     effects: Vec<Effect>,
     pub(super) pieces: Vec<Piece>,
     pub(super) segments: Vec<Segment>,
@@ -153,6 +153,7 @@ pub struct EventLoop<I: Io> {
 
 impl<I: Io> EventLoop<I> {
     pub fn new(index: u16, io: I, broker: Broker, shared: Arc<Shared>, acceptor: Acceptor) -> Self {
+        let now = io.now();
         Self {
             index,
             io,
@@ -173,7 +174,7 @@ impl<I: Io> EventLoop<I> {
             handshakes: Vec::new(),
             list_told: false,
             commands_left: false,
-            now: Instant::now(),
+            now,
             stopped: false,
         }
     }
@@ -190,7 +191,7 @@ impl<I: Io> EventLoop<I> {
     pub fn start(&mut self) {
         self.io
             .watch(COMMANDS, self.shared.mesh.door(self.index).event_fd());
-        self.acceptor.arm(&mut self.io, Instant::now());
+        self.acceptor.arm(&mut self.io, self.now);
     }
 
     pub fn turn(&mut self) -> std::io::Result<()> {
@@ -199,7 +200,7 @@ impl<I: Io> EventLoop<I> {
         if wait != Wait::No {
             self.shared.mesh.door(self.index).sleep.over();
         }
-        self.now = Instant::now();
+        self.now = self.io.now();
         self.completions.extend(self.reaped.drain(..));
         self.take_in_mail();
         self.list_told = false;
@@ -243,7 +244,7 @@ impl<I: Io> EventLoop<I> {
         ];
         match deadlines.into_iter().flatten().min() {
             None => Wait::Forever,
-            Some(at) => Wait::Until(at.saturating_duration_since(Instant::now())),
+            Some(at) => Wait::Until(at.saturating_duration_since(self.io.now())),
         }
     }
 
@@ -294,8 +295,10 @@ impl<I: Io> EventLoop<I> {
     /// closed that was there when it began.
     fn not_rung(&self, token: Token, result: Result<u32, Errno>) {
         let to = u16::try_from(token.slot).expect("the number of a loop");
-        if self.shared.mesh.door(to).ring_fd().is_some() {
+        let door = self.shared.mesh.door(to);
+        if door.ring_fd().is_some() {
             log::error!("doorbell of loop {to}: {result:?}");
+            door.wake(); // it has been told that the bell was rung
         }
     }
 
@@ -325,8 +328,7 @@ impl<I: Io> EventLoop<I> {
             Kind::Doorbell => {} // the mail has been taken in already
             Kind::DoorbellSent => self.not_rung(token, result),
             Kind::Close => log::error!("close of descriptor {}: {result:?}", token.slot),
-            Kind::Shutdown => self.shut_down(token),
-            Kind::Cancel | Kind::Connect => {}
+            Kind::Cancel => {}
         }
         0
     }
@@ -414,7 +416,12 @@ impl<I: Io> EventLoop<I> {
                 {
                     log::debug!("{} - Error reading from client: {error}", self.label(slot));
                 }
-                self.broker.handle_gone(slot, self.now);
+                match result {
+                    // It may have closed its sending half only: what is pending still goes to it, as gnatsd's
+                    // clearConnection does.
+                    Ok(_) if self.has_output(slot) => self.broker.hang_up(slot),
+                    _ => self.broker.handle_gone(slot, self.now),
+                }
             }
             // The peer has nothing more to say; what is pending may still reach it.
             Stage::Flushing { .. } => {}
@@ -520,7 +527,8 @@ impl<I: Io> EventLoop<I> {
         }
         match stage {
             Stage::Closing => self.close_if_quiet(slot),
-            _ if self.has_output(slot) => self.write(slot),
+            // With all others at the end of the turn, behind the mail: it may confirm what only mail tells the other loops.
+            _ if self.has_output(slot) => self.dirty.push(slot),
             Stage::Flushing { .. } => self.drain(slot),
             _ => {}
         }
@@ -579,15 +587,10 @@ impl<I: Io> EventLoop<I> {
         match why {
             CloseReason::Told => {
                 connection.stage = Stage::Flushing { until };
-                self.leaving.push(slot);
-                self.look_after_at = Some(self.now + LOOK_AFTER);
-                let writing = self.places[slot as usize]
-                    .connection
-                    .as_ref()
-                    .is_some_and(|connection| connection.writing);
-                if !writing {
-                    self.write(slot); // also an alert, which the broker knows nothing of
-                }
+                self.leaving.push(self.token(slot, Kind::Recv));
+                // The first look stays where it is: those that come all the time must not put it off.
+                self.look_after_at.get_or_insert(self.now + LOOK_AFTER);
+                self.write(slot); // also an alert, which the broker knows nothing of
                 if !self.has_output(slot) {
                     self.drain(slot);
                 }
@@ -605,21 +608,8 @@ impl<I: Io> EventLoop<I> {
             return;
         };
         connection.stage = Stage::Draining { until };
-        connection.shutting_down = true;
-        let fd = connection.fd;
-        let token = self.token(slot, Kind::Shutdown);
-        self.io.shutdown(token, fd, Shutdown::Write);
+        self.io.shut_down_writes(connection.fd);
         self.receive(slot);
-    }
-
-    fn shut_down(&mut self, token: Token) {
-        let Some(connection) = self.connection(token) else {
-            return;
-        };
-        connection.shutting_down = false;
-        if connection.stage == Stage::Closing {
-            self.close_if_quiet(token.slot);
-        }
     }
 
     /// Ends a connection now: operations in flight are called back, and when the last one is, the
@@ -652,7 +642,6 @@ impl<I: Io> EventLoop<I> {
             self.io.close(connection.fd);
         }
         place.generation = (place.generation + 1) & Token::GENERATION_MAX;
-        self.leaving.retain(|other| *other != slot);
         let is_client = self
             .broker
             .client(slot)
@@ -666,26 +655,18 @@ impl<I: Io> EventLoop<I> {
 
     /// Connections that had their time to go.
     fn look_after(&mut self) {
-        let late: Vec<Slot> = self
-            .leaving
-            .iter()
-            .copied()
-            .filter(|slot| {
-                match self.places[*slot as usize]
-                    .connection
-                    .as_ref()
-                    .map(|c| c.stage)
-                {
-                    Some(Stage::Flushing { until } | Stage::Draining { until }) => {
-                        until <= self.now
-                    }
-                    _ => false,
-                }
-            })
-            .collect();
-        for slot in late {
-            self.leave(slot);
-        }
+        let mut leaving = std::mem::take(&mut self.leaving);
+        leaving.retain(|token| {
+            let stage = self.connection(*token).map(|connection| connection.stage);
+            let (Some(Stage::Flushing { until }) | Some(Stage::Draining { until })) = stage else {
+                return false;
+            };
+            if until <= self.now {
+                self.leave(token.slot);
+            }
+            until > self.now
+        });
+        self.leaving = leaving;
         self.look_after_at = (!self.leaving.is_empty()).then(|| self.now + LOOK_AFTER);
     }
 

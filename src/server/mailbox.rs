@@ -169,6 +169,11 @@ impl<C> LoopDoor<C> {
     pub fn command(&self, command: C) {
         self.commands.push(command);
         // The counter cannot overflow: every wake-up empties it.
+        self.wake();
+    }
+
+    /// Where its ring cannot be rung.
+    pub fn wake(&self) {
         let _ = self.event.write(1);
     }
 

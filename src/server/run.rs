@@ -113,7 +113,7 @@ pub fn hold_signals() -> nix::Result<SigSet> {
 
 /// Runs the server until a signal ends it.
 pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
-    let features = uring::probe().map_err(StartError::Unusable)?;
+    uring::probe().map_err(StartError::Unusable)?;
     let signals = hold_signals()?;
     raise_descriptor_limit();
 
@@ -128,74 +128,31 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         crate::GIT_COMMIT
     };
     log::info!("Git commit [{commit}]");
-    if let Some(warning) = &features.warning {
-        log::warn!("{warning}");
-    }
 
     let server_id = Random::from_entropy().id();
-    let mut ports = Ports::default();
     let tls = TlsTerms::default();
     let terms = |options, mutual| Terms::load(options, mutual).map_err(StartError::Options);
     tls.set(
         terms(&options.tls, false)?,
         terms(&options.cluster.tls, true)?,
     );
-    let (monitor_port, scheme) = match options.https_port {
-        0 => (options.http_port, "http"),
-        port => (port, "https"),
-    };
-    let monitor_listener = match monitor_port {
-        0 => None,
-        port => {
-            let host = if options.http_host.is_empty() {
-                &options.host
-            } else {
-                &options.http_host
-            };
-            let listener = Listener::open("Error starting http monitor", host, port)?;
-            log::info!("Starting {scheme} monitor on {}", listener.address);
-            ports.monitoring = listener.reachable(scheme);
-            Some(listener.fd)
-        }
-    };
-    // Clients of a streaming server behind another NATS server connect there.
-    let external = options.streaming.enabled && !options.streaming.nats_server.is_empty();
-    let listener = if external {
-        None
-    } else {
-        let listener = Listener::open("Error listening on port", &options.host, options.port)?;
-        log::info!("Listening for client connections on {}", listener.address);
-        let scheme = if options.tls.enabled { "tls" } else { "nats" };
-        ports.nats = listener.reachable(scheme);
-        Some(listener)
-    };
-    if options.tls.enabled {
-        log::info!("TLS required for client connections");
-    }
+    let (scheme, listeners) = Listeners::open(&options)?;
     log::debug!("Server id is {server_id}");
 
-    let cluster = &options.cluster;
-    let route_listener = match cluster.port {
-        0 => None,
-        port => {
-            let what = "Error listening on router port";
-            let listener = Listener::open(what, &cluster.host, port)?;
-            ports.cluster = listener.reachable("nats");
-            Some(listener)
-        }
-    };
-    let cluster_address = route_listener.as_ref().map(|listener| listener.address);
-
+    let cluster_address = listeners.routes.as_ref().map(|listener| listener.address);
     let identity = Identity {
         server_id,
-        port: listener.as_ref().map_or(0, |l| l.address.port()),
+        port: listeners.clients.as_ref().map_or(0, |l| l.address.port()),
         cluster_port: cluster_address.map(|address| address.port()),
     };
     let settings = settings(&options, &identity).map_err(StartError::Options)?;
     let loops = loops(&options);
-    let listeners = (listener.map(|l| l.fd), route_listener.map(|l| l.fd));
-    let unpaced = |listener: &Option<_>| listener.as_ref().and_then(congestion::without_pacing);
-    let congestion_elsewhere = unpaced(&listeners.0).or(unpaced(&listeners.1));
+    let fds = (
+        listeners.clients.map(|l| l.fd),
+        listeners.routes.map(|l| l.fd),
+    );
+    let unpaced = |fd: &Option<_>| fd.as_ref().and_then(congestion::without_pacing);
+    let congestion_elsewhere = unpaced(&fds.0).or(unpaced(&fds.1));
     let shared = Arc::new(Shared {
         mesh: Mesh::new(loops)?,
         connections_max: AtomicUsize::new(connections_max(&options)),
@@ -205,14 +162,15 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         tls,
         congestion_elsewhere,
     });
-    let (threads, gates) = start_loops(&shared, &Arc::new(settings), listeners)?;
+    let (threads, gates) = start_loops(&shared, &Arc::new(settings), fds)?;
     write_pid_file(&options.pid_file).map_err(StartError::PidFile)?;
-    let ports_file = ports
+    let ports_file = listeners
+        .ports
         .write(&options.ports_file_dir)
         .map_err(StartError::PortsFile)?;
     let monitor = Arc::new(Monitor::new(shared.clone(), &options, &identity));
-    if let Some(listener) = monitor_listener {
-        monitor_http::start(listener, monitor.clone(), scheme == "https")?;
+    if let Some(listener) = listeners.monitor {
+        monitor_http::start(listener.fd, monitor.clone(), scheme == "https")?;
     }
     log::info!("Server is ready");
     if let Some(address) = cluster_address {
@@ -226,37 +184,122 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
     if cluster_address.is_some() {
         Dialer::configure(&shared, &options.cluster.routes);
     }
-    if options.streaming.enabled {
-        let routes = &shared.dialer.routes;
-        let started = Streaming::start(&options, routes, |fd| {
-            shared.mesh.door(0).command(Command::Internal { fd });
-        });
-        match started {
-            Ok(streaming) => monitor.set_streaming(streaming),
-            Err(error) => {
-                let text = format!("STREAM: Failed to start: {error}");
-                return Err(StartError::Options(text));
-            }
-        }
-    }
-    let mut running = Running {
+    let running = Running {
         options,
         shared,
         monitor,
         identity,
     };
+    if running.options.streaming.enabled {
+        start_streaming(&running)?;
+    }
+    let running = look_after(running, source, &signals)?;
+    stop(&running, threads, ports_file)
+}
+
+/// The sockets others come to.
+struct Listeners {
+    monitor: Option<Listener>,
+    clients: Option<Listener>,
+    routes: Option<Listener>,
+    /// How they are reached.
+    ports: Ports,
+}
+
+impl Listeners {
+    /// With the scheme of monitoring.
+    fn open(options: &Options) -> Result<(&'static str, Self), StartError> {
+        let mut ports = Ports::default();
+        let (monitor_port, scheme) = match options.https_port {
+            0 => (options.http_port, "http"),
+            port => (port, "https"),
+        };
+        let monitor = match monitor_port {
+            0 => None,
+            port => {
+                let host = if options.http_host.is_empty() {
+                    &options.host
+                } else {
+                    &options.http_host
+                };
+                let listener = Listener::open("Error starting http monitor", host, port)?;
+                log::info!("Starting {scheme} monitor on {}", listener.address);
+                ports.monitoring = listener.reachable(scheme);
+                Some(listener)
+            }
+        };
+        // Clients of a streaming server behind another NATS server connect there.
+        let external = options.streaming.enabled && !options.streaming.nats_server.is_empty();
+        let clients = if external {
+            None
+        } else {
+            let listener = Listener::open("Error listening on port", &options.host, options.port)?;
+            log::info!("Listening for client connections on {}", listener.address);
+            let scheme = if options.tls.enabled { "tls" } else { "nats" };
+            ports.nats = listener.reachable(scheme);
+            Some(listener)
+        };
+        if options.tls.enabled {
+            log::info!("TLS required for client connections");
+        }
+        let routes = match options.cluster.port {
+            0 => None,
+            port => {
+                let what = "Error listening on router port";
+                let listener = Listener::open(what, &options.cluster.host, port)?;
+                ports.cluster = listener.reachable("nats");
+                Some(listener)
+            }
+        };
+        let listeners = Self {
+            monitor,
+            clients,
+            routes,
+            ports,
+        };
+        Ok((scheme, listeners))
+    }
+}
+
+fn start_streaming(running: &Running) -> Result<(), StartError> {
+    let shared = &running.shared;
+    let connect = |fd| shared.mesh.door(0).command(Command::Internal { fd });
+    match Streaming::start(&running.options, &shared.dialer.routes, connect) {
+        Ok(streaming) => running.monitor.set_streaming(streaming),
+        Err(error) => {
+            let text = format!("STREAM: Failed to start: {error}");
+            return Err(StartError::Options(text));
+        }
+    }
+    Ok(())
+}
+
+/// Does what signals ask for, until one asks for the end.
+fn look_after(
+    mut running: Running,
+    source: &Source,
+    signals: &SigSet,
+) -> Result<Running, StartError> {
     loop {
         match signals.wait()? {
             Signal::SIGINT | Signal::SIGTERM => break,
             Signal::SIGUSR1 => crate::logging::reopen(),
             Signal::SIGHUP => reload::reload(source, &mut running),
             Signal::SIGUSR2 => {
-                lame_duck(&running, &signals)?;
+                lame_duck(&running, signals)?;
                 break;
             }
             _ => {}
         }
     }
+    Ok(running)
+}
+
+fn stop(
+    running: &Running,
+    threads: Vec<LoopThread>,
+    ports_file: Option<PathBuf>,
+) -> Result<(), StartError> {
     running.monitor.stop_streaming();
     log::info!("Server Exiting..");
     if let Some(path) = ports_file
@@ -318,6 +361,12 @@ fn start_loops(
                     return Ok(());
                 }
             };
+            // The rings of all loops are alike.
+            if index == 0
+                && let Some(warning) = ring.warning()
+            {
+                log::warn!("{warning}");
+            }
             let door = shared.mesh.door(index);
             door.set_ring_fd(ring.fd());
             let broker = Broker::new(
@@ -333,7 +382,8 @@ fn start_loops(
             drop(ready);
             match gate.recv() {
                 Ok(()) => {
-                    let acceptor = Acceptor::new(clients, routes, shared.mesh.loops());
+                    let (loops, now) = (shared.mesh.loops(), ring.now());
+                    let acceptor = Acceptor::new(clients, routes, loops, now);
                     let result = EventLoop::new(index, ring, broker, shared, acceptor).run();
                     if result.is_err() {
                         // A server that lacks a loop must not look like one that runs. The main thread waits for

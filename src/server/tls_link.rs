@@ -117,7 +117,8 @@ impl TlsLink {
     }
 
     pub fn greeting_written(&mut self, bytes: usize) {
-        self.greeting_left -= bytes;
+        // One write may also take what follows: of INFO and the error of a server that is full, say.
+        self.greeting_left = self.greeting_left.saturating_sub(bytes);
     }
 }
 
@@ -177,7 +178,8 @@ impl<I: Io> EventLoop<I> {
                 // Not just gone: it waits for what is pending, and for our goodbye.
                 self.broker.hang_up(slot);
             }
-            Ok(()) => self.write(slot),
+            // Of the handshake, which the broker knows nothing of; and, with all others, what it has to say.
+            Ok(()) => self.dirty.push(slot),
             Err(fault) => self.fail(slot, &fault),
         }
     }
@@ -287,9 +289,10 @@ impl<I: Io> EventLoop<I> {
             return 0;
         };
         link.out.advance(bytes);
-        match link.out.is_empty() {
-            true => std::mem::take(&mut link.out_plain),
-            false => 0,
+        if !link.out.is_empty() {
+            return 0;
         }
+        link.out = Bytes::new(); // the empty rest would keep the memory
+        std::mem::take(&mut link.out_plain)
     }
 }

@@ -54,9 +54,13 @@ impl Verifier {
             Proof::Signature { .. } => (&self.signatures, "signatures", 1),
         };
         let mut queue = lock(queue);
-        let queue = queue.get_or_insert_with(|| start(name, threads, &self.remembered));
+        let jobs = queue.get_or_insert_with(|| start(name, threads, &self.remembered));
         // The threads live as long as the sender.
-        let _ = queue.send((job, shared.clone()));
+        if let Err(unsent) = jobs.send((job, shared.clone())) {
+            // None of them could be started; the next job tries again.
+            *queue = None;
+            answer(unsent.0.0, shared, false);
+        }
     }
 }
 

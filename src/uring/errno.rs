@@ -14,7 +14,6 @@ impl Errno {
     pub const ALREADY: Errno = Errno(libc::EALREADY);
     pub const BADF: Errno = Errno(libc::EBADF);
     pub const CANCELED: Errno = Errno(libc::ECANCELED);
-    pub const CONNREFUSED: Errno = Errno(libc::ECONNREFUSED);
     pub const CONNRESET: Errno = Errno(libc::ECONNRESET);
     pub const INVAL: Errno = Errno(libc::EINVAL);
     pub const MFILE: Errno = Errno(libc::EMFILE);

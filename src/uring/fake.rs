@@ -1,4 +1,4 @@
-//! A kernel scripted by tests: [`Io`] without sockets, threads or time.
+//! A kernel scripted by tests: [`Io`] without sockets or threads, and with a clock that stands until told.
 //!
 //! The test holds both ends. It plays the peers (`push_accept`, `deliver`, `close_peer`, `set_room`, ...)
 //! and lets the loop under test run against the same object. What a real kernel leaves open is drawn
@@ -16,8 +16,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::ffi::OsString;
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
+use std::time::{Duration, Instant};
 
 use super::{Completion, Errno, Io, Kind, RecvBuf, Segment, Token, Wait};
 use crate::util::region::Region;
@@ -59,12 +60,12 @@ pub struct FakeIo {
     doorbells_rung: Vec<(RawFd, Token)>,
     when_rung: Option<Box<dyn FnMut()>>,
     last_wait: Option<Wait>,
+    now: Instant,
 }
 
 #[derive(Default)]
 struct Socket {
     open: bool,
-    connected: Option<Result<(), Errno>>,
     incoming: VecDeque<Vec<u8>>,
     incoming_end: Option<Result<(), Errno>>,
     written: Vec<u8>,
@@ -73,7 +74,7 @@ struct Socket {
     write_error: Option<Errno>,
     /// Exact sizes of the next writes, before chance is asked.
     write_counts: VecDeque<usize>,
-    shut_down: Option<Shutdown>,
+    shut_down: bool,
     accepted: VecDeque<Result<RawFd, Errno>>,
     signals: usize,
 }
@@ -105,6 +106,7 @@ impl FakeIo {
             doorbells_rung: Vec::new(),
             when_rung: None,
             last_wait: None,
+            now: Instant::now(),
         }
     }
 
@@ -114,7 +116,7 @@ impl FakeIo {
 
     // ---- what the test does in the place of peers and kernel
 
-    /// A new open descriptor: a listener, a socket to connect, an eventfd.
+    /// A new open descriptor: a listener, an eventfd.
     pub fn open(&mut self) -> RawFd {
         let fd = self.next_fd;
         self.next_fd += 1;
@@ -180,9 +182,9 @@ impl FakeIo {
         self.peer(fd).write_error = Some(errno);
     }
 
-    /// The pending or next connect of this descriptor ends so. Until then it waits.
-    pub fn complete_connect(&mut self, fd: RawFd, result: Result<(), Errno>) {
-        self.peer(fd).connected = Some(result);
+    /// Time goes by.
+    pub fn pass(&mut self, time: Duration) {
+        self.now += time;
     }
 
     /// A watched descriptor becomes readable.
@@ -217,7 +219,8 @@ impl FakeIo {
         self.sockets[&fd].open
     }
 
-    pub fn is_shut_down(&self, fd: RawFd) -> Option<Shutdown> {
+    /// Whether the loop said that it will write no more.
+    pub fn is_shut_down(&self, fd: RawFd) -> bool {
         self.sockets[&fd].shut_down
     }
 
@@ -349,7 +352,6 @@ impl FakeIo {
             Kind::Write => {
                 socket.room > 0 || socket.write_error.is_some() || operation.snapshot.is_empty()
             }
-            Kind::Connect => socket.connected.is_some(),
             Kind::Watch => socket.signals > 0,
             _ => true,
         }
@@ -389,11 +391,6 @@ impl FakeIo {
             Kind::Write => {
                 let result = self.transmit(index);
                 self.complete(token, Some(fd), result, false);
-                false
-            }
-            Kind::Connect => {
-                let result = self.socket(fd).connected.expect("ready");
-                self.complete(token, Some(fd), result.map(|()| 0), false);
                 false
             }
             _ => {
@@ -478,20 +475,12 @@ impl Io for FakeIo {
         self.start(token, Kind::Write, fd, segments);
     }
 
-    fn connect(&mut self, token: Token, fd: RawFd, _address: SocketAddr) {
-        self.start(token, Kind::Connect, fd, &[]);
-    }
-
-    fn shutdown(&mut self, token: Token, fd: RawFd, how: Shutdown) {
-        self.start(token, Kind::Shutdown, fd, &[]);
+    fn shut_down_writes(&mut self, fd: RawFd) {
+        let write = self.busy(fd, |kind| kind == Kind::Write);
+        assert_eq!(write, None, "descriptor {fd} shut down under a write");
         let socket = self.socket(fd);
-        socket.shut_down = Some(how);
-        if how != Shutdown::Write {
-            socket.incoming_end = Some(Ok(()));
-        }
-        if how != Shutdown::Read {
-            socket.write_error = Some(Errno::PIPE);
-        }
+        socket.shut_down = true;
+        socket.write_error = Some(Errno::PIPE);
     }
 
     fn cancel(&mut self, target: Token) {
@@ -592,6 +581,10 @@ impl Io for FakeIo {
 
     fn fd(&self) -> RawFd {
         RING_FD
+    }
+
+    fn now(&self) -> Instant {
+        self.now
     }
 }
 

@@ -11,8 +11,8 @@
 //! it holds a clone while the write is in flight. A caller that goes away early can therefore lose
 //! messages, but never memory safety.
 //!
-//! No operation blocks the calling thread, and none needs a thread of the kernel's: recv, accept, connect
-//! and a write to a socket whose buffer is full wait in the kernel and complete once they can make
+//! No operation blocks the calling thread, and none needs a thread of the kernel's: recv, accept and a
+//! write to a socket whose buffer is full wait in the kernel and complete once they can make
 //! progress. For a write, kernel 6.18 does so whether or not the socket has `O_NONBLOCK` (the test
 //! `a_write_waits_for_room_in_both_modes`). Earlier ones have answered EAGAIN at once on a non-blocking
 //! socket, so leave sockets in **blocking** mode, which waits on all of them.
@@ -32,15 +32,15 @@ mod sys;
 mod token;
 
 pub use errno::Errno;
-pub use probe::{Features, Unusable, probe};
+pub use probe::{Unusable, probe};
 pub use ring::{Ring, RingConfig};
 pub use token::{Kind, Token};
 
 use std::ffi::OsString;
 use std::io;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -129,12 +129,6 @@ pub trait Io {
     /// write the rest next. At most one write per slot may be in flight.
     fn write(&mut self, token: Token, fd: RawFd, segments: &[Segment]);
 
-    /// Connects a socket.
-    fn connect(&mut self, token: Token, fd: RawFd, address: SocketAddr);
-
-    /// Shuts one or both directions of a connection down.
-    fn shutdown(&mut self, token: Token, fd: RawFd, how: Shutdown);
-
     /// Asks for the end of an operation. Completes as `Kind::Cancel` with the target's slot and
     /// generation: `Ok` when the target was found, [`Errno::NOENT`] when it has completed already,
     /// [`Errno::ALREADY`] when it is past stopping. The target completes on its own in each case.
@@ -167,9 +161,16 @@ pub trait Io {
     /// Who is at the other end of a connection.
     fn peer_address(&self, fd: RawFd) -> io::Result<SocketAddr>;
 
+    /// Tells the peer that nothing more will be written. Takes effect at once, so what was written must have completed.
+    /// An error is no matter: the connection is over then.
+    fn shut_down_writes(&mut self, fd: RawFd);
+
     /// Takes effect at once.
     fn set_congestion_control(&self, fd: RawFd, name: &OsString) -> io::Result<()>;
 
     /// The ring's own descriptor: the address of its doorbell.
     fn fd(&self) -> RawFd;
+
+    /// The time on a clock that never goes back.
+    fn now(&self) -> Instant;
 }

@@ -14,21 +14,17 @@ const KERNEL_FLOOR: (u32, u32) = (6, 1);
 
 const PROBE_ENTRIES: u32 = 8;
 
-/// What the kernel offers beyond the floor.
+/// What the kernel offers a [`Ring`](super::Ring) beyond the floor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Features {
-    /// Submission without the indirection array (6.6).
-    pub no_sqarray: bool,
+pub(super) struct Features {
     /// Vectored writes from registered memory (6.15).
-    pub writev_fixed: bool,
+    pub(super) writev_fixed: bool,
     /// Sleeping in the ring is not accounted as waiting for a disk (6.15).
-    pub no_iowait: bool,
-    /// The thread names its ring by index. Known of a [`Ring`](super::Ring) only.
-    pub registered_ring: bool,
-    /// The region is pinned and registered. Known of a [`Ring`](super::Ring) only.
-    pub registered_region: bool,
+    pub(super) no_iowait: bool,
+    /// The region is pinned and registered.
+    pub(super) registered_region: bool,
     /// Something that works, but slower than it could, with the cure. One sentence.
-    pub warning: Option<String>,
+    pub(super) warning: Option<String>,
 }
 
 /// Why there is no ring. Displays as one sentence with cause and cure, for the operator.
@@ -50,9 +46,9 @@ pub enum Unusable {
     },
 }
 
-/// Makes a small ring the way [`Ring`](super::Ring) does and asks it what it can do.
-pub fn probe() -> Result<Features, Unusable> {
-    build(PROBE_ENTRIES, PROBE_ENTRIES * 4).map(|(_, features)| features)
+/// Makes a small ring the way [`Ring`](super::Ring) does: whether there can be one.
+pub fn probe() -> Result<(), Unusable> {
+    build(PROBE_ENTRIES, PROBE_ENTRIES * 4).map(drop)
 }
 
 /// A ring with our set of flags, and what the kernel under it offers.
@@ -73,14 +69,12 @@ pub(super) fn build(sq_entries: u32, cq_entries: u32) -> Result<(IoUring, Featur
         .setup_clamp();
     let mut without_sqarray = builder.clone();
     without_sqarray.setup_no_sqarray();
-    let (ring, no_sqarray) = match without_sqarray.build(sq_entries) {
-        Ok(ring) => (ring, true),
-        Err(error) if Errno::of(&error) == Errno::INVAL => match builder.build(sq_entries) {
-            Ok(ring) => (ring, false),
-            Err(error) => return Err(Unusable::now("io_uring_setup", &error)),
-        },
-        Err(error) => return Err(Unusable::now("io_uring_setup", &error)),
-    };
+    let ring = match without_sqarray.build(sq_entries) {
+        // Submission without the indirection array came with 6.6.
+        Err(error) if Errno::of(&error) == Errno::INVAL => builder.build(sq_entries),
+        made => made,
+    }
+    .map_err(|error| Unusable::now("io_uring_setup", &error))?;
     let mut operations = Probe::new();
     ring.submitter()
         .register_probe(&mut operations)
@@ -89,7 +83,6 @@ pub(super) fn build(sq_entries: u32, cq_entries: u32) -> Result<(IoUring, Featur
     ring.submit()
         .map_err(|error| Unusable::now("io_uring_enter", &error))?;
     let features = Features {
-        no_sqarray,
         writev_fixed: operations.is_supported(opcode::WritevFixed::CODE),
         no_iowait: ring.params().is_feature_no_iowait(),
         ..Features::default()
@@ -270,7 +263,6 @@ mod tests {
 
     #[test]
     fn this_kernel_has_a_ring() {
-        let features = probe().unwrap_or_else(|unusable| panic!("{unusable}"));
-        assert_eq!(features.warning, None);
+        probe().unwrap_or_else(|unusable| panic!("{unusable}"));
     }
 }

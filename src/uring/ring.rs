@@ -6,7 +6,7 @@
 //! |--------------------------------|-----------------|---------------------|------------------------|
 //! | receive buffers and their ring | recv            | `buffers`           | when the ring is gone  |
 //! | region segments                | write           | `region` (an `Arc`) | when the ring is gone  |
-//! | iovecs, `Bytes`, socket address | write, connect | a slot in `operations` | at the completion   |
+//! | iovecs, `Bytes`                | write           | a slot in `operations` | at the completion |
 //!
 //! All three outlive the ring: see `Drop`.
 #![allow(unsafe_code)]
@@ -15,8 +15,8 @@ use std::collections::VecDeque;
 use std::ffi::OsString;
 use std::io;
 use std::marker::PhantomData;
-use std::mem::{ManuallyDrop, size_of};
-use std::net::{Shutdown, SocketAddr};
+use std::mem::ManuallyDrop;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::time::{Duration, Instant};
 
@@ -120,7 +120,6 @@ impl Ring {
             Ok(index) => RingName::Index(index),
             Err(_) => RingName::Fd(fd),
         };
-        features.registered_ring = matches!(name, RingName::Index(_));
         Ok(Ring {
             ring: ManuallyDrop::new(ring),
             memory: ManuallyDrop::new(Memory {
@@ -141,8 +140,9 @@ impl Ring {
         })
     }
 
-    pub fn features(&self) -> &Features {
-        &self.features
+    /// Something that works, but slower than it could, with the cure. One sentence.
+    pub fn warning(&self) -> Option<&str> {
+        self.features.warning.as_deref()
     }
 
     /// Makes writes go as they would on a lesser kernel or under a lower limit.
@@ -227,7 +227,7 @@ impl Ring {
                 moved @ 0.. => Ok(moved as u32),
                 errno => Err(Errno(-errno)),
             };
-            if matches!(token.kind, Kind::Write | Kind::Connect) {
+            if token.kind == Kind::Write {
                 self.memory.operations.finish(token);
             }
             let buf = cqueue::buffer_select(entry.flags()).and_then(|id| {
@@ -393,29 +393,6 @@ impl Io for Ring {
         unsafe { self.push(token, entry) };
     }
 
-    fn connect(&mut self, token: Token, fd: RawFd, address: SocketAddr) {
-        assert_eq!(token.kind, Kind::Connect);
-        let operation = self.memory.operations.start(token);
-        let len = operation.address.set(address);
-        let start: *const SocketAddress = &raw const *operation.address;
-        let entry = opcode::Connect::new(Fd(fd), start.cast(), len).build();
-        // SAFETY: the address is boxed in the operation's slot, which nobody touches before
-        // `finish` at the completion.
-        unsafe { self.push(token, entry) };
-    }
-
-    fn shutdown(&mut self, token: Token, fd: RawFd, how: Shutdown) {
-        assert_eq!(token.kind, Kind::Shutdown);
-        let how = match how {
-            Shutdown::Read => libc::SHUT_RD,
-            Shutdown::Write => libc::SHUT_WR,
-            Shutdown::Both => libc::SHUT_RDWR,
-        };
-        let entry = opcode::Shutdown::new(Fd(fd), how).build();
-        // SAFETY: names no memory.
-        unsafe { self.push(token, entry) };
-    }
-
     fn cancel(&mut self, target: Token) {
         let entry = opcode::AsyncCancel::new(target.pack()).build();
         // SAFETY: names no memory.
@@ -504,6 +481,11 @@ impl Io for Ring {
         }
     }
 
+    fn shut_down_writes(&mut self, fd: RawFd) {
+        // By a system call of its own: the ring would give it to a thread of the kernel's.
+        let _ = nix::sys::socket::shutdown(fd, nix::sys::socket::Shutdown::Write);
+    }
+
     fn set_congestion_control(&self, fd: RawFd, name: &OsString) -> io::Result<()> {
         use nix::sys::socket::{setsockopt, sockopt::TcpCongestion};
         // SAFETY: the descriptor is open for as long as this call: whoever accepted it hands it in, and closes it later, through `close`.
@@ -513,6 +495,10 @@ impl Io for Ring {
 
     fn fd(&self) -> RawFd {
         self.ring.as_raw_fd()
+    }
+
+    fn now(&self) -> Instant {
+        Instant::now()
     }
 }
 
@@ -557,8 +543,6 @@ struct Operation {
     token: Option<Token>,
     vector: Vec<libc::iovec>,
     shared: Vec<Bytes>,
-    /// Boxed, as `operations` moves when it grows.
-    address: Box<SocketAddress>,
 }
 
 impl Operations {
@@ -570,14 +554,13 @@ impl Operations {
         }
         assert_eq!(
             self.operation_of_slot[slot], NONE,
-            "a second write or connect in flight on slot {slot}"
+            "a second write in flight on slot {slot}"
         );
         let index = self.free.pop().unwrap_or_else(|| {
             self.operations.push(Operation {
                 token: None,
                 vector: Vec::new(),
                 shared: Vec::new(),
-                address: Box::default(),
             });
             (self.operations.len() - 1) as u32
         });
@@ -588,7 +571,7 @@ impl Operations {
         operation
     }
 
-    /// Frees the operation of a completed write or connect.
+    /// Frees the operation of a completed write.
     fn finish(&mut self, token: Token) {
         let index = std::mem::replace(&mut self.operation_of_slot[token.slot as usize], NONE);
         let operation = &mut self.operations[index as usize];
@@ -600,57 +583,11 @@ impl Operations {
     }
 }
 
-/// A socket address as the kernel reads it.
-#[repr(C)]
-union SocketAddress {
-    v4: libc::sockaddr_in,
-    v6: libc::sockaddr_in6,
-}
-
-impl Default for SocketAddress {
-    fn default() -> SocketAddress {
-        // SAFETY: both are plain numbers, for which zero is a value.
-        unsafe { std::mem::zeroed() }
-    }
-}
-
-impl SocketAddress {
-    /// Returns the length in use.
-    fn set(&mut self, address: SocketAddr) -> libc::socklen_t {
-        *self = SocketAddress::default();
-        match address {
-            SocketAddr::V4(address) => {
-                self.v4 = libc::sockaddr_in {
-                    sin_family: libc::AF_INET as libc::sa_family_t,
-                    sin_port: address.port().to_be(),
-                    sin_addr: libc::in_addr {
-                        s_addr: u32::from_ne_bytes(address.ip().octets()),
-                    },
-                    sin_zero: [0; 8],
-                };
-                size_of::<libc::sockaddr_in>() as libc::socklen_t
-            }
-            SocketAddr::V6(address) => {
-                self.v6 = libc::sockaddr_in6 {
-                    sin6_family: libc::AF_INET6 as libc::sa_family_t,
-                    sin6_port: address.port().to_be(),
-                    sin6_flowinfo: address.flowinfo(),
-                    sin6_addr: libc::in6_addr {
-                        s6_addr: address.ip().octets(),
-                    },
-                    sin6_scope_id: address.scope_id(),
-                };
-                size_of::<libc::sockaddr_in6>() as libc::socklen_t
-            }
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
-    use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+    use std::os::fd::IntoRawFd;
     use std::os::unix::net::UnixStream;
     use std::sync::mpsc;
     use std::thread;
@@ -888,8 +825,7 @@ mod tests {
     fn mixed_writes_arrive_whole() {
         let (ring, _region) = ring_with(|_| ());
         // Under a low RLIMIT_MEMLOCK the region cannot be registered; the ring works and says so.
-        let features = ring.features();
-        assert_ne!(features.registered_region, features.warning.is_some());
+        assert_ne!(ring.features.registered_region, ring.warning().is_some());
         write_mixed(ring);
     }
 
@@ -982,42 +918,17 @@ mod tests {
     }
 
     #[test]
-    fn connect_shutdown_and_refusal() {
+    fn the_end_of_writes_is_told_at_once() {
         let (mut ring, _region) = ring_with(|_| ());
-        let mut pending = Vec::new();
-        for address in ["127.0.0.1:0", "[::1]:0"] {
-            let Ok(listener) = TcpListener::bind(address) else {
-                continue; // a machine without IPv6
-            };
-            let address = listener.local_addr().unwrap();
-            let new = || {
-                let domain = if address.is_ipv4() {
-                    libc::AF_INET
-                } else {
-                    libc::AF_INET6
-                };
-                // SAFETY: socket has no memory arguments and the descriptor is owned from here on.
-                unsafe { OwnedFd::from_raw_fd(libc::socket(domain, libc::SOCK_STREAM, 0)) }
-            };
-            let socket = new();
-            ring.connect(token(Kind::Connect, 5), socket.as_raw_fd(), address);
-            let connected = next(&mut ring, &mut pending);
-            assert_eq!(connected.token, token(Kind::Connect, 5));
-            assert_eq!(connected.result, Ok(0));
-            let (mut peer, _) = listener.accept().unwrap();
-            ring.shutdown(
-                token(Kind::Shutdown, 5),
-                socket.as_raw_fd(),
-                Shutdown::Write,
-            );
-            assert_eq!(next(&mut ring, &mut pending).result, Ok(0));
-            assert_eq!(peer.read(&mut [0]).unwrap(), 0);
-            drop(listener);
-            let socket = new();
-            ring.connect(token(Kind::Connect, 5), socket.as_raw_fd(), address);
-            let refused = next(&mut ring, &mut pending);
-            assert_eq!(refused.result, Err(Errno::CONNREFUSED));
-        }
+        let (mut peer, socket) = tcp_pair();
+        ring.shut_down_writes(socket.as_raw_fd());
+        assert_eq!(peer.read(&mut [0]).unwrap(), 0);
+        // The other direction stays.
+        peer.write_all(b"x").unwrap();
+        ring.recv(token(Kind::Recv, 0), socket.as_raw_fd());
+        let received = next(&mut ring, &mut Vec::new());
+        assert_eq!(received.result, Ok(1));
+        ring.recycle(received.buf.unwrap());
     }
 
     #[test]

@@ -17,18 +17,16 @@ pub enum Kind {
     Accept = 1,
     Recv = 2,
     Write = 3,
-    Connect = 4,
-    Shutdown = 5,
     /// The outcome of a cancel request; the cancelled operation completes by itself as well.
-    Cancel = 6,
+    Cancel = 4,
     /// A close that failed. One that succeeds completes silently.
-    Close = 7,
+    Close = 5,
     /// Another ring rang.
-    Doorbell = 8,
+    Doorbell = 6,
     /// Our ring of another's doorbell failed. One that succeeds completes silently.
-    DoorbellSent = 9,
+    DoorbellSent = 7,
     /// A watched descriptor is readable.
-    Watch = 10,
+    Watch = 8,
 }
 
 impl Kind {
@@ -37,13 +35,11 @@ impl Kind {
             1 => Kind::Accept,
             2 => Kind::Recv,
             3 => Kind::Write,
-            4 => Kind::Connect,
-            5 => Kind::Shutdown,
-            6 => Kind::Cancel,
-            7 => Kind::Close,
-            8 => Kind::Doorbell,
-            9 => Kind::DoorbellSent,
-            10 => Kind::Watch,
+            4 => Kind::Cancel,
+            5 => Kind::Close,
+            6 => Kind::Doorbell,
+            7 => Kind::DoorbellSent,
+            8 => Kind::Watch,
             _ => return None,
         })
     }
@@ -114,7 +110,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(kinds, 10);
+        assert_eq!(kinds, 8);
     }
 
     #[test]

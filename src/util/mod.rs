@@ -1,6 +1,6 @@
-//! Bits every other module may use: registered memory and its pool, random numbers, ids.
+//! Bits every other module may use: registered memory and its pool, random numbers, ids, keys in text form, JSON as Go writes it.
 //!
-//! May import std (and `libc` where a file is marked as system code). Must not know the rest.
+//! May import std and serde_json (and `libc` where a file is marked as system code). Must not know the rest.
 
 pub mod go_json;
 pub mod nkey;

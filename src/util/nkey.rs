@@ -1,5 +1,5 @@
-//! Public user keys in the text form of NATS: base32 of a prefix byte, 32 bytes of Ed25519 key and a
-//! CRC16, 56 letters that begin with `U`.
+//! Keys of users in the text form of NATS. A public one is base32 of a prefix byte, 32 bytes of Ed25519 key and a
+//! CRC16, 56 letters that begin with `U`; a seed has two bytes of prefix. Nonces and signatures are base64.
 
 const PREFIX_USER: u8 = 20 << 3;
 const PREFIX_SEED: u8 = 18 << 3;

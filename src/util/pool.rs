@@ -30,10 +30,23 @@ pub fn class_for(bytes: usize) -> Class {
 #[derive(Debug)]
 pub struct Pool {
     region: RegionMut,
-    /// Bytes of the region handed out to some class so far; a block stays with its class.
-    carved: u32,
+    /// Those of the region that were handed out to some class so far.
+    blocks: Vec<Block>,
+    /// Offsets of free chunks.
     free: [Vec<u32>; 3],
     taken: u32,
+}
+
+/// `BLOCK_BYTES` of the region, cut into chunks of one class until none of them is in use and another class wants it.
+#[derive(Debug)]
+struct Block {
+    class: Class,
+    /// Chunks in use.
+    taken: u32,
+}
+
+fn block_of(offset: u32) -> usize {
+    (offset / BLOCK_BYTES) as usize
 }
 
 impl Pool {
@@ -44,7 +57,7 @@ impl Pool {
         );
         Self {
             region,
-            carved: 0,
+            blocks: Vec::new(),
             free: Default::default(),
             taken: 0,
         }
@@ -57,17 +70,18 @@ impl Pool {
             None => self.carve(class)?,
         };
         self.taken += 1;
+        self.blocks[block_of(offset)].taken += 1;
         Some(offset)
     }
 
     fn carve(&mut self, class: Class) -> Option<u32> {
-        let block = if self.carved as usize + BLOCK_BYTES as usize <= self.region.len() {
-            self.carved += BLOCK_BYTES;
-            self.carved - BLOCK_BYTES
+        let block = if (self.blocks.len() + 1) * BLOCK_BYTES as usize <= self.region.len() {
+            self.blocks.push(Block { class, taken: 0 });
+            (self.blocks.len() - 1) as u32 * BLOCK_BYTES
         } else {
-            // The fresh memory is gone; a free large chunk may still be split.
-            self.free[LARGEST as usize].pop()?
+            self.reclaim()?
         };
+        self.blocks[block_of(block)].class = class;
         let size = CHUNK_BYTES[class as usize];
         // Pushed downward so that chunks come out in rising order: fewer pages touched.
         let mut at = block + BLOCK_BYTES;
@@ -78,8 +92,23 @@ impl Pool {
         Some(block)
     }
 
+    /// The fresh memory is gone; a block that is not in use may still be taken from its class. Without it a moment in
+    /// which everything was wanted in small chunks would leave no large ones for as long as the process lives.
+    fn reclaim(&mut self) -> Option<u32> {
+        if let Some(block) = self.free[LARGEST as usize].pop() {
+            return Some(block);
+        }
+        let idle = self.blocks.iter().position(|block| block.taken == 0)?;
+        let class = self.blocks[idle].class;
+        self.free[class as usize].retain(|offset| block_of(*offset) != idle);
+        Some(idle as u32 * BLOCK_BYTES)
+    }
+
     pub fn give(&mut self, offset: u32, class: Class) {
-        assert!(self.taken > 0, "a chunk came back twice");
+        let block = &mut self.blocks[block_of(offset)];
+        assert!(block.taken > 0, "a chunk came back twice");
+        assert_eq!(block.class, class, "a chunk came back as another");
+        block.taken -= 1;
         self.taken -= 1;
         self.free[class as usize].push(offset);
     }
@@ -121,6 +150,25 @@ mod tests {
             pool.give(offset, class);
         }
         assert_eq!(pool.taken(), 0);
+    }
+
+    #[test]
+    fn small_chunks_become_large_ones_again() {
+        let mut pool = Pool::new(RegionMut::map(256 << 10).unwrap());
+        let small: Vec<u32> = std::iter::from_fn(|| pool.take(0)).collect();
+        assert_eq!(small.len(), 128);
+        let (kept, others) = small.split_first().unwrap();
+        for offset in others {
+            pool.give(*offset, 0);
+        }
+        // Not the block of the one that is kept.
+        let large = pool.take(2).expect("nobody has anything of it");
+        assert_ne!(block_of(large), block_of(*kept));
+        assert_eq!(pool.take(2), None);
+        // Nothing of it is given out twice.
+        assert_eq!(std::iter::from_fn(|| pool.take(0)).count(), 63);
+        pool.give(large, 2);
+        assert_eq!(std::iter::from_fn(|| pool.take(1)).count(), 8);
     }
 
     #[test]

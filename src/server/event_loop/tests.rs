@@ -25,7 +25,7 @@ fn one_of(loops: u16, seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, Ra
         loops,
         region,
         Random::new(seed),
-        Instant::now(),
+        io.now(),
     );
     let shared = Arc::new(Shared {
         mesh: Mesh::new(loops).unwrap(),
@@ -37,7 +37,7 @@ fn one_of(loops: u16, seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, Ra
         congestion_elsewhere: None,
     });
     // The descriptor other threads wake the loop by is real; nobody does here.
-    let acceptor = Acceptor::new(Some(listener), None, loops);
+    let acceptor = Acceptor::new(Some(listener), None, loops, io.now());
     let event_loop = EventLoop::new(0, io, broker, shared, acceptor);
     (event_loop, listener)
 }
@@ -252,6 +252,50 @@ fn a_turn_takes_in_so_many_changes_only() {
     }
 }
 
+/// However often another one comes that is told to go and stays.
+#[test]
+fn whoever_was_told_to_go_has_so_long_only() {
+    let (mut event_loop, listener) = event_loop(1, Adversity::NONE);
+    let step = LOOK_AFTER / 2;
+    let mut told = Vec::new();
+    for _ in 0..100 {
+        let fd = connect(&mut event_loop, listener);
+        event_loop.io.deliver(fd, b"FOO\r\n");
+        turns(&mut event_loop, 3);
+        told.push(fd);
+        event_loop.io.pass(step);
+        turns(&mut event_loop, 1);
+    }
+    let left = told.iter().filter(|fd| event_loop.io.is_open(**fd)).count();
+    let most = (DRAIN_TIME_MAX + LOOK_AFTER * 2).div_duration_f64(step);
+    assert!(left as f64 <= most, "{left} are left");
+    event_loop.io.pass(DRAIN_TIME_MAX);
+    turns(&mut event_loop, 1);
+    event_loop.io.pass(LOOK_AFTER);
+    turns(&mut event_loop, 3);
+    assert!(told.iter().all(|fd| !event_loop.io.is_open(*fd)));
+    assert_eq!(event_loop.leaving, []);
+}
+
+#[test]
+fn a_client_that_has_said_all_still_gets_what_is_pending() {
+    let (mut event_loop, listener) = event_loop(1, Adversity::NONE);
+    let fd = connect(&mut event_loop, listener);
+    turns(&mut event_loop, 10);
+    event_loop.io.set_room(fd, 0);
+    event_loop
+        .io
+        .deliver(fd, b"SUB a 1\r\nPUB a 5\r\nhello\r\n");
+    turns(&mut event_loop, 10);
+    event_loop.io.close_peer(fd);
+    turns(&mut event_loop, 10);
+    assert_eq!(event_loop.broker.subscription_count(), 0);
+    event_loop.io.set_room(fd, usize::MAX);
+    turns(&mut event_loop, 10);
+    assert_eq!(got(&event_loop, fd), b"MSG a 1 5\r\nhello\r\n");
+    assert!(!event_loop.io.is_open(fd));
+}
+
 #[test]
 fn an_error_reaches_the_peer_before_the_end() {
     for seed in 0..50 {
@@ -263,7 +307,7 @@ fn an_error_reaches_the_peer_before_the_end() {
         turns(&mut event_loop, 500);
         let expected = b"-ERR 'Unknown Protocol Operation'\r\n-ERR 'Parser Error'\r\n";
         assert_eq!(got(&event_loop, fd), expected, "seed {seed}");
-        assert_eq!(event_loop.io.is_shut_down(fd), Some(Shutdown::Write));
+        assert!(event_loop.io.is_shut_down(fd));
         event_loop.io.close_peer(fd);
         turns(&mut event_loop, 500);
         assert!(!event_loop.io.is_open(fd), "seed {seed}");
