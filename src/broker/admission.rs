@@ -1,6 +1,7 @@
 //! Who gets in, and who may stay when the settings change.
 
 use super::client::{Client, Phase};
+use super::deliver::Receivers;
 use super::effect::Effect;
 use super::settings::Settings;
 use super::{Broker, Slot, auth, perms};
@@ -84,11 +85,12 @@ impl Broker {
         match verdict {
             auth::Verdict::Granted(permissions) if client.verifying => {
                 // The answer that is under way is to a question of yesterday.
+                client.judged_again = true;
                 let (cid, now) = (client.cid, self.now);
                 self.handle_verdict(slot, cid, permissions, true, now);
             }
             auth::Verdict::Granted(permissions) => {
-                client.permissions = permissions;
+                self.take_over_permissions(slot, permissions);
                 self.end_forbidden_subscriptions(slot);
             }
             auth::Verdict::Denied => self.refuse(slot, errors::AUTHORIZATION_VIOLATION),
@@ -96,6 +98,7 @@ impl Broker {
                 // A CONNECT whose check is under way still waits for its +OK.
                 let login = client.verifying && client.answer_connect;
                 client.answer_connect = login;
+                client.judged_again = true;
                 self.verify(slot, proof, permissions);
             }
         }
@@ -120,17 +123,20 @@ impl Broker {
         client.verifying = false;
         client.ticket = None;
         let answer = std::mem::take(&mut client.answer_connect);
+        let judged_again = std::mem::take(&mut client.judged_again);
         if !good {
             self.log_authorization_error(slot);
             return self.refuse(slot, errors::AUTHORIZATION_VIOLATION);
         }
         client.unauthorized = false;
-        client.permissions = permissions;
         let deferred = std::mem::take(&mut client.deferred);
+        self.take_over_permissions(slot, permissions);
         if answer && self.admit(slot).is_err() {
             return;
         }
-        self.end_forbidden_subscriptions(slot);
+        if judged_again {
+            self.end_forbidden_subscriptions(slot);
+        }
         self.handle_bytes(slot, &deferred, now);
         if self.wants_bytes(slot) {
             self.effects.push(Effect::Resume { slot });
@@ -185,6 +191,40 @@ impl Broker {
         }
     }
 
+    /// What a connection may do from now on. Subscriptions it has stay, as with gnatsd, even those it could
+    /// not make any more, but nothing comes on them that is denied by now.
+    pub(super) fn take_over_permissions(
+        &mut self,
+        slot: Slot,
+        permissions: Option<Arc<perms::Permissions>>,
+    ) {
+        let Receivers {
+            clients,
+            subscriptions,
+            ..
+        } = &mut self.receivers;
+        let client = &mut clients[slot as usize];
+        let same = match (&client.permissions, &permissions) {
+            (None, None) => true,
+            (Some(old), Some(new)) => Arc::ptr_eq(old, new),
+            _ => false,
+        };
+        if same {
+            return;
+        }
+        for id in client.subscriptions.iter() {
+            let record = &mut subscriptions[*id as usize];
+            let subject = self.sublist.pattern(record.place.interest);
+            let queue = record.queue.map(|queue| self.sublist.queue_name(queue));
+            let filtered = permissions
+                .as_ref()
+                .is_some_and(|p| p.may_subscribe(subject, queue) != perms::Subscribing::Allowed);
+            record.care = record.care.with_filter(filtered);
+        }
+        client.permissions = permissions;
+    }
+
+    /// Only a reload ends subscriptions.
     fn end_forbidden_subscriptions(&mut self, slot: Slot) {
         let client = &self.receivers.clients[slot as usize];
         let Some(permissions) = client.permissions.clone() else {
@@ -195,8 +235,7 @@ impl Broker {
             let record = &self.receivers.subscriptions[id as usize];
             let subject = self.sublist.pattern(record.place.interest);
             let queue = record.queue.map(|queue| self.sublist.queue_name(queue));
-            let verdict = permissions.may_subscribe(subject, queue);
-            if verdict == perms::Subscribing::Denied {
+            if permissions.may_subscribe(subject, queue) == perms::Subscribing::Denied {
                 let sid = String::from_utf8_lossy(self.sid(id));
                 let text = format!(
                     "{} (sid {sid})",
@@ -204,10 +243,145 @@ impl Broker {
                 );
                 self.append(slot, error_line(&text).as_bytes());
                 self.remove_subscription(slot, id);
-            } else {
-                let filtered = verdict == perms::Subscribing::Filtered;
-                let record = &mut self.receivers.subscriptions[id as usize];
-                record.care = record.care.with_filter(filtered);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::auth::{Auth, Secret, User};
+    use super::super::perms::{Permissions, Rule, Rules};
+    use super::super::propagate::tests::{PEER, written};
+    use super::*;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+    use std::collections::HashMap;
+
+    fn rules(subject: &str) -> Vec<Rule> {
+        let rule = Rule {
+            subject: subject.as_bytes().into(),
+            queue: None,
+        };
+        vec![rule]
+    }
+
+    /// `first` may do everything, `second` may subscribe to a part of `a.>`; both have a password in this form.
+    fn settings(password: &str) -> Arc<Settings> {
+        let user = |permissions| User {
+            password: Secret::new(password),
+            permissions,
+        };
+        let subscribe = Rules {
+            allow: Some(rules("a.>")),
+            deny: rules("a.secret"),
+        };
+        let second = Permissions {
+            subscribe,
+            ..Permissions::default()
+        };
+        let users = [("first", None), ("second", Some(Arc::new(second)))];
+        let auth = Auth {
+            listed: true,
+            users: HashMap::from(users.map(|(name, p)| (name.to_owned(), user(p)))),
+            ..Auth::default()
+        };
+        Arc::new(Settings {
+            auth,
+            ..Settings::default()
+        })
+    }
+
+    fn broker(settings: Arc<Settings>, now: Instant) -> Broker {
+        let region = RegionMut::map(1 << 20).unwrap();
+        Broker::new(settings, 0, 1, region, Random::new(1), now)
+    }
+
+    /// Whoever checks passwords finds all of them right.
+    fn answer_verdicts(broker: &mut Broker, now: Instant) {
+        let mut effects = Vec::new();
+        broker.take_effects(&mut effects);
+        for effect in effects {
+            let Effect::Verify {
+                slot,
+                cid,
+                permissions,
+                ticket,
+                ..
+            } = effect
+            else {
+                continue;
+            };
+            if ticket.strong_count() > 0 {
+                broker.handle_verdict(slot, cid, permissions, true, now);
+            }
+        }
+    }
+
+    fn login(broker: &mut Broker, slot: Slot, user: &str, now: Instant) {
+        let line = format!("CONNECT {{\"verbose\":false,\"user\":\"{user}\",\"pass\":\"p\"}}\r\n");
+        broker.handle_bytes(slot, line.as_bytes(), now);
+    }
+
+    const PUBLISHES: &[u8] = b"PUB a.x 0\r\n\r\nPUB a.secret 0\r\n\r\nPUB b 0\r\n\r\n";
+    const ALL: &str = "MSG a.x 1 0\r\n\r\nMSG a.secret 1 0\r\n\r\nMSG b 2 0\r\n\r\n";
+    const NOT_DENIED: &str = "MSG a.x 1 0\r\n\r\nMSG b 2 0\r\n\r\n";
+
+    #[test]
+    fn a_second_connect_means_the_same_whatever_form_the_password_has() {
+        let now = Instant::now();
+        for password in ["p", "$2a$11$x"] {
+            let mut broker = broker(settings(password), now);
+            let slot = broker.open(1, PEER, now);
+            let publisher = broker.open(2, PEER, now);
+            for slot in [slot, publisher] {
+                login(&mut broker, slot, "first", now);
+            }
+            answer_verdicts(&mut broker, now);
+            broker.handle_bytes(slot, b"SUB a.> 1\r\nSUB b 2\r\n", now);
+            written(&mut broker, slot, now);
+            let users = [("second", NOT_DENIED), ("first", ALL)];
+            for (user, expect) in users.repeat(2) {
+                login(&mut broker, slot, user, now);
+                answer_verdicts(&mut broker, now);
+                broker.handle_bytes(publisher, PUBLISHES, now);
+                let got = written(&mut broker, slot, now);
+                assert_eq!(got, expect, "{password} {user}");
+            }
+            assert_eq!(broker.subscription_count(), 2);
+            // What is new is judged by who it is now.
+            login(&mut broker, slot, "second", now);
+            answer_verdicts(&mut broker, now);
+            broker.handle_bytes(slot, b"SUB b 3\r\n", now);
+            let refused = "-ERR 'Permissions Violation for Subscription to \"b\"'\r\n";
+            assert_eq!(written(&mut broker, slot, now), refused, "{password}");
+        }
+    }
+
+    #[test]
+    fn a_reload_ends_what_is_not_allowed_any_more() {
+        let now = Instant::now();
+        let ended = "-ERR 'Permissions Violation for Subscription to \"b\" (sid 2)'\r\n";
+        for password in ["p", "$2a$11$x"] {
+            // The reload comes when the second CONNECT has been judged, or while it is.
+            for judged_before in [true, false] {
+                let mut broker = broker(settings(password), now);
+                let slot = broker.open(1, PEER, now);
+                login(&mut broker, slot, "first", now);
+                answer_verdicts(&mut broker, now);
+                broker.handle_bytes(slot, b"SUB a.> 1\r\nSUB b 2\r\n", now);
+                login(&mut broker, slot, "second", now);
+                if judged_before {
+                    answer_verdicts(&mut broker, now);
+                }
+                written(&mut broker, slot, now);
+                let mut reloaded = Settings::clone(&settings(password));
+                reloaded.auth.users.remove("first");
+                broker.reconfigure(Arc::new(reloaded), now);
+                answer_verdicts(&mut broker, now);
+                let told = written(&mut broker, slot, now);
+                assert_eq!(told, ended, "{password} {judged_before}");
+                assert_eq!(broker.subscription_count(), 1);
             }
         }
     }

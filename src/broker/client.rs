@@ -17,12 +17,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
-/// Names a publisher across loops; the cid guards against a slot that was reused.
+/// Names a publisher across loops. The cid says which loop it is on (`Broker::loop_of`), and guards against a
+/// slot that was reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct PublisherRef {
-    pub loop_index: u16,
     pub slot: u32,
     pub cid: u64,
+    /// A route, or a part of this process: it carries messages of many, for many.
+    pub carrier: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,12 +68,15 @@ pub struct Client {
     pub no_responders: bool,
     /// Authorization is required and no good CONNECT has come.
     pub unauthorized: bool,
-    /// A part of this process, the streaming engine: always authorized, never cut off.
+    /// A part of this process, the streaming engine: always authorized, and never cut off for being slow or
+    /// silent.
     pub internal: bool,
     /// A password is being checked elsewhere; input that came meanwhile waits in `deferred`.
     pub verifying: bool,
     /// It is the password of a CONNECT, which wants an answer, not one checked again after a reload.
     pub answer_connect: bool,
+    /// A reload asked for the check (too): subscriptions that are not allowed any more end with it.
+    pub judged_again: bool,
     /// Whoever checks it need not go on once this is gone.
     pub ticket: Option<Arc<()>>,
     pub deferred: Vec<u8>,
@@ -124,12 +129,21 @@ pub struct Client {
 /// The publishers a receiver holds back, and its allowance for doing so where it is in a minority.
 #[derive(Debug)]
 pub struct Holding {
-    pub publishers: Vec<PublisherRef>,
+    pub publishers: Vec<Held>,
     /// End of the current accounting period, and of the allowance within it, where this receiver is
     /// one of few that are behind.
     pub period_ends: Instant,
     pub allowance_ends: Instant,
-    /// When the current publishers are let go at the latest.
+    /// When it is looked at next. A timer for another time finds nothing to do.
+    pub look_at: Option<Instant>,
+}
+
+#[derive(Debug)]
+pub struct Held {
+    pub publisher: PublisherRef,
+    /// Of the receivers of its message nearly all were behind, not this one among others that keep up.
+    pub nearly_all: bool,
+    /// When it is let go at the latest, for good where it is one of few.
     pub until: Instant,
 }
 
@@ -160,6 +174,7 @@ impl Client {
             internal: false,
             verifying: false,
             answer_connect: false,
+            judged_again: false,
             ticket: None,
             deferred: Vec::new(),
             first_pong_sent: false,

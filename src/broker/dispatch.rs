@@ -74,7 +74,11 @@ impl Broker {
         if messages > 0 {
             client.active_at = Some(now);
         }
-        client.choked = client.outbox.pending() > super::hold::HIGH_WATER_BYTES;
+        // Its own answers are meant. What others send to a carrier has bounds of its own: were it not read from
+        // meanwhile, and its other end did the same, each would wait for the other.
+        client.choked = client.kind == Kind::Client
+            && !client.internal
+            && client.outbox.pending() > super::hold::HIGH_WATER_BYTES;
         if self.pace.changes() != changes_before {
             self.pace_client(slot, changes_before);
         }
@@ -185,15 +189,28 @@ impl Session<'_> {
         Origin {
             no_echo: (!client.echo).then_some(self.slot),
             publisher: super::client::PublisherRef {
-                loop_index: self.broker.loop_index,
                 slot: self.slot,
                 cid: client.cid,
+                carrier: client.internal,
             },
             from_loop: None,
             hops: 0,
             others: 0,
             from_route: false,
         }
+    }
+
+    /// Whether a message to this subject goes on without further ado, as nearly all do; otherwise
+    /// `check_publish` looks what is the matter.
+    #[inline(always)]
+    fn is_plain_publish(&self, subject: &[u8]) -> bool {
+        let client = &self.broker.receivers.clients[self.slot as usize];
+        !subject.starts_with(RESERVED_PREFIX)
+            && (!client.pedantic || token::is_valid_literal(subject))
+            && client
+                .permissions
+                .as_ref()
+                .is_none_or(|p| p.may_publish(subject))
     }
 
     fn ok_if_verbose(&mut self) {
@@ -229,7 +246,8 @@ impl Session<'_> {
         );
     }
 
-    /// The checks most connections do not need; false when the message must not be delivered.
+    /// What is not a plain publish: says what is wrong, if something is; false when the message must not be
+    /// delivered.
     #[cold]
     fn check_publish(&mut self, subject: &[u8]) -> bool {
         let now = self.broker.now;
@@ -298,11 +316,8 @@ impl Sink for Session<'_> {
             self.broker.trace_message(self.slot, message);
         }
         let slot = self.slot;
-        let client = &mut self.broker.receivers.clients[slot as usize];
         let subject = message.subject.bytes();
-        if (client.pedantic || client.permissions.is_some() || subject.starts_with(RESERVED_PREFIX))
-            && !self.check_publish(subject)
-        {
+        if !self.is_plain_publish(subject) && !self.check_publish(subject) {
             return Ok(());
         }
         let origin = self.origin();
@@ -336,16 +351,10 @@ impl Sink for Session<'_> {
     #[inline]
     fn run(&mut self, run: &Run<'_>) -> Result<(), Stop> {
         let client = &self.broker.receivers.clients[self.slot as usize];
-        let subject = run.subject.bytes();
         let one_by_one = self.trace
             || client.verbose
-            || subject.starts_with(RESERVED_PREFIX)
-            || (client.pedantic && !token::is_valid_literal(subject))
-            || (run.has_replies() && (client.no_responders || !self.broker.catching_up.is_empty()))
-            || client
-                .permissions
-                .as_ref()
-                .is_some_and(|p| !p.may_publish(subject));
+            || !self.is_plain_publish(run.subject.bytes())
+            || (run.has_replies() && (client.no_responders || !self.broker.catching_up.is_empty()));
         if one_by_one {
             return run
                 .messages()
@@ -396,9 +405,8 @@ impl Sink for Session<'_> {
         };
         match judged.expect("CONNECT was read above") {
             Verdict::Granted(permissions) => {
-                let client = self.client();
-                client.unauthorized = false;
-                client.permissions = permissions;
+                self.client().unauthorized = false;
+                self.broker.take_over_permissions(self.slot, permissions);
                 self.broker.admit(self.slot)
             }
             Verdict::Denied => {

@@ -11,7 +11,8 @@ use std::time::Duration;
 pub enum Effect {
     /// Write what is pending, then close; the broker is done with the slot after `release`.
     Close { slot: u32, why: CloseReason },
-    /// Receivers caught up: read from this connection again.
+    /// What it waited for has come (receivers or its own output caught up, other loops and servers took in its
+    /// changes, its password was checked): read from this connection again.
     Resume { slot: u32 },
     /// Check this off the loop, then call `handle_verdict`.
     Verify {

@@ -8,24 +8,41 @@
 //!                     '------------------------------------------ stuck: holds nobody
 //! ```
 //!
-//! A connection that far behind with its own output is not read from either: answers to its own
+//! A client that far behind with its own output is not read from either: answers to its own
 //! PINGs, say, must not pile up without bound.
 //!
 //! A receiver alone behind among others that keep up may hold its publisher only for a small part
 //! of each second: the others lose a few percent at most, and it is cut off when its backlog
 //! reaches the bound. When nearly all receivers of a publisher are behind, the publisher is simply too fast, and is held
-//! for as long as they make progress.
+//! for as long as they make progress. Both may be at one receiver at the same time; each publisher waits by its own terms.
+//!
+//! A publisher that carries messages of many, a route or the streaming engine, would be held from all others by one receiver
+//! that is slow: most of its messages have one. So it is not, until that one is well on the way to being cut off.
+//!
+//! A part of this process, the streaming engine, is another matter:
+//!
+//! - It is never cut off, so what waits for it is bounded by those who send to it alone. Clients wait until it has caught up,
+//!   however long that takes. A route carries much that is for others: it is let go as ever, and waits as clients do only from
+//!   a much larger backlog on.
+//! - It is read from however much waits for it. While it has much to say it reads nothing, and each would wait for the other.
 
-use super::client::{Holding, Phase, PublisherRef};
+use super::client::{Held, Holding, Phase, PublisherRef};
 use super::effect::{CloseReason, Effect};
 use super::timers::Timer;
 use super::{Broker, Slot};
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 /// Backlog above which a receiver may hold publishers, and below which it lets them go.
 pub const HIGH_WATER_BYTES: usize = 1 << 20;
 pub const LOW_WATER_BYTES: usize = 256 << 10;
+
+/// How far below its mark a backlog must be for those who wait to be let go.
+const GAP_BYTES: usize = HIGH_WATER_BYTES - LOW_WATER_BYTES;
+/// Backlog of a part of this process from which on routes wait for it as clients do.
+const ROUTES_WAIT_BYTES: usize = 64 << 20;
+/// Of the backlog a receiver is cut off for, the part from which on it holds publishers that carry messages of many.
+const HOLDS_CARRIERS_PART: usize = 8;
 
 /// How long a receiver in a minority may hold publishers within one period.
 const ALLOWANCE: Duration = Duration::from_millis(20);
@@ -64,22 +81,28 @@ impl Broker {
 
     fn hold_for(&mut self, receiver: Slot, publisher: PublisherRef, nearly_all: bool) {
         let now = self.now;
+        let waits = self.must_wait(receiver, publisher, 0);
         let client = &mut self.receivers.clients[receiver as usize];
-        if client.stuck || client.phase == Phase::Closing {
+        if !waits || client.phase == Phase::Closing {
             return;
         }
+        // Whoever else listens: it is not cut off when they go on.
+        let nearly_all = nearly_all || client.internal;
         let holding = client.holding.get_or_insert_with(|| {
             Box::new(Holding {
                 publishers: Vec::new(),
                 period_ends: now,
                 allowance_ends: now,
-                until: now,
+                look_at: None,
             })
         });
-        if holding.publishers.contains(&publisher) {
+        let mut publishers = holding.publishers.iter();
+        if publishers.any(|held| held.publisher == publisher) {
             return;
         }
-        if !nearly_all {
+        let until = if nearly_all {
+            now + CATCH_UP_WITHIN
+        } else {
             if now >= holding.period_ends {
                 holding.period_ends = now + PERIOD;
                 holding.allowance_ends = now + ALLOWANCE;
@@ -87,31 +110,53 @@ impl Broker {
             if now >= holding.allowance_ends {
                 return;
             }
-        }
-        if holding.publishers.is_empty() {
-            let first_look = if nearly_all {
-                now + PROGRESS_EVERY
-            } else {
-                holding.allowance_ends
-            };
-            holding.until = if nearly_all {
-                now + CATCH_UP_WITHIN
-            } else {
-                holding.allowance_ends
-            };
-            self.timers
-                .push(first_look, receiver, client.cid, Timer::Hold);
-        }
-        holding.publishers.push(publisher);
+            holding.allowance_ends
+        };
+        holding.publishers.push(Held {
+            publisher,
+            nearly_all,
+            until,
+        });
+        self.look_again(receiver, until.min(now + PROGRESS_EVERY));
         self.tell_publisher(publisher, true);
+    }
+
+    /// Sees to it that `end_of_hold` is called then, or before.
+    fn look_again(&mut self, receiver: Slot, at: Instant) {
+        let client = &mut self.receivers.clients[receiver as usize];
+        if let Some(holding) = &mut client.holding
+            && holding.look_at.is_none_or(|set| at < set)
+        {
+            holding.look_at = Some(at);
+            self.timers.push(at, receiver, client.cid, Timer::Hold);
+        }
+    }
+
+    /// Whether a publisher is to wait for this receiver, which is above high water; with a gap, whether one that waits is to
+    /// go on with it.
+    fn must_wait(&self, receiver: Slot, publisher: PublisherRef, gap: usize) -> bool {
+        let client = &self.receivers.clients[receiver as usize];
+        let pending = client.outbox.pending() + gap;
+        match (client.internal, publisher.carrier) {
+            // For itself it would wait for ever.
+            (true, _) if client.cid == publisher.cid => false,
+            (true, true) => !client.stuck || pending > ROUTES_WAIT_BYTES,
+            (true, false) => true,
+            (false, true) => {
+                let max = self.receivers.pending_bytes_max(receiver);
+                !client.stuck && pending > HIGH_WATER_BYTES.max(max / HOLDS_CARRIERS_PART)
+            }
+            (false, false) => !client.stuck,
+        }
     }
 
     /// Passes a hold, or its end, to a publisher here or on another loop.
     fn tell_publisher(&mut self, publisher: PublisherRef, hold: bool) {
-        if publisher.loop_index == self.loop_index {
+        let home = self.loop_of(publisher.cid);
+        if home == self.loop_index {
             self.handle_hold(publisher, hold);
         } else {
-            self.peers[publisher.loop_index as usize]
+            self.peers[usize::from(home)]
                 .outgoing
                 .holds
                 .push((publisher, hold));
@@ -157,33 +202,61 @@ impl Broker {
         let Some(holding) = &mut self.receivers.clients[receiver as usize].holding else {
             return;
         };
-        for publisher in std::mem::take(&mut holding.publishers) {
-            self.tell_publisher(publisher, false);
+        for held in std::mem::take(&mut holding.publishers) {
+            self.tell_publisher(held.publisher, false);
         }
     }
 
     pub(super) fn end_of_hold(&mut self, receiver: Slot) {
         let now = self.now;
         let client = &mut self.receivers.clients[receiver as usize];
-        let Some(holding) = client
-            .holding
-            .as_deref()
-            .filter(|holding| !holding.publishers.is_empty())
-        else {
+        let Some(holding) = client.holding.as_deref_mut() else {
             return;
         };
+        if holding.look_at.is_none_or(|at| at > now) {
+            return;
+        }
+        holding.look_at = None;
+        if client.outbox.pending() <= LOW_WATER_BYTES {
+            return; // nobody waits for it
+        }
         let progress = client
             .progress_at
             .is_none_or(|at| now.duration_since(at) < PROGRESS_EVERY);
-        if progress && now < holding.until {
-            let next = (now + PROGRESS_EVERY).min(holding.until);
-            let cid = client.cid;
-            self.timers.push(next, receiver, cid, Timer::Hold);
-            return;
+        let mut publishers = holding.publishers.iter();
+        if !progress || publishers.any(|held| held.nearly_all && held.until <= now) {
+            // From here on its backlog grows, until it catches up or is cut off.
+            client.stuck = true;
         }
-        // From here on its backlog grows, until it catches up or is cut off.
-        client.stuck = true;
-        self.let_publishers_go(receiver);
+        self.let_some_go(receiver);
+        let client = &self.receivers.clients[receiver as usize];
+        let holding = client.holding.as_ref().expect("it was there above");
+        // Also where it holds nobody: as long as it makes no progress it is asked in vain with each message.
+        if !client.stuck || !holding.publishers.is_empty() {
+            let untils = holding.publishers.iter().map(|held| held.until);
+            let first = untils.filter(|until| *until > now).min();
+            let next = now + PROGRESS_EVERY;
+            self.look_again(receiver, first.map_or(next, |until| until.min(next)));
+        }
+    }
+
+    /// Lets those publishers go that need not wait any more.
+    fn let_some_go(&mut self, receiver: Slot) {
+        let now = self.now;
+        let Some(holding) = &mut self.receivers.clients[receiver as usize].holding else {
+            return;
+        };
+        let all = std::mem::take(&mut holding.publishers);
+        let (stay, go): (Vec<_>, Vec<_>) = all.into_iter().partition(|held| {
+            (held.nearly_all || held.until > now)
+                && self.must_wait(receiver, held.publisher, GAP_BYTES)
+        });
+        if let Some(holding) = &mut self.receivers.clients[receiver as usize].holding {
+            holding.publishers = stay;
+        }
+        for held in go {
+            self.tell_publisher(held.publisher, false);
+        }
     }
 
     pub(super) fn cut_off(&mut self, slot: Slot, cause: String) {
@@ -218,12 +291,12 @@ impl Broker {
 
 #[cfg(test)]
 mod tests {
-    use super::super::settings::Settings;
+    use super::super::propagate::tests::PEER;
+    use super::super::settings::{ClusterSettings, Settings};
     use super::*;
     use crate::util::random::Random;
     use crate::util::region::RegionMut;
     use std::sync::Arc;
-    use std::time::Instant;
 
     fn broker(settings: Settings) -> (Broker, Instant) {
         let now = Instant::now();
@@ -308,6 +381,203 @@ mod tests {
         // And in the end the receiver is cut off.
         broker.handle_timeouts(now + Duration::from_secs(3));
         assert_eq!(broker.totals().slow_consumers, 1);
+    }
+
+    /// A part of this process that listens to `x`.
+    fn open_internal(broker: &mut Broker, now: Instant) -> Slot {
+        let slot = broker.open_internal(100, PEER, now);
+        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\nSUB x 1\r\n", now);
+        drain(broker, slot, now);
+        slot
+    }
+
+    fn message(subject: &str, bytes: usize) -> Vec<u8> {
+        let head = format!("PUB {subject} {bytes}\r\n");
+        [head.as_bytes(), &vec![b'.'; bytes], b"\r\n"].concat()
+    }
+
+    /// Publishes until it is held back; returns how many bytes wait for the receiver then.
+    fn fill(broker: &mut Broker, publisher: Slot, receiver: Slot, now: Instant) -> usize {
+        let message = message("x", 10_000);
+        while broker.wants_bytes(publisher) {
+            broker.handle_bytes(publisher, &message, now);
+            let pending = broker.client(receiver).unwrap().outbox.pending();
+            assert!(pending < 100 << 20, "held back by nothing");
+        }
+        broker.client(receiver).unwrap().outbox.pending()
+    }
+
+    #[test]
+    fn clients_wait_for_a_part_of_this_process_as_long_as_it_takes() {
+        let (mut broker, now) = broker(Settings::default());
+        let internal = open_internal(&mut broker, now);
+        // Somebody who keeps up does not make it a minority.
+        let (other, quick) = (open(&mut broker, 3, now), open(&mut broker, 4, now));
+        broker.handle_bytes(quick, b"SUB x 1\r\n", now);
+        let publisher = open(&mut broker, 2, now);
+        let message = message("x", 10_000);
+        while broker.wants_bytes(publisher) {
+            broker.handle_bytes(publisher, &message, now);
+            drain(&mut broker, quick, now);
+        }
+        broker.start_write(internal, 64, usize::MAX, &mut Vec::new());
+        let mut at = now;
+        for _ in 0..600 {
+            at += Duration::from_millis(100);
+            broker.handle_timeouts(at);
+            assert!(!broker.wants_bytes(publisher));
+        }
+        // It is stuck by now, and others are held back all the same.
+        assert!(fill(&mut broker, other, internal, at) < 2 << 20);
+        drain(&mut broker, internal, at);
+        let mut released = resumed(&mut broker);
+        released.sort_unstable();
+        let mut expected = vec![publisher, other];
+        expected.sort_unstable();
+        assert_eq!(released, expected);
+    }
+
+    #[test]
+    fn a_route_waits_for_a_part_of_this_process_when_very_much_waits_there() {
+        let mut cluster = ClusterSettings {
+            pending_bytes_max: usize::MAX,
+            ..ClusterSettings::default()
+        };
+        cluster.info.server_id = "own".into();
+        let settings = Settings {
+            cluster: Some(cluster),
+            ..Settings::default()
+        };
+        let (mut broker, now) = broker(settings);
+        let internal = open_internal(&mut broker, now);
+        let route = broker.open_route(50, PEER, None, now);
+        let info = b"INFO {\"server_id\":\"another\",\"host\":\"0.0.0.0\",\"port\":6222}\r\n";
+        broker.handle_bytes(route, info, now);
+        assert!(broker.wants_bytes(route), "it is a route");
+        let head = b"MSG x RSID:100:1 100000\r\n";
+        let message = [&head[..], &[b'.'; 100_000], b"\r\n"].concat();
+        let pending = |broker: &Broker| broker.client(internal).unwrap().outbox.pending();
+        let mut at = now;
+        while pending(&broker) < ROUTES_WAIT_BYTES - 200_000 {
+            broker.handle_bytes(route, &message, at);
+            if !broker.wants_bytes(route) {
+                broker.start_write(internal, 64, usize::MAX, &mut Vec::new());
+                at += PROGRESS_EVERY;
+                broker.handle_timeouts(at);
+            }
+            assert!(broker.wants_bytes(route), "with {}", pending(&broker));
+        }
+        while broker.wants_bytes(route) {
+            broker.handle_bytes(route, &message, at);
+            assert!(pending(&broker) < ROUTES_WAIT_BYTES + 200_000);
+        }
+        at += 10 * CATCH_UP_WITHIN;
+        broker.handle_timeouts(at);
+        assert!(!broker.wants_bytes(route));
+        // Long before all of it is gone it goes on.
+        broker.handle_written(internal, 2 << 20, at);
+        at += PROGRESS_EVERY;
+        broker.handle_timeouts(at);
+        assert!(broker.wants_bytes(route));
+    }
+
+    #[test]
+    fn a_part_of_this_process_is_read_from_however_much_waits_for_it() {
+        let (mut broker, now) = broker(Settings::default());
+        let internal = open_internal(&mut broker, now);
+        let publisher = open(&mut broker, 2, now);
+        fill(&mut broker, publisher, internal, now);
+        broker.handle_bytes(internal, b"PING\r\nPUB x 2\r\nhi\r\n", now);
+        assert!(broker.wants_bytes(internal));
+    }
+
+    #[test]
+    fn a_slow_receiver_holds_a_carrier_when_it_is_on_its_way_to_the_bound() {
+        let settings = Settings::default();
+        let mark = settings.pending_bytes_max / HOLDS_CARRIERS_PART;
+        let (mut broker, now) = broker(settings);
+        let internal = open_internal(&mut broker, now);
+        let receiver = open(&mut broker, 2, now);
+        broker.handle_bytes(receiver, b"SUB y 1\r\n", now);
+        let message = message("y", 10_000);
+        while broker.wants_bytes(internal) {
+            broker.handle_bytes(internal, &message, now);
+            assert_eq!(broker.client(receiver).unwrap().phase, Phase::Open);
+        }
+        let pending = broker.client(receiver).unwrap().outbox.pending();
+        assert!((mark..mark + 20_000).contains(&pending), "{pending}");
+        // Somewhat less is enough.
+        broker.handle_written(receiver, GAP_BYTES + 20_000, now + PROGRESS_EVERY / 2);
+        broker.handle_timeouts(now + PROGRESS_EVERY);
+        assert_eq!(resumed(&mut broker), [internal]);
+        assert!(!broker.client(receiver).unwrap().stuck);
+    }
+
+    /// One that listens to `x` with eight others, and alone to `y`; who publishes to each of them; and the others.
+    fn two_kinds_of_publishers(broker: &mut Broker, now: Instant) -> (Slot, [Slot; 2], Vec<Slot>) {
+        let receiver = open(broker, 1, now);
+        broker.handle_bytes(receiver, b"SUB x 1\r\nSUB y 2\r\n", now);
+        let others: Vec<Slot> = (2..10).map(|cid| open(broker, cid, now)).collect();
+        for other in &others {
+            broker.handle_bytes(*other, b"SUB x 1\r\n", now);
+        }
+        let publishers = [open(broker, 10, now), open(broker, 11, now)];
+        (receiver, publishers, others)
+    }
+
+    /// Publishes once, with the others taking all of it.
+    fn publish(broker: &mut Broker, from: Slot, subject: &str, others: &[Slot], at: Instant) {
+        broker.handle_bytes(from, &message(subject, 600_000), at);
+        for other in others {
+            drain(broker, *other, at);
+        }
+    }
+
+    #[test]
+    fn publishers_wait_by_their_own_terms() {
+        for alone_first in [false, true] {
+            let (mut broker, now) = broker(Settings::default());
+            let (receiver, publishers, others) = two_kinds_of_publishers(&mut broker, now);
+            let [many, alone] = publishers;
+            let mut order = [(many, "x"), (alone, "y")];
+            if alone_first {
+                order.reverse();
+            }
+            publish(&mut broker, order[0].0, order[0].1, &others, now);
+            for (publisher, subject) in order {
+                publish(&mut broker, publisher, subject, &others, now);
+                assert!(!broker.wants_bytes(publisher), "{subject} is held");
+            }
+            // It takes a little all the time. Whose message has other receivers goes on soon.
+            let mut at = now;
+            for _ in 0..5 {
+                broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
+                at += ALLOWANCE;
+                broker.handle_written(receiver, 1000, at);
+                broker.handle_timeouts(at);
+                assert!(broker.wants_bytes(many) && !broker.wants_bytes(alone));
+            }
+            // In its next second it may be held again, and the other one still is.
+            publish(&mut broker, many, "x", &others, at);
+            assert!(broker.wants_bytes(many));
+            while at < now + PERIOD {
+                broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
+                at += ALLOWANCE;
+                broker.handle_written(receiver, 1000, at);
+                broker.handle_timeouts(at);
+            }
+            publish(&mut broker, many, "x", &others, at);
+            assert!(!broker.wants_bytes(many) && !broker.wants_bytes(alone));
+            // The time of the one runs out in the end, and from then on nobody waits.
+            while at < now + CATCH_UP_WITHIN {
+                broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
+                at += ALLOWANCE;
+                broker.handle_written(receiver, 1000, at);
+                broker.handle_timeouts(at);
+            }
+            publish(&mut broker, many, "x", &others, at);
+            assert!(broker.wants_bytes(many) && broker.wants_bytes(alone));
+        }
     }
 
     #[test]

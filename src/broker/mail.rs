@@ -7,9 +7,9 @@
 //! ```text
 //!   interest: kind u8 | plain or queue u8 | - u16 | count u32 | subject length u32 | queue length u32
 //!             subject | queue
-//!   message:  kind u8 | plain u8 | groups u16 | hops u8 | shared u8 | - u16
+//!   message:  kind u8 | plain u8 | hops u8 | shared u8 | groups u32
 //!             subject, reply, header (or none), body, tail lengths u32 | others u32
-//!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u16, name)... | sid | tail
+//!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u32, name)... | sid | tail
 //!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32 | others u32
 //!             publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
 //!             in it the tails lie
@@ -18,10 +18,14 @@
 //!   taken in: kind u8 | - | position u64
 //!   wanted:   kind u8 | - | route's slot u32, cid u64 | from u32
 //! ```
+//!
+//! What is counted or measured fits: a message is smaller than 4 GiB (`BODY_BYTES_MAX` of the parser), so
+//! is what a read brings, and a run has few messages. Of groups there may be any number, with names as
+//! long as a line may get.
 
 use super::client::PublisherRef;
 use crate::wire::parser::{Message, Padded};
-use crate::wire::run::{Run, Tail};
+use crate::wire::run::{RUN_MESSAGES_MAX, Run, Tail};
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -35,6 +39,7 @@ const KIND_MARK: u8 = 6;
 const KIND_TAKEN_IN: u8 = 7;
 const RUN_HEAD_BYTES: usize = 32;
 const NO_HEADERS: u32 = u32::MAX;
+const _: () = assert!(RUN_MESSAGES_MAX <= u16::MAX as usize);
 
 /// A connection accepted by one loop for another.
 #[derive(Debug)]
@@ -49,9 +54,10 @@ pub struct Batch {
     bytes: Vec<u8>,
     /// Tails of large messages, in the order in which records name them.
     shared: Vec<Bytes>,
-    /// Where in `bytes` the tails of runs lie, in the order of the records.
+    /// Where in their regions the tails of runs lie, in the order of the records.
     tails: Vec<Tail>,
-    /// Bytes of payload in `bytes` and `shared`, for the sender's bound on what is under way.
+    /// Bytes of payload, and of names of groups, in `bytes` and `shared`, for the sender's bound on what is
+    /// under way.
     pub weight: usize,
     /// Changes of interest in `bytes`.
     pub changes: usize,
@@ -127,7 +133,7 @@ impl<'a> Iterator for Groups<'a> {
 
     fn next(&mut self) -> Option<&'a [u8]> {
         let (length, rest) = self.0.split_first_chunk()?;
-        let (name, rest) = rest.split_at(u16::from_le_bytes(*length) as usize);
+        let (name, rest) = rest.split_at(u32::from_le_bytes(*length) as usize);
         self.0 = rest;
         Some(name)
     }
@@ -179,20 +185,17 @@ impl Batch {
         envelope: Envelope,
         groups: impl Iterator<Item = &'g [u8]>,
     ) {
-        let start = self.bytes.len();
         let subject = message.subject.bytes();
         let tail = message.tail.bytes();
         self.bytes.extend_from_slice(&[
             KIND_MESSAGE,
-            u8::from(envelope.plain),
-            0, // number of groups, set below
-            0,
+            u8::from(envelope.plain) | u8::from(envelope.publisher.carrier) << 1,
             envelope.hops,
             u8::from(owned.is_some()),
-            0,
-            0,
         ]);
+        let count_at = self.bytes.len();
         let numbers = [
+            0, // number of groups, set below
             subject.len() as u32,
             message.reply_bytes as u32,
             message.header_bytes.unwrap_or(NO_HEADERS),
@@ -209,20 +212,21 @@ impl Batch {
         self.bytes
             .extend_from_slice(&(message.sid.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(subject);
-        let mut count = 0u16;
+        let groups_at = self.bytes.len();
+        let mut count = 0u32;
         for name in groups {
             self.bytes
-                .extend_from_slice(&(name.len() as u16).to_le_bytes());
+                .extend_from_slice(&(name.len() as u32).to_le_bytes());
             self.bytes.extend_from_slice(name);
             count += 1;
         }
-        self.bytes[start + 2..start + 4].copy_from_slice(&count.to_le_bytes());
+        self.bytes[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes());
+        self.weight += 64 + (self.bytes.len() - groups_at) + tail.len();
         self.bytes.extend_from_slice(message.sid);
         match owned {
             Some(owned) => self.shared.push(owned.clone()),
             None => self.bytes.extend_from_slice(tail),
         }
-        self.weight += 64 + tail.len();
     }
 
     pub fn push_run(&mut self, run: &Run<'_>, envelope: Envelope) {
@@ -230,9 +234,19 @@ impl Batch {
         self.bytes
             .reserve(RUN_HEAD_BYTES + subject.len() + region.len());
         let count = (run.count() as u16).to_le_bytes();
-        let kind = [KIND_RUN, 0, count[0], count[1], envelope.hops, 0, 0, 0];
+        let PublisherRef { slot, cid, carrier } = envelope.publisher;
+        let carrier = u8::from(carrier);
+        let kind = [
+            KIND_RUN,
+            0,
+            count[0],
+            count[1],
+            envelope.hops,
+            carrier,
+            0,
+            0,
+        ];
         self.bytes.extend_from_slice(&kind);
-        let PublisherRef { slot, cid, .. } = envelope.publisher;
         for number in [subject.len() as u32, envelope.others, slot] {
             self.bytes.extend_from_slice(&number.to_le_bytes());
         }
@@ -240,7 +254,7 @@ impl Batch {
         self.bytes
             .extend_from_slice(&(region.len() as u32).to_le_bytes());
         self.bytes.extend_from_slice(subject);
-        self.tails.extend(run.moved(self.bytes.len()));
+        self.tails.extend(run.tails_in_region());
         self.bytes.extend_from_slice(region);
         self.weight += 64 * run.count() + region.len();
     }
@@ -281,26 +295,22 @@ impl Batch {
         self.bytes.extend_from_slice(&route.cid.to_le_bytes());
     }
 
-    pub fn records(&self, from_loop: u16) -> Records<'_> {
+    pub fn records(&self) -> Records<'_> {
         Records {
-            all: &self.bytes,
             bytes: &self.bytes,
             shared: self.shared.iter(),
             tails: &self.tails,
-            from_loop,
         }
     }
 }
 
-/// Reads back what `push_interest` and `push_message` wrote. Both ends are this very program, so a
-/// malformed record is a bug of ours and panics.
+/// Reads back what the `push_` functions wrote. Both ends are this very program, so a malformed record is
+/// a bug of ours and panics.
 pub struct Records<'a> {
-    all: &'a [u8],
-    /// What is still to be read of it.
+    /// What is still to be read.
     bytes: &'a [u8],
     shared: std::slice::Iter<'a, Bytes>,
     tails: &'a [Tail],
-    from_loop: u16,
 }
 
 impl<'a> Records<'a> {
@@ -348,7 +358,7 @@ impl<'a> Iterator for Records<'a> {
                 })
             }
             KIND_MESSAGE => {
-                let [hops, shared, _, _] = self.number_bytes().expect("a whole record");
+                let (hops, shared, count) = (low, high, self.number());
                 let lengths: [u32; 7] = std::array::from_fn(|_| self.number());
                 let [
                     subject_len,
@@ -364,9 +374,9 @@ impl<'a> Iterator for Records<'a> {
                 let subject = Padded::new(self.bytes, subject_len as usize);
                 self.take(subject_len as usize);
                 let groups = self.bytes;
-                for _ in 0..u16::from_le_bytes([low, high]) {
-                    let (length, rest) = self.bytes.split_first_chunk().expect("a whole record");
-                    self.bytes = &rest[u16::from_le_bytes(*length) as usize..];
+                for _ in 0..count {
+                    let length = self.number();
+                    self.take(length as usize);
                 }
                 let groups = Groups(&groups[..groups.len() - self.bytes.len()]);
                 let sid = self.take(sid_len as usize);
@@ -387,16 +397,15 @@ impl<'a> Iterator for Records<'a> {
                     body_bytes: body_len as usize,
                     sid,
                 };
-                let publisher = PublisherRef {
-                    loop_index: self.from_loop,
-                    slot,
-                    cid,
-                };
                 let envelope = Envelope {
-                    plain: flag == 1,
+                    plain: flag & 1 == 1,
                     hops,
                     others,
-                    publisher,
+                    publisher: PublisherRef {
+                        slot,
+                        cid,
+                        carrier: flag & 2 == 2,
+                    },
                 };
                 Some(Record::Message {
                     message,
@@ -406,7 +415,7 @@ impl<'a> Iterator for Records<'a> {
                 })
             }
             KIND_RUN => {
-                let [hops, _, _, _] = self.number_bytes().expect("a whole record");
+                let [hops, carrier, _, _] = self.number_bytes().expect("a whole record");
                 let (subject_len, others, slot) = (self.number(), self.number(), self.number());
                 let (cid, region_len) = (self.long_number(), self.number());
                 let subject = Padded::new(self.bytes, subject_len as usize);
@@ -414,18 +423,17 @@ impl<'a> Iterator for Records<'a> {
                 let count = usize::from(u16::from_le_bytes([low, high]));
                 let (tails, rest) = self.tails.split_at(count);
                 self.tails = rest;
-                let run = Run::new(subject, b"", self.all, tails);
+                let run = Run::new(subject, b"", self.bytes, tails);
                 self.take(region_len as usize);
-                let publisher = PublisherRef {
-                    loop_index: self.from_loop,
-                    slot,
-                    cid,
-                };
                 let envelope = Envelope {
                     plain: true,
                     hops,
                     others,
-                    publisher,
+                    publisher: PublisherRef {
+                        slot,
+                        cid,
+                        carrier: carrier == 1,
+                    },
                 };
                 Some(Record::Run { run, envelope })
             }
@@ -472,9 +480,9 @@ mod tests {
     fn records_come_back_in_order() {
         let mut batch = Batch::default();
         let publisher = PublisherRef {
-            loop_index: 3,
             slot: 7,
             cid: 1 << 40,
+            carrier: true,
         };
         let envelope = Envelope {
             plain: true,
@@ -531,7 +539,7 @@ mod tests {
             std::iter::empty(),
         );
         let shown: Vec<String> = batch
-            .records(3)
+            .records()
             .map(|record| match record {
                 Record::Interest {
                     subject,
@@ -599,6 +607,53 @@ mod tests {
             ]
         );
         batch.clear();
-        assert!(batch.is_empty() && batch.records(0).next().is_none());
+        assert!(batch.is_empty() && batch.records().next().is_none());
+    }
+
+    /// More groups than 16 bits count, and a name longer than they tell.
+    #[test]
+    fn many_groups_and_long_names_come_back() {
+        let message = Message {
+            subject: Padded::exact(b"foo"),
+            tail: Padded::exact(b"2\r\nhi\r\n"),
+            reply_bytes: 0,
+            header_bytes: None,
+            body_bytes: 2,
+            sid: b"7:1",
+        };
+        let envelope = Envelope {
+            plain: true,
+            hops: 1,
+            others: 0,
+            publisher: PublisherRef {
+                slot: 7,
+                cid: 9,
+                carrier: false,
+            },
+        };
+        let mut names: Vec<Vec<u8>> = (0..70_000u32)
+            .map(|number| number.to_string().into_bytes())
+            .collect();
+        names.push(vec![b'q'; 70_000]);
+        let mut batch = Batch::default();
+        batch.push_message(&message, None, envelope, names.iter().map(Vec::as_slice));
+        batch.push_mark(7);
+        assert!(batch.weight > 70_000);
+        let mut records = batch.records();
+        let Some(Record::Message {
+            message: back,
+            envelope: with,
+            groups,
+            ..
+        }) = records.next()
+        else {
+            unreachable!("a message was pushed");
+        };
+        assert!(groups.eq(names.iter().map(Vec::as_slice)));
+        assert_eq!((back.sid, back.body()), (&b"7:1"[..], &b"hi\r\n"[..]));
+        assert_eq!(with, envelope);
+        let mark = records.next();
+        assert!(matches!(mark, Some(Record::Mark { position: 7 })));
+        assert!(records.next().is_none());
     }
 }

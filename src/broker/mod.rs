@@ -125,7 +125,7 @@ impl Broker {
             sublist: Sublist::new(random.next_u64()),
             sid_hash: FixedState::with_seed(random.next_u64()),
             local: peers::LocalInterest::default(),
-            peers: (0..loops).map(Peer::new).collect(),
+            peers: (0..loops).map(|_| Peer::default()).collect(),
             effects: Vec::new(),
             timers: Timers::default(),
             random,
@@ -442,10 +442,11 @@ impl Broker {
     }
 
     fn publisher(&self, slot: Slot) -> PublisherRef {
+        let client = &self.receivers.clients[slot as usize];
         PublisherRef {
-            loop_index: self.loop_index,
             slot,
-            cid: self.receivers.clients[slot as usize].cid,
+            cid: client.cid,
+            carrier: client.internal || client.kind == Kind::Route,
         }
     }
 }

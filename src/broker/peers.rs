@@ -20,6 +20,7 @@ pub const BACKLOG_BYTES_MAX: usize = 4 << 20;
 /// A pattern, and the queue group where it is one's.
 type PatternAndGroup = (Box<[u8]>, Option<Box<[u8]>>);
 
+#[derive(Default)]
 pub struct Peer {
     /// What goes to that loop at the end of this turn.
     pub outgoing: Batch,
@@ -37,18 +38,6 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn new(_index: u16) -> Self {
-        Self {
-            outgoing: Batch::default(),
-            interest: HashMap::new(),
-            backlog: Backlog::default(),
-            waiting: Vec::new(),
-            plain: false,
-            groups: Vec::new(),
-            member: Vec::new(),
-        }
-    }
-
     fn is_asked(&self) -> bool {
         self.plain || !self.groups.is_empty() || !self.member.is_empty()
     }
@@ -155,7 +144,7 @@ impl Broker {
         for (publisher, hold) in &batch.holds {
             self.handle_hold(*publisher, *hold);
         }
-        for record in batch.records(from) {
+        for record in batch.records() {
             match record {
                 Record::Interest {
                     subject,
@@ -256,8 +245,8 @@ impl Broker {
     /// A publisher sent to another loop whose mailbox is full: hold it until there is room.
     #[cold]
     pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: PublisherRef) {
+        let local = self.loop_of(publisher.cid) == self.loop_index;
         let waiting = &mut self.peers[peer as usize].waiting;
-        let local = publisher.loop_index == self.loop_index;
         if local && !waiting.contains(&publisher) {
             waiting.push(publisher);
             self.handle_hold(publisher, true);
@@ -274,5 +263,51 @@ fn origin_of(from_loop: u16, envelope: &Envelope) -> Origin {
         hops: envelope.hops,
         others: envelope.others,
         from_route: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::propagate::tests::{PEER, written};
+    use super::*;
+    use crate::util::random::Random;
+    use crate::util::region::RegionMut;
+
+    /// The member chosen for a message has gone, and the loop it was on passes the message on.
+    #[test]
+    fn a_publisher_is_held_by_whom_its_message_was_passed_on_to() {
+        let now = Instant::now();
+        let make = |index| {
+            let region = RegionMut::map(1 << 20).unwrap();
+            Broker::new(Default::default(), index, 3, region, Random::new(1), now)
+        };
+        let mut loops: Vec<Broker> = (0..3).map(make).collect();
+        let open = |broker: &mut Broker, cid| {
+            let slot = broker.open(cid, PEER, now);
+            broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
+            slot
+        };
+        let mail = |loops: &mut Vec<Broker>, from: u16, to: u16| {
+            loops[usize::from(from)].end_turn();
+            let batch = loops[usize::from(from)].take_mail(to, Batch::default());
+            loops[usize::from(to)].handle_mail(from, &batch, now);
+        };
+        // In the slot of the publisher, each other loop has somebody else.
+        let publisher = open(&mut loops[0], 1);
+        let (leaver, stays) = (open(&mut loops[1], 2), open(&mut loops[2], 3));
+        loops[1].handle_bytes(leaver, b"SUB x q 1\r\n", now);
+        loops[2].handle_bytes(stays, b"SUB x q 1\r\n", now);
+        mail(&mut loops, 1, 0);
+        mail(&mut loops, 2, 1);
+        let message = format!("PUB x 10000\r\n{}\r\n", ".".repeat(10_000));
+        loops[0].handle_bytes(publisher, message.repeat(120).as_bytes(), now);
+        loops[1].handle_gone(leaver, now);
+        mail(&mut loops, 0, 1);
+        mail(&mut loops, 1, 2);
+        mail(&mut loops, 2, 0);
+        assert!(!loops[0].wants_bytes(publisher));
+        assert!(written(&mut loops[2], stays, now).len() > 1_200_000);
+        mail(&mut loops, 2, 0);
+        assert!(loops[0].wants_bytes(publisher));
     }
 }

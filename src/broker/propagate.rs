@@ -15,6 +15,8 @@
 //! The cid says which loop a client lives on (`loop_of`), so loop 0 need not know the clients of the
 //! others.
 
+use super::client::{Client, Phase};
+use super::hold::HIGH_WATER_BYTES;
 use super::mail::RouteRef;
 use super::route::{Asked, Rest};
 use super::subs::{Subscription, Target};
@@ -228,6 +230,31 @@ impl Broker {
         for index in 0..self.routes.registered.len() {
             self.append(self.routes.registered[index], lines);
         }
+        let slots = self.routes.registered.iter().copied();
+        let overflowed: Vec<Slot> = slots.filter(|slot| self.overflows(*slot)).collect();
+        for slot in overflowed {
+            self.cut_off_told(slot);
+        }
+    }
+
+    /// What a route is told counts as messages do: it may take little of it at a time, without end.
+    fn overflows(&self, slot: Slot) -> bool {
+        let max = self.receivers.pending_bytes_max(slot);
+        let pending = self.receivers.clients[slot as usize].outbox.pending();
+        pending > max.max(HIGH_WATER_BYTES)
+    }
+
+    pub(super) fn bound_what_is_told(&mut self, slot: Slot) {
+        if self.overflows(slot) {
+            self.cut_off_told(slot);
+        }
+    }
+
+    #[cold]
+    fn cut_off_told(&mut self, slot: Slot) {
+        let max = self.receivers.pending_bytes_max(slot);
+        let cause = format!("more than max_pending ({max}) with SUB, UNSUB and PONG lines");
+        self.cut_off(slot, cause);
     }
 
     /// Lines from any loop, for one route; there may be more of them.
@@ -239,7 +266,8 @@ impl Broker {
         lines: &[u8],
     ) {
         let RouteRef { slot, cid } = route;
-        if self.client(slot).is_none_or(|client| client.cid != cid) {
+        let has_gone = |client: &Client| client.cid != cid || client.phase == Phase::Closing;
+        if self.client(slot).is_none_or(has_gone) {
             return;
         }
         if !lines.is_empty() {
@@ -250,6 +278,7 @@ impl Broker {
             let rest = Asked::Rest(Rest { loop_index, from });
             self.route(slot).asked.push_back(rest);
         }
+        self.bound_what_is_told(slot);
     }
 
     /// A route was registered: it is to hear of every subscription there is, on all loops.
@@ -336,8 +365,8 @@ impl Broker {
                 self.put_line(&mut lines, id, cid, News::Added);
             }
         }
-        for index in 0..self.catching_up.len() {
-            let (route, _) = self.catching_up[index];
+        // One that is cut off leaves the list.
+        for (route, _) in self.catching_up.clone() {
             self.hand_over(route, None, &lines);
         }
     }

@@ -14,7 +14,7 @@ pub struct ConnectionInfo {
     pub cid: u64,
     pub peer: SocketAddr,
     pub started_at: SystemTime,
-    /// Last CONNECT, SUB, UNSUB, message in, or flush.
+    /// Last CONNECT, SUB, UNSUB, or message in or out.
     pub active_at: Option<SystemTime>,
     pub pending_bytes: usize,
     pub traffic: Traffic,

@@ -25,7 +25,7 @@ pub enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Care {
     Nothing,
-    /// There is a limit in `Broker::limits`.
+    /// There is a limit in `Receivers::limits`.
     Limited,
     /// Permissions must be asked per message.
     Filtered,

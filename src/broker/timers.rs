@@ -86,6 +86,8 @@ impl Broker {
             return;
         }
         match timer {
+            // A part of this process may have much else to do, and does not go without the rest.
+            Timer::Ping if client.internal => {}
             Timer::Ping => {
                 client.pings_out += 1;
                 if client.pings_out > self.settings.pings_out_max {
@@ -137,6 +139,25 @@ mod tests {
     use super::*;
     use crate::util::random::Random;
     use crate::util::region::RegionMut;
+
+    #[test]
+    fn a_part_of_this_process_may_be_silent() {
+        let (mut now, region) = (Instant::now(), RegionMut::map(1 << 20).unwrap());
+        let mut broker = Broker::new(Default::default(), 0, 1, region, Random::new(1), now);
+        let peer = ([127, 0, 0, 1], 1).into();
+        let internal = broker.open_internal(1, peer, now);
+        let client = broker.open(2, peer, now);
+        let greeting = broker.client(internal).unwrap().outbox.pending();
+        for _ in 0..5 {
+            now += broker.settings.ping_interval;
+            broker.handle_timeouts(now);
+        }
+        let phase = |slot| broker.client(slot).unwrap().phase;
+        assert_eq!(phase(internal), Phase::Open);
+        assert_eq!(phase(client), Phase::Closing);
+        let pending = broker.client(internal).unwrap().outbox.pending();
+        assert_eq!(pending, greeting, "nobody asks it whether it is there");
+    }
 
     #[test]
     fn timers_of_connections_that_left_do_not_stay() {

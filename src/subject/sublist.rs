@@ -27,12 +27,6 @@ pub struct Place {
     pub index: u32,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Counters {
-    pub inserts: u64,
-    pub removes: u64,
-}
-
 #[derive(Debug)]
 pub struct Sublist {
     hash: FixedState,
@@ -40,7 +34,6 @@ pub struct Sublist {
     interests: Slab<Interest>,
     trie: Trie,
     names: Names,
-    counters: Counters,
 }
 
 #[inline(always)]
@@ -59,7 +52,6 @@ impl Sublist {
             interests: Slab::new(),
             trie: Trie::new(seed),
             names: Names::new(seed),
-            counters: Counters::default(),
         }
     }
 
@@ -72,7 +64,6 @@ impl Sublist {
         member: u32,
         weight: u32,
     ) -> (Place, Option<QueueId>) {
-        self.counters.inserts += 1;
         let queue = queue.map(|name| self.names.acquire(name));
         let hashed = hash(&self.hash, pattern);
         let id = match self.find(hashed, pattern) {
@@ -118,7 +109,6 @@ impl Sublist {
     /// Removes a member. The last of its kind takes its place and is returned, so that the caller
     /// can correct where it stands.
     pub fn remove(&mut self, place: Place, queue: Option<QueueId>) -> Option<u32> {
-        self.counters.removes += 1;
         let id = place.interest.0;
         let interest = &mut self.interests[id as usize];
         let moved = interest.remove(queue, place.index);
@@ -189,10 +179,6 @@ impl Sublist {
     /// Number of different patterns.
     pub fn pattern_count(&self) -> usize {
         self.interests.len()
-    }
-
-    pub fn counters(&self) -> Counters {
-        self.counters
     }
 }
 

@@ -31,6 +31,10 @@ pub const SHARED_BYTES_MIN: usize = 16 << 10;
 /// signatures), so a CONNECT may always be this long.
 const CONNECT_BYTES_MAX: usize = 4096;
 
+/// Sizes of messages are kept in 32 bits: a body may not be larger than this, whatever the limit is.
+/// What is left is for the line in front of it.
+pub const BODY_BYTES_MAX: u64 = u32::MAX as u64 - (256 << 20);
+
 /// Bytes of input shown in the log when they are no protocol.
 const SNIPPET_BYTES_MAX: usize = 32;
 
@@ -104,7 +108,7 @@ pub trait Sink {
     fn connect_only(&self) -> bool;
     /// Whether HPUB (from clients) and HMSG (from routes) are spoken here.
     fn headers(&self) -> bool;
-    /// Largest body; `u64::MAX` means no limit.
+    /// Largest body; `u64::MAX` means no limit but `BODY_BYTES_MAX`.
     fn payload_bytes_max(&self) -> u64;
     /// Largest unfinished argument line.
     fn control_line_bytes_max(&self) -> usize;
@@ -558,7 +562,7 @@ impl Parser {
         };
         let bad_size = || bad_arguments(&format!("{name} Bad or Missing Size"), verb, line);
         let bytes = number(digits).ok_or_else(bad_size)?;
-        let max = sink.payload_bytes_max();
+        let max = sink.payload_bytes_max().min(BODY_BYTES_MAX);
         if bytes > max {
             return Err(Fault::PayloadTooBig {
                 bytes,
@@ -1023,6 +1027,61 @@ mod tests {
             parser.parse(b"a", &mut sink).unwrap_err(),
             Fault::ControlLineTooLong
         );
+    }
+
+    #[test]
+    fn sizes_beyond_32_bits_are_refused_without_a_limit_too() {
+        struct Unlimited(Record);
+        impl Sink for Unlimited {
+            fn connect_only(&self) -> bool {
+                false
+            }
+            fn headers(&self) -> bool {
+                true
+            }
+            fn payload_bytes_max(&self) -> u64 {
+                u64::MAX
+            }
+            fn control_line_bytes_max(&self) -> usize {
+                1024
+            }
+            fn connect(&mut self, json: &[u8]) -> Result<(), Stop> {
+                self.0.connect(json)
+            }
+            fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
+                self.0.info(json)
+            }
+            fn message(&mut self, m: &Message<'_>, o: Option<Bytes>) -> Result<(), Stop> {
+                self.0.message(m, o)
+            }
+            fn subscribe(&mut self, s: &[u8], q: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop> {
+                self.0.subscribe(s, q, sid)
+            }
+            fn unsubscribe(&mut self, s: &[u8], m: Option<u64>) -> Result<(), Stop> {
+                self.0.unsubscribe(s, m)
+            }
+            fn ping(&mut self) -> Result<(), Stop> {
+                self.0.ping()
+            }
+            fn pong(&mut self) -> Result<(), Stop> {
+                self.0.pong()
+            }
+            fn error(&mut self, t: &[u8]) -> Result<(), Stop> {
+                self.0.error(t)
+            }
+        }
+        for (line, bytes) in [
+            ("PUB foo {}", BODY_BYTES_MAX),
+            ("HPUB foo 12 {}", BODY_BYTES_MAX),
+            ("PUB foo {}", u64::from(u32::MAX) + 6),
+        ] {
+            let line = line.replace("{}", &bytes.to_string()) + "\r\n";
+            let mut sink = Unlimited(Record::default());
+            let result = Parser::new(Kind::Client).parse(line.as_bytes(), &mut sink);
+            let refused = matches!(result, Err(Fault::PayloadTooBig { .. }));
+            assert_eq!(refused, bytes > BODY_BYTES_MAX, "{line}");
+            assert_eq!(result.is_ok(), !refused, "{line}");
+        }
     }
 
     #[test]

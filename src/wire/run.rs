@@ -82,11 +82,11 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// The places of the tails once the region stands at `at`.
-    pub fn moved(&self, at: usize) -> impl Iterator<Item = Tail> + use<'a> {
+    /// The places of the tails, counted from where the region begins.
+    pub fn tails_in_region(&self) -> impl Iterator<Item = Tail> + use<'a> {
         let from = self.tails.first().map_or(0, |first| first.at);
         self.tails.iter().map(move |tail| Tail {
-            at: tail.at - from + at as u32,
+            at: tail.at - from,
             ..*tail
         })
     }

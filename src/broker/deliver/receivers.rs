@@ -170,13 +170,14 @@ impl Receivers {
         None
     }
 
-    /// A receiver above its high-water mark.
+    /// A receiver above its high-water mark. Who sends to a part of this process has to wait, since nothing else bounds what
+    /// waits there.
     #[cold]
     pub fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
         let client = &self.clients[slot as usize];
         if client.outbox.pending() > pending_bytes_max && !client.internal {
             self.overflowed.push(slot);
-        } else if !client.stuck {
+        } else if !client.stuck || client.internal {
             self.behind.push(slot);
         }
     }

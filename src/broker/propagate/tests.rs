@@ -130,6 +130,61 @@ fn a_route_that_goes_is_told_nothing_more() {
     assert!(broker.route(slot).asked.is_empty());
 }
 
+/// Some of what it is told leaves all the time, so no deadline of a write ends it.
+#[test]
+fn a_route_that_takes_too_little_of_what_it_is_told_is_cut_off() {
+    let now = Instant::now();
+    let (mut broker, client) = broker(now);
+    let slow = route(&mut broker, 2, now);
+    let quick = broker.open_route(3, PEER, None, now);
+    broker.handle_bytes(quick, b"INFO {\"server_id\":\"quick\"}\r\n", now);
+    let subject = "s".repeat(1000);
+    let mut turns = 0;
+    while broker.route_slots().contains(&slow) {
+        let line = match turns % 2 {
+            0 => format!("SUB {subject} 1\r\n"),
+            _ => "UNSUB 1\r\n".to_owned(),
+        };
+        broker.handle_bytes(client, line.as_bytes(), now);
+        broker.end_turn();
+        broker.handle_written(slow, 10, now);
+        let lines = written(&mut broker, quick, now);
+        for _ in lines.lines().filter(|line| *line == "PING") {
+            broker.handle_bytes(quick, b"PONG\r\n", now);
+        }
+        turns += 1;
+        assert!(turns < 4000, "it is told without end");
+    }
+    assert_eq!(broker.route_slots(), [quick]);
+    assert_eq!(broker.totals().slow_consumers, 1);
+}
+
+/// A new route gets batches when it asks for more, and what a reply may come to whenever there is a request.
+#[test]
+fn a_route_that_catches_up_and_takes_nothing_is_cut_off() {
+    let now = Instant::now();
+    let (mut broker, client) = broker(now);
+    let subject = "s".repeat(1000);
+    broker.handle_bytes(client, subscriptions(200).as_bytes(), now);
+    broker.handle_bytes(client, format!("SUB {subject} own\r\n").as_bytes(), now);
+    // It has no interest of its own, so that no message comes to it.
+    let slot = broker.open_route(2, PEER, None, now);
+    broker.handle_bytes(slot, b"INFO {\"server_id\":\"other\"}\r\n", now);
+    assert!(!broker.catching_up.is_empty());
+    let request = format!("PUB nobody {subject} 0\r\n\r\n");
+    let mut requests = 0;
+    while broker.route_slots().contains(&slot) {
+        broker.handle_bytes(client, request.as_bytes(), now);
+        requests += 1;
+        assert!(requests < 4000, "it is told without end");
+    }
+    assert!(broker.catching_up.is_empty());
+    // Nor does it get anything afterwards.
+    let cid = 2;
+    broker.pass_to_route(RouteRef { slot, cid }, 0, Some(1), b"SUB x  RSID:1:1\r\n");
+    assert!(broker.route(slot).asked.is_empty());
+}
+
 #[test]
 fn what_ends_within_a_turn_is_not_told() {
     assert_eq!(told("SUB a 1\r\nUNSUB 1\r\n"), "");

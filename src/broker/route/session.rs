@@ -209,14 +209,16 @@ impl<const TRACE: bool> Sink for RouteSession<'_, TRACE> {
     fn ping(&mut self) -> Result<(), Stop> {
         self.trace(format_args!("PING"));
         self.broker.append(self.slot, encode::PONG);
-        Ok(())
+        // It is read from whatever waits for it, so this too counts.
+        self.broker.bound_what_is_told(self.slot);
+        self.go_on()
     }
 
     fn pong(&mut self) -> Result<(), Stop> {
         self.trace(format_args!("PONG"));
         self.client().pings_out = 0;
         self.broker.route_has_taken_in(self.slot);
-        Ok(())
+        self.go_on()
     }
 
     fn error(&mut self, text: &[u8]) -> Result<(), Stop> {
