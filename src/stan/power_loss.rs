@@ -22,16 +22,18 @@ use super::subs::SECOND;
 use crate::config::streaming::StreamingOptions;
 use crate::util::random::Random;
 use bytes::Bytes;
-use checks::{Expected, Promised, expected, log_is_no_damage, verify};
+use checks::{Expected, Members, Promised, expected, log_is_no_damage, verify};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
-use world::{Durable, Recorder, Start, Told, World};
+use world::{Durable, EARLIER, Group, Recorder, Start, Told, World};
 
 const ROUNDS: u32 = 3;
-/// `last` keeps few messages, `aged` keeps them for a while and has no subscriptions, `short` is removed when nobody uses it.
-const CHANNELS: [&str; 6] = ["a", "b", "c", "short", "last", "aged"];
+/// `last` keeps few messages, `aged` keeps them for a while and has no subscriptions, `short` is removed when nobody uses it, and
+/// the last one has a durable group and no other subscriptions.
+const CHANNELS: [&str; 7] = ["a", "b", "c", "short", "last", "aged", GROUP];
+const GROUP: &str = "group";
 const AGE: i64 = 30 * SECOND;
 const LAST_MAX: u64 = 5;
 const IDLE: i64 = 100 * SECOND;
@@ -91,9 +93,12 @@ fn run(seed: u64, faults: Faults) -> Result<(), String> {
     (0..8).for_each(|_| {
         random.next_u64();
     });
-    let mut promised = Promised::default();
     let mut folder = tempfile::tempdir_in(shared_memory()).unwrap();
     let (mut content, mut now) = (0, 1_000_000 * SECOND);
+    let mut promised = Promised {
+        members: with_group(folder.path(), &mut random, now)?,
+        ..Promised::default()
+    };
     for round in 0..ROUNDS {
         let options = options(&mut random, faults);
         let next = tempfile::tempdir_in(shared_memory()).unwrap();
@@ -121,6 +126,34 @@ fn run(seed: u64, faults: Faults) -> Result<(), String> {
         now += 40 * SECOND * i64::from(random.below(3));
     }
     Ok(())
+}
+
+/// The group is there from the beginning, with both members.
+fn with_group(folder: &Path, random: &mut Random, now: i64) -> Result<Members, String> {
+    let trace = Trace::begin(folder);
+    let start = Start {
+        folder,
+        options: &options(random, Faults::None),
+        faults: Faults::None,
+    };
+    let out = Recorder {
+        trace: trace.clone(),
+        told: Told::default(),
+        ack_inboxes: BTreeMap::new(),
+    };
+    let mut world = World::begin(&start, random, now, 0, out)?;
+    world.connect("you");
+    let [stays, comes] = ["me", "you"].map(|client| world.join(client));
+    world.settle();
+    world.engine.close();
+    trace.end();
+    let inboxes = &mut world.out.ack_inboxes;
+    let stays = inboxes.remove(&stays).expect("it was answered");
+    Ok(Members {
+        stays,
+        comes: inboxes.remove(&comes),
+        ..Members::default()
+    })
 }
 
 /// Where temporary files cost no disk.
@@ -157,10 +190,12 @@ fn round_of(
 ) -> Result<Expected, String> {
     let trace = Trace::begin(folder);
     let now = *clock;
+    let members = &promised.members;
+    let earlier = |inbox: &String| (EARLIER.to_owned(), inbox.clone());
     let out = Recorder {
         trace: trace.clone(),
         told: Told::default(),
-        ack_inboxes: BTreeMap::new(),
+        ack_inboxes: members.comes.iter().map(earlier).collect(),
     };
     let start = Start {
         folder,
@@ -168,6 +203,11 @@ fn round_of(
         faults,
     };
     let mut world = World::begin(&start, random, now, *last_content, out)?;
+    world.group = Group {
+        stays: members.stays.clone(),
+        came: members.comes.as_ref().map(|_| EARLIER.to_owned()),
+        acked: Vec::new(),
+    };
     for (name, durable) in &promised.durables {
         // It is taken up again.
         let durable = Durable {

@@ -1,6 +1,6 @@
 //! What must be found after a loss of power, and whether it is.
 
-use super::world::{Durable, World, content};
+use super::world::{Durable, EARLIER, World, content};
 use super::*;
 
 /// What must be found, whatever happened since the round began.
@@ -10,11 +10,42 @@ pub struct Promised {
     pub messages: BTreeMap<String, (u64, Vec<u64>)>,
     /// Confirmed durables, with what their clients acknowledged.
     pub durables: BTreeMap<String, Durable>,
+    pub members: Members,
     /// The first message that the limit cannot have removed, in any round.
     pub kept: u64,
     pub aged: Aged,
     /// The client was found.
     pub connected: bool,
+}
+
+/// Those of the durable group.
+#[derive(Clone, Default)]
+pub struct Members {
+    /// Where the one that stays acknowledges, and the other one if it is there.
+    pub stays: String,
+    pub comes: Option<String>,
+    /// What was acknowledged.
+    pub acked: BTreeSet<u64>,
+}
+
+impl Members {
+    /// Whoever comes and goes: what was sent to the group is pending with a member, or acknowledged.
+    fn check(&self, recovered: &Recovered, first: u64) -> Result<(), String> {
+        let mut channels = recovered.channels.iter();
+        let channel = channels.find(|channel| channel.name == GROUP);
+        let subs = channel.map_or(&[][..], |channel| &channel.subscriptions);
+        let Some(last_sent) = subs.iter().map(|sub| sub.state.last_sent).max() else {
+            return Err(format!("{GROUP}: the durable group is gone"));
+        };
+        let is_pending = |seq: &u64| subs.iter().any(|sub| sub.pending.contains(seq));
+        let mut sent = first..=last_sent;
+        match sent.find(|seq| !self.acked.contains(seq) && !is_pending(seq)) {
+            None => Ok(()),
+            Some(seq) => Err(format!(
+                "{GROUP}: no member will see message {seq}, which nobody acknowledged, of {last_sent}: {subs:?}"
+            )),
+        }
+    }
 }
 
 /// What is known of the channel whose messages go by age: whether they are there or not, their numbers are theirs.
@@ -78,6 +109,7 @@ pub struct Expected {
     pub now: i64,
     pub before: BTreeMap<String, (u64, Vec<u64>)>,
     pub durables: BTreeMap<String, (Durable, Fate)>,
+    pub members: Members,
     pub connected: bool,
     /// A channel may have been removed because nobody used it.
     pub removed: bool,
@@ -123,6 +155,16 @@ pub fn expected(world: &World, cut: usize) -> Expected {
         (last.made, last.ended) = (Vec::new(), None);
         durables.insert(name.clone(), (last, fate));
     }
+    let group = &world.group;
+    let knows = |came: &&String| *came == EARLIER || answered.contains(came);
+    let came = group.came.as_ref().filter(knows);
+    let inbox = |came: &String| world.out.ack_inboxes.get(came).cloned();
+    let by_then = group.acked.iter().filter(|(at, _)| *at <= cut);
+    let members = Members {
+        stays: group.stays.clone(),
+        comes: came.and_then(inbox),
+        acked: by_then.map(|(_, seq)| *seq).collect(),
+    };
     let connected = !acked.is_empty();
     Expected {
         before: BTreeMap::new(),
@@ -133,6 +175,7 @@ pub fn expected(world: &World, cut: usize) -> Expected {
         times: world.times.clone(),
         now: world.now,
         durables,
+        members,
         connected,
     }
 }
@@ -196,6 +239,10 @@ pub fn verify(
             }
         }
     }
+    let mut members = expected.members.clone();
+    members.acked.append(&mut promised.members.acked);
+    members.check(&recovered, promised.messages[GROUP].0)?;
+    promised.members = members;
     let mut durables = BTreeMap::new();
     for (name, (durable, fate)) in &expected.durables {
         let channel = recovered

@@ -58,6 +58,20 @@ pub fn content(data: &[u8]) -> u64 {
     u64::from_le_bytes(*data.first_chunk().unwrap())
 }
 
+/// Stands for the reply subject of a join in an earlier round.
+pub const EARLIER: &str = "earlier";
+
+/// The durable group. One member stays; the other one comes and goes, and its client stays registered.
+#[derive(Clone, Default)]
+pub struct Group {
+    /// Where the one that stays acknowledges.
+    pub stays: String,
+    /// Reply subject of the request with which the other one came.
+    pub came: Option<String>,
+    /// Messages that were acknowledged, and after how many operations of the disk.
+    pub acked: Vec<(usize, u64)>,
+}
+
 /// A durable as its client sees it.
 #[derive(Clone, Default, Debug)]
 pub struct Durable {
@@ -81,6 +95,7 @@ pub struct World {
     /// Of contents.
     pub times: BTreeMap<u64, i64>,
     pub durables: BTreeMap<String, Vec<Durable>>,
+    pub group: Group,
     /// The server was killed, so what was asked for and not confirmed may be there or not.
     killed: bool,
     /// Where numbers in the channel stood whose messages go by age.
@@ -149,6 +164,7 @@ impl World {
             published: BTreeMap::new(),
             times: BTreeMap::new(),
             durables: BTreeMap::new(),
+            group: Group::default(),
             killed: false,
             aged_before: started.aged_last,
         };
@@ -163,7 +179,7 @@ impl World {
         engine.start(out, *now);
         engine.go_on(out, *now);
         if !registered {
-            self.connect();
+            self.connect("me");
         }
     }
 
@@ -179,10 +195,13 @@ impl World {
             mut published,
             times,
             durables,
+            mut group,
             aged_before,
             ..
         } = self;
         drop(engine);
+        // Who was not answered does not know whether it is a member.
+        group.came = group.came.filter(|came| out.ack_inboxes.contains_key(came));
         let started = start.start(&mut random, now)?;
         // The numbers of the others are free again.
         if let Some(aged) = published.get_mut("aged") {
@@ -199,6 +218,7 @@ impl World {
             published,
             times,
             durables,
+            group,
             killed: true,
             aged_before,
         };
@@ -242,9 +262,18 @@ impl World {
         engine.end_turn(*now, out).unwrap();
     }
 
-    pub fn connect(&mut self) {
+    /// Until the disk is done with all that it was asked for.
+    pub fn settle(&mut self) {
+        self.end_turn();
+        while self.steps.waiting() > 0 {
+            self.steps.step(0);
+            self.end_turn();
+        }
+    }
+
+    pub fn connect(&mut self, client: &str) {
         let request = pb::ConnectRequest {
-            client_id: "me".into(),
+            client_id: client.into(),
             heartbeat_inbox: "hb".into(),
             ..Default::default()
         };
@@ -288,10 +317,51 @@ impl World {
         reply
     }
 
+    /// A client becomes a member of the durable group.
+    pub fn join(&mut self, client: &str) -> String {
+        self.last_reply += 1;
+        let reply = format!("reply.{}", self.last_reply);
+        let request = pb::SubscriptionRequest {
+            client_id: client.into(),
+            subject: GROUP.into(),
+            inbox: format!("in.{GROUP}.{}", self.last_reply),
+            queue_group: "g".into(),
+            max_in_flight: 20,
+            // A message that goes to the other member because it is due leaves two marks, of which the power may take one.
+            ack_wait_seconds: 1_000_000,
+            start_position: 4,
+            durable_name: "d".into(),
+            ..Default::default()
+        };
+        self.send(Inlet::SUBSCRIBE, "", &reply, &request);
+        reply
+    }
+
+    /// The member of the group that comes and goes does so.
+    fn come_or_go(&mut self) {
+        let Some(came) = self.group.came.clone() else {
+            self.group.came = Some(self.join("you"));
+            return;
+        };
+        let Some(inbox) = self.out.ack_inboxes.get(&came).cloned() else {
+            return; // not confirmed yet
+        };
+        self.last_reply += 1;
+        let reply = format!("reply.{}", self.last_reply);
+        let request = pb::UnsubscribeRequest {
+            client_id: "you".into(),
+            subject: GROUP.into(),
+            inbox,
+            ..Default::default()
+        };
+        self.send(Inlet::SUB_CLOSE, "", &reply, &request);
+        self.group.came = None;
+    }
+
     /// One thing that may happen.
     pub fn act(&mut self) {
         let channel = CHANNELS[self.random.below(CHANNELS.len() as u32) as usize];
-        match self.random.below(20) {
+        match self.random.below(22) {
             0..=7 => {
                 for _ in 0..=self.random.below(4) {
                     self.publish(channel);
@@ -310,6 +380,12 @@ impl World {
                 self.engine.maintain(now);
             }
             17 => self.now += 40 * SECOND,
+            18 => self.come_or_go(),
+            19 => {
+                for _ in 0..=self.random.below(4) {
+                    self.publish(GROUP);
+                }
+            }
             _ => {}
         }
         if self.random.below(3) > 0 {
@@ -318,7 +394,7 @@ impl World {
     }
 
     pub fn toggle_durable(&mut self, channel: &str) {
-        if matches!(channel, "short" | "aged") {
+        if matches!(channel, "short" | "aged" | GROUP) {
             return;
         }
         let current = self
@@ -375,6 +451,9 @@ impl World {
 
     /// Acknowledges some of what a durable was sent.
     pub fn acknowledge(&mut self, channel: &str) {
+        if channel == GROUP {
+            return self.acknowledge_for_group();
+        }
         let Some(durable) = self.durables.get(channel).and_then(|all| all.last()) else {
             return;
         };
@@ -382,15 +461,7 @@ impl World {
         let Some(inbox) = self.out.ack_inboxes.get(made).cloned() else {
             return;
         };
-        let sent: BTreeSet<u64> = self
-            .out
-            .told
-            .delivered
-            .iter()
-            .filter(|(_, of, ..)| of == channel)
-            .map(|(_, _, seq, _)| *seq)
-            .collect();
-        for sequence in sent {
+        for sequence in self.sent(channel) {
             if self.random.below(2) > 0 {
                 continue;
             }
@@ -402,5 +473,29 @@ impl World {
             all.last_mut().unwrap().acked.insert(sequence);
             self.send(Inlet::ACK, &inbox, "", &ack);
         }
+    }
+
+    /// The same for the group; it does not matter which member it was.
+    fn acknowledge_for_group(&mut self) {
+        for sequence in self.sent(GROUP) {
+            if self.random.below(2) > 0 {
+                continue;
+            }
+            let ack = pb::Ack {
+                subject: GROUP.into(),
+                sequence,
+            };
+            let at = self.out.trace.op_count();
+            self.group.acked.push((at, sequence));
+            let inbox = self.group.stays.clone();
+            self.send(Inlet::ACK, &inbox, "", &ack);
+        }
+    }
+
+    /// Messages of a channel that were delivered.
+    fn sent(&self, channel: &str) -> BTreeSet<u64> {
+        let delivered = self.out.told.delivered.iter();
+        let delivered = delivered.filter(|(_, of, ..)| of == channel);
+        delivered.map(|(_, _, seq, _)| *seq).collect()
     }
 }

@@ -4,9 +4,13 @@ use super::*;
 use prost::Message;
 use std::collections::VecDeque;
 
+/// For so many messages a channel may always have room.
+const ROOM_MIN: usize = 64;
+
 pub struct MemoryStore {
     limits_of: LimitsOf,
-    channels: Vec<Option<Channel>>,
+    /// Empty where one was deleted: nobody else gets its id.
+    channels: Vec<Option<Box<Channel>>>,
 }
 
 #[derive(Default)]
@@ -30,12 +34,12 @@ impl MemoryStore {
     }
 
     fn channel(&self, channel: ChannelId) -> &Channel {
-        let channel = self.channels[channel as usize].as_ref();
+        let channel = self.channels[channel as usize].as_deref();
         channel.expect("the channel was not deleted")
     }
 
     fn channel_mut(&mut self, channel: ChannelId) -> &mut Channel {
-        let channel = self.channels[channel as usize].as_mut();
+        let channel = self.channels[channel as usize].as_deref_mut();
         channel.expect("the channel was not deleted")
     }
 }
@@ -49,6 +53,14 @@ impl Channel {
         if let Some((_, message)) = self.messages.pop_front() {
             self.bytes -= message.len() as u64;
             self.first += 1;
+        }
+    }
+
+    /// Room for many more messages than are left.
+    fn give_back(&mut self) {
+        let needed = 2 * self.messages.len().max(ROOM_MIN);
+        if self.messages.capacity() > 2 * needed {
+            self.messages.shrink_to(needed);
         }
     }
 
@@ -96,12 +108,12 @@ impl Store for MemoryStore {
     }
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
-        self.channels.push(Some(Channel {
+        self.channels.push(Some(Box::new(Channel {
             limits: (self.limits_of)(name),
             first: 1,
             name: name.to_owned(),
             ..Channel::default()
-        }));
+        })));
         Ok(self.channels.len() as ChannelId - 1)
     }
 
@@ -206,7 +218,32 @@ impl Store for MemoryStore {
         None
     }
 
-    fn maintain(&mut self, _: i64) {}
+    fn maintain(&mut self, _: i64) {
+        for channel in self.channels.iter_mut().flatten() {
+            channel.give_back();
+        }
+    }
 
     fn close(&mut self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn room_for_messages_that_are_gone_is_given_back() {
+        let mut store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+        let channel = store.create_channel("foo").unwrap();
+        for _ in 0..10_000 {
+            let message = pb::MsgProto::default();
+            store.append(channel, message).unwrap();
+        }
+        store.purge(channel, 9_990).unwrap();
+        let room = |store: &MemoryStore| store.channel(channel).messages.capacity();
+        assert!(room(&store) >= 10_000);
+        store.maintain(0);
+        assert!(room(&store) < 1000);
+        assert!(store.lookup(channel, 9_991).unwrap().is_some());
+    }
 }

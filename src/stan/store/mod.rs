@@ -76,6 +76,12 @@ pub enum StoreError {
         path: PathBuf,
         error: std::io::Error,
     },
+    /// A sync failed, or a write that was to be one: it is not known what the disk has.
+    Sync {
+        what: &'static str,
+        path: PathBuf,
+        error: std::io::Error,
+    },
     /// What is on the disk is not what was written.
     Damaged {
         path: PathBuf,
@@ -89,7 +95,9 @@ pub enum StoreError {
 impl std::fmt::Display for StoreError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Io { what, path, error } => write!(f, "{what} {}: {error}", path.display()),
+            Self::Io { what, path, error } | Self::Sync { what, path, error } => {
+                write!(f, "{what} {}: {error}", path.display())
+            }
             Self::Damaged { path, offset, why } => {
                 write!(f, "{} is damaged at byte {offset}: {why}", path.display())
             }
@@ -138,6 +146,7 @@ pub trait Store: Send {
     fn kind(&self) -> &'static str;
 
     fn save_server(&mut self, info: &pb::ServerInfo) -> Result<(), StoreError>;
+    /// An error, and nothing has changed, for one that is too large for a record; the same holds for subscriptions.
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError>;
     fn delete_client(&mut self, id: &str) -> Result<(), StoreError>;
 

@@ -721,6 +721,116 @@ fn files_of_subscriptions_are_rewritten() {
 }
 
 #[test]
+fn a_rewritten_file_repeats_nothing_to_a_group() {
+    let folder = tempfile::tempdir().unwrap();
+    let small = || {
+        options(|o| {
+            o.compact_min_size = 0;
+            o.compact_interval = 0;
+        })
+    };
+    let (mut store, _) = open(folder.path(), small(), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let channel = store.create_channel("foo").unwrap();
+    fill(&mut store, channel, 1..=100);
+    for id in 1..=2 {
+        let state = pb::SubState {
+            id,
+            client_id: format!("client-{id}"),
+            queue_group: "g".into(),
+            ..pb::SubState::default()
+        };
+        store.add_sub(channel, &state).unwrap();
+    }
+    // The first one gets few of them.
+    for seq in 1..=100 {
+        let id = if seq <= 10 { 1 } else { 2 };
+        store.sub_sent(channel, id, seq).unwrap();
+        if seq != 50 {
+            store.sub_acked(channel, id, seq).unwrap();
+        }
+        store.flush(channel).unwrap();
+    }
+    drop(store);
+    let (_, recovered) = open(folder.path(), small(), limits(0, 0, 0));
+    let subs = recovered.channels[0].subscriptions.iter();
+    let pending: Vec<Vec<Seq>> = subs.map(|sub| sub.pending.clone()).collect();
+    assert_eq!(pending, [vec![], vec![50]]);
+}
+
+#[test]
+fn memory_of_channels_is_given_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(folder.path(), options(|_| {}), limits(0, 0, 0));
+    let channels = ["foo", "bar"].map(|name| store.create_channel(name).unwrap());
+    for channel in channels {
+        fill(&mut store, channel, 1..=5000);
+        // The first ones are in the files alone.
+        for seq in 1..=100 {
+            assert_eq!(text(&mut store, channel, seq), Some(format!("m{seq}")));
+        }
+    }
+    let both = store.bytes_in_memory();
+    assert!(both.0 > 0 && both.1 > 0, "{both:?}");
+    let [deleted, quiet] = channels;
+    store.delete_channel(deleted).unwrap();
+    assert_eq!(store.bytes_in_memory(), (both.0 / 2, both.1 / 2));
+    store.maintain(1);
+    assert_eq!(store.bytes_in_memory(), (both.0 / 2, 0));
+    // Nothing has come to it since.
+    store.maintain(2);
+    assert_eq!(store.bytes_in_memory(), (0, 0));
+    for seq in [1, 5000] {
+        assert_eq!(text(&mut store, quiet, seq), Some(format!("m{seq}")));
+    }
+}
+
+#[test]
+fn what_is_too_large_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut store, _) = open(folder.path(), options(|_| {}), limits(0, 0, 0));
+    store.save_server(&info()).unwrap();
+    let channel = store.create_channel("foo").unwrap();
+    let inbox = "i".repeat(17 << 20);
+    let client = pb::ClientInfo {
+        id: "me".into(),
+        heartbeat_inbox: inbox.clone(),
+        ..pb::ClientInfo::default()
+    };
+    let error = store.add_client(&client).unwrap_err().to_string();
+    assert!(error.contains("clients.dat"), "{error}");
+    let small = pb::SubState {
+        id: 1,
+        client_id: "me".into(),
+        durable_name: "d".into(),
+        is_durable: true,
+        ..pb::SubState::default()
+    };
+    let large = pb::SubState {
+        inbox,
+        ..small.clone()
+    };
+    let error = store.add_sub(channel, &large).unwrap_err().to_string();
+    assert!(error.contains("subs.dat"), "{error}");
+    store.add_sub(channel, &small).unwrap();
+    store.update_sub(channel, &large).unwrap_err();
+    let data = vec![0u8; (1 << 30) + 1];
+    let huge = pb::MsgProto {
+        data: data.into(),
+        ..message("", 1)
+    };
+    let error = store.append(channel, huge).unwrap_err().to_string();
+    assert!(error.contains("\"foo\""), "{error}");
+    store.close();
+    drop(store);
+    let (store, recovered) = open(folder.path(), options(|_| {}), limits(0, 0, 0));
+    assert_eq!(recovered.clients, []);
+    assert_eq!(recovered.channels[0].subscriptions.len(), 1);
+    assert_eq!(recovered.channels[0].subscriptions[0].state, small);
+    assert_eq!(store.bounds(recovered.channels[0].id).last, 0);
+}
+
+#[test]
 fn a_flush_with_sync_is_over_when_the_store_says_so() {
     let folder = tempfile::tempdir().unwrap();
     let wake: Wake = Arc::new(|| {});

@@ -56,6 +56,15 @@ impl FileStore {
         self.files.syncs.load(std::sync::atomic::Ordering::Relaxed)
     }
 
+    /// Of messages lately written, and of files read ahead.
+    #[cfg(test)]
+    pub fn bytes_in_memory(&self) -> (usize, usize) {
+        use std::sync::atomic::{AtomicUsize, Ordering};
+        let load = |bytes: &AtomicUsize| bytes.load(Ordering::Relaxed);
+        let files = &self.files;
+        (load(&files.recent_bytes), load(&files.ahead_bytes))
+    }
+
     #[cfg(test)]
     pub fn open_files(&self) -> usize {
         self.files.open_count()
@@ -82,7 +91,7 @@ impl FileStore {
             return self.retire_log_if_free();
         }
         let mut files = Vec::new();
-        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
+        for channel in self.channels.iter_mut() {
             files.extend(channel.log.take_unsynced());
             files.extend(channel.subs.take_unsynced());
         }

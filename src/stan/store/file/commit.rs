@@ -6,6 +6,7 @@
 //!
 //! Nothing is in a channel's files that the log has not on the disk, and nothing is acknowledged that is not in both.
 
+use super::channels::Channels;
 use super::files::StoreFile;
 use super::log_format::{BATCH_HEADER_BYTES, ENTRY_HEADER_BYTES, Entry};
 use super::shared_log::{Event, SharedLog};
@@ -78,8 +79,8 @@ impl Commits {
         }
     }
 
-    pub fn queued_bytes(&self, channels: &[Channel]) -> usize {
-        let queued = self.queued.iter().map(|id| &channels[*id as usize]);
+    pub fn queued_bytes(&self, channels: &Channels) -> usize {
+        let queued = self.queued.iter().filter_map(|id| channels.get(*id));
         queued.map(|channel| channel.log.gathered_size().1).sum()
     }
 }
@@ -123,15 +124,15 @@ impl FileStore {
             commits.under_way.append(&mut commits.queued);
         }
         commits.staged = false;
-        let channel_of = |id: &ChannelId| &channels[*id as usize];
-        let bytes = commits.under_way.iter().map(channel_of).map(room_for).sum();
+        let under_way = commits.under_way.iter();
+        let under_way = under_way.filter_map(|id| channels.get(*id));
+        let bytes = under_way.map(room_for).sum();
         let (mut batch, from) = commits.log.begin(bytes);
         for id in &commits.under_way {
-            let channel = &mut channels[*id as usize];
-            channel.queued = false;
-            if channel.gone {
+            let Some(channel) = channels.get_mut(*id) else {
                 continue;
-            }
+            };
+            channel.queued = false;
             let staged = channel.log.stage();
             commits.staged |= !staged.is_empty();
             for (piece, bytes) in staged.data() {
@@ -193,10 +194,10 @@ impl FileStore {
             }
         };
         for id in commits.under_way.drain(..) {
-            let channel = &mut channels[id as usize];
-            if channel.gone || !channel.log.has_staged() {
+            let channel = channels.get_mut(id);
+            let Some(channel) = channel.filter(|channel| channel.log.has_staged()) else {
                 continue;
-            }
+            };
             let result = match &no_room {
                 None => channel.log.write_staged(options),
                 Some(text) => {
@@ -231,7 +232,7 @@ impl FileStore {
             for (kind, payload) in self.clients.unwritten() {
                 commits.log.note(&Entry::Client { kind, payload });
             }
-            for channel in self.channels.iter().filter(|channel| !channel.gone) {
+            for channel in self.channels.iter() {
                 for (kind, payload) in channel.subs.unwritten() {
                     let channel = &channel.name;
                     commits.log.note(&Entry::Sub {
@@ -269,9 +270,9 @@ impl FileStore {
         if let Err(error) = &written {
             log::error!("STREAM: {error}");
         }
-        for id in 0..self.channels.len() {
-            if !self.channels[id].gone && !self.write_subs(id as ChannelId) {
-                let file = self.channels[id].subs.file();
+        for id in self.channels.ids() {
+            if self.channels.get(id).is_some() && !self.write_subs(id) {
+                let file = self.channels.at(id).subs.file();
                 let why = format!("{} lacks records", file.path().display());
                 written = written.and(Err(StoreError::Refused(why)));
             }
@@ -282,7 +283,7 @@ impl FileStore {
     /// Files and folders that no sync has covered.
     pub(super) fn take_dirty(&mut self) -> (Vec<Arc<StoreFile>>, Vec<PathBuf>) {
         let (mut files, mut folders) = (Vec::new(), Vec::new());
-        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
+        for channel in self.channels.iter_mut() {
             files.extend(channel.log.take_unsynced());
             files.extend(channel.subs.take_unsynced());
             let made = std::mem::take(&mut channel.made);

@@ -4,7 +4,7 @@
 //! disk it cannot be emptied at once. So the folder stays, without its files, until no log has any: whoever replays leaves out
 //! what batches up to that generation have of the channel. Until the log goes on in a later one, none of that name is made.
 
-use super::{FileStore, SYNCING, disk, io_error, is_sync};
+use super::{FileStore, disk, io_error, sync_error};
 use crate::stan::store::{ChannelId, StoreError};
 use sha2::{Digest, Sha256};
 use std::fmt::Write;
@@ -25,10 +25,18 @@ const HASH_BYTES: usize = 16;
 
 pub struct Deleted {
     pub folder: PathBuf,
-    /// The channel's name, or a dot and its hash where that is too long.
-    channel: String,
+    channel: Whose,
     /// The last one whose batches may have records of it; 0: none has.
     pub generation: u64,
+}
+
+/// Which channel it was.
+enum Whose {
+    Name(String),
+    /// Of a name that is too long for that of the folder.
+    Hash(String),
+    /// It does not matter any more.
+    Unknown,
 }
 
 impl Deleted {
@@ -38,7 +46,7 @@ impl Deleted {
         if name.starts_with(EARLIER) {
             return Some(Self {
                 folder,
-                channel: String::new(),
+                channel: Whose::Unknown,
                 generation: 0,
             });
         }
@@ -50,8 +58,8 @@ impl Deleted {
         Some(Self {
             folder,
             channel: match hash {
-                Some(_) => format!(".{channel}"),
-                None => channel.to_owned(),
+                Some(_) => Whose::Hash(channel.to_owned()),
+                None => Whose::Name(channel.to_owned()),
             },
             generation: u64::from_str_radix(generation, 16).ok()?,
         })
@@ -59,11 +67,12 @@ impl Deleted {
 
     fn new(root: &Path, channel: &str, generation: u64) -> Self {
         let digits = format!("{generation:0GENERATION_DIGITS$x}");
-        let mut channel = channel.to_owned();
         let mut name = format!("{DELETED}{digits}.{channel}");
+        let mut whose = Whose::Name(channel.to_owned());
         if name.len() > NAME_BYTES_MAX {
-            channel = hashed(&channel);
-            name = format!("{HASHED}{digits}{channel}");
+            let hash = hashed(channel);
+            name = format!("{HASHED}{digits}.{hash}");
+            whose = Whose::Hash(hash);
         }
         // Without syncs all generations are the same, and there is no log to be told.
         if root.join(&name).exists() {
@@ -72,15 +81,16 @@ impl Deleted {
         }
         Self {
             folder: root.join(name),
-            channel,
+            channel: whose,
             generation,
         }
     }
 
     pub fn is_of(&self, channel: &str) -> bool {
-        match self.channel.starts_with('.') {
-            true => self.channel == hashed(channel),
-            false => self.channel == channel,
+        match &self.channel {
+            Whose::Name(name) => name == channel,
+            Whose::Hash(hash) => *hash == hashed(channel),
+            Whose::Unknown => false,
         }
     }
 
@@ -118,7 +128,7 @@ impl FileStore {
     pub(super) fn delete(&mut self, id: ChannelId) -> Result<(), StoreError> {
         let log = self.commits.as_ref().map(|commits| &commits.log);
         let generation = log.map_or(0, |log| log.generation());
-        let channel = self.channel(id);
+        let channel = self.channels.at(id);
         let deleted = Deleted::new(&self.root, &channel.name, generation);
         let folder = channel.folder.clone();
         let names = disk::Folder::open(&self.root)
@@ -129,7 +139,7 @@ impl FileStore {
             .map_err(|error| io_error("removing", &folder, error))?;
         if let Err(error) = names.sync() {
             let _ = disk::rename(&deleted.folder, &folder);
-            let failed = Err(io_error(SYNCING, &self.root, error));
+            let failed = Err(sync_error("syncing", &self.root, error));
             self.fail_on_sync(&failed);
             return failed;
         }
@@ -137,13 +147,13 @@ impl FileStore {
         let Self {
             channels, commits, ..
         } = self;
-        let channel = &mut channels[id as usize];
+        let channel = channels.at_mut(id);
         if let Some(commits) = commits {
             commits.log.forget(&channel.name);
         }
-        channel.gone = true;
         channel.log.forget();
         channel.subs.forget();
+        channels.remove(id);
         self.deleted.push(deleted);
         if self.try_to_empty_log().is_err() {
             self.deleted.iter().for_each(Deleted::clear);
@@ -159,13 +169,7 @@ impl FileStore {
 
     fn try_to_empty_log(&mut self) -> Result<(), StoreError> {
         let emptied = self.empty_log();
-        // What the log or a sync of it says ends everything; that a file cannot be written does not.
-        if let (Err(error), Some(commits)) = (&emptied, &mut self.commits)
-            && (is_sync(error)
-                || matches!(error, StoreError::Io { what, .. } if *what != "writing"))
-        {
-            commits.fail(StoreError::Refused(error.to_string()));
-        }
+        self.fail_on_sync(&emptied);
         let last = last_generation(&self.deleted);
         if let (Ok(()), Some(last), Some(commits)) = (&emptied, last, &mut self.commits) {
             commits.log.go_behind(last);
@@ -208,10 +212,9 @@ pub fn last_generation(deleted: &[Deleted]) -> Option<u64> {
 /// What stands for a name that is too long.
 fn hashed(channel: &str) -> String {
     let hash = Sha256::digest(channel);
-    hash.iter()
-        .take(HASH_BYTES)
-        .fold(".".to_owned(), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+    let bytes = hash.iter().take(HASH_BYTES);
+    bytes.fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }

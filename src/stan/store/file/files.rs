@@ -28,6 +28,8 @@ pub struct Files {
     round: Mutex<VecDeque<Weak<StoreFile>>>,
     /// Bytes of files that were read ahead, all together.
     pub ahead_bytes: AtomicUsize,
+    /// And of the last messages of the channels (`recent.rs`).
+    pub recent_bytes: AtomicUsize,
     #[cfg(test)]
     pub syncs: AtomicUsize,
 }
@@ -53,6 +55,7 @@ impl Files {
             count: AtomicUsize::new(0),
             round: Mutex::new(VecDeque::new()),
             ahead_bytes: AtomicUsize::new(0),
+            recent_bytes: AtomicUsize::new(0),
             #[cfg(test)]
             syncs: AtomicUsize::new(0),
         })

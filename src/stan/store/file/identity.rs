@@ -4,7 +4,7 @@
 use super::damage::{Damage, keep_copy};
 use super::messages::unsupported_version;
 use super::records::{Crc, HEADER_BYTES, VERSION, payload_of, put_untyped};
-use super::{disk, io_error};
+use super::{disk, io_error, sync_error};
 use crate::stan::pb;
 use crate::stan::store::StoreError;
 use nix::fcntl::{Flock, FlockArg};
@@ -120,7 +120,7 @@ impl Identity {
                 .take(2)
                 .try_for_each(disk::sync_folder)
         };
-        sync().map_err(|error| io_error("syncing the directory of", &self.path, error))
+        sync().map_err(|error| sync_error("syncing the directory of", &self.path, error))
     }
 
     fn write(&self, bytes: &[u8]) -> Result<(), StoreError> {

@@ -17,8 +17,10 @@ use super::files::{Files, StoreFile};
 use super::pending::{Pending, Place};
 use super::progress::Progress;
 use super::purge::{self, Mark};
+use super::recent::Recent;
 use super::records::{
-    Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, OVERHEAD_BYTES, VERSION, payload_of,
+    Crc, HEADER_BYTES, INDEX_BYTES, IndexEntry, MESSAGE_BYTES_MAX, OVERHEAD_BYTES, VERSION,
+    payload_of,
 };
 use super::scan::sequence_of;
 use super::{FileOptions, disk, io_error};
@@ -32,9 +34,6 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Written messages kept in memory, for those who read along.
-const RECENT_MESSAGES_MAX: usize = 4096;
-const RECENT_BYTES_MAX: usize = 4 << 20;
 /// Index entries read at a time by whoever goes through the messages.
 const INDEX_AHEAD_BYTES: usize = 64 << 10;
 /// Index entries read at once when messages go for good.
@@ -94,8 +93,7 @@ pub struct MessageLog {
     /// written, and a later slice has one: what made them go, and the number of the last one, must be found after a crash.
     doomed: Vec<(Seq, Slice)>,
     /// The last messages, ending with `last`.
-    recent: VecDeque<Bytes>,
-    recent_bytes: usize,
+    recent: Recent,
     /// Size and time of the first messages, read ahead.
     front: VecDeque<(u32, i64)>,
     /// Files with writes that no sync has covered.
@@ -140,8 +138,7 @@ impl MessageLog {
             staged: Pending::default(),
             written: (0, 0),
             doomed: Vec::new(),
-            recent: VecDeque::new(),
-            recent_bytes: 0,
+            recent: Recent::new(files),
             front: VecDeque::new(),
             unsynced: Vec::new(),
             folder_changed: false,
@@ -314,6 +311,13 @@ impl MessageLog {
         mut message: pb::MsgProto,
         options: &FileOptions,
     ) -> Result<Seq, StoreError> {
+        let size = message.subject.len() + message.reply.len() + message.data.len();
+        if size > MESSAGE_BYTES_MAX {
+            return Err(StoreError::Refused(format!(
+                "a message for channel {:?} has {size} bytes, the store takes {MESSAGE_BYTES_MAX}: publish smaller ones",
+                self.channel
+            )));
+        }
         self.make_slice(message.timestamp, options)?;
         message.sequence = self.last + 1;
         let encoded: Bytes = message.encode_to_vec().into();
@@ -344,8 +348,7 @@ impl MessageLog {
         self.messages += 1;
         self.bytes += cost;
         self.last_timestamp = message.timestamp;
-        self.recent_bytes += encoded.len();
-        self.recent.push_back(encoded);
+        self.recent.push(encoded);
         // With the log, nothing is written before that has it.
         if !options.sync && self.gathered.data_bytes() >= options.buffer_bytes_max {
             self.write(options)?;
@@ -465,7 +468,7 @@ impl MessageLog {
             self.written = (self.staged.last, self.staged.last_timestamp);
             self.staged.clear();
         }
-        self.trim_recent();
+        self.recent.trim(self.unwritten());
         self.dispose(options);
         Ok(())
     }
@@ -487,11 +490,7 @@ impl MessageLog {
             self.messages -= 1;
             self.bytes -= u64::from(entry.size) + OVERHEAD_BYTES;
         }
-        for _ in last..self.last {
-            if let Some(message) = self.recent.pop_back() {
-                self.recent_bytes -= message.len();
-            }
-        }
+        self.recent.take_back(self.last - last);
         self.gathered.clear();
         self.staged.clear();
         for slice in &mut self.slices {
@@ -537,17 +536,9 @@ impl MessageLog {
         entry.expect("it is not written")
     }
 
-    fn trim_recent(&mut self) {
-        // What is not written is found nowhere else.
-        let unwritten = (self.last - self.written.0) as usize;
-        while self.recent.len() > unwritten
-            && (self.recent.len() > RECENT_MESSAGES_MAX || self.recent_bytes > RECENT_BYTES_MAX)
-        {
-            let Some(message) = self.recent.pop_front() else {
-                return;
-            };
-            self.recent_bytes -= message.len();
-        }
+    /// Messages that are not in the files.
+    fn unwritten(&self) -> usize {
+        (self.last - self.written.0) as usize
     }
 
     /// Files with writes that no sync has covered; the caller sees to it.
@@ -566,9 +557,8 @@ impl MessageLog {
         if seq < self.first || seq > self.last || self.messages == 0 {
             return Ok(None);
         }
-        let first_recent = self.last + 1 - self.recent.len() as u64;
-        if seq >= first_recent {
-            return Ok(Some(self.recent[(seq - first_recent) as usize].clone()));
+        if let Some(message) = self.recent.before_last(self.last - seq) {
+            return Ok(Some(message.clone()));
         }
         let Some(slice) = self.slice_of(seq) else {
             return Ok(None);
@@ -642,8 +632,13 @@ impl MessageLog {
         })
     }
 
-    /// Files of slices that are only read need not stay open, nor what was read ahead.
-    pub fn close_old_files(&mut self) {
+    /// Files of slices that are only read need not stay open, nor what was read ahead; and where nothing comes, nothing that is
+    /// in the files need be in memory.
+    pub fn give_back(&mut self) {
+        if self.recent.rest(self.unwritten()) {
+            self.gathered.give_back();
+            self.staged.give_back();
+        }
         (self.data_block, self.index_block) = (Block::default(), Block::default());
         let last = self.slices.len().saturating_sub(1);
         for slice in self.slices.iter().take(last) {
@@ -832,7 +827,8 @@ impl MessageLog {
     /// The folder is about to be removed.
     pub fn forget(&mut self) {
         self.unsynced.clear();
-        for slice in &self.slices {
+        let doomed = self.doomed.iter().map(|(_, slice)| slice);
+        for slice in self.slices.iter().chain(doomed) {
             slice.data.forget();
             slice.index.forget();
         }

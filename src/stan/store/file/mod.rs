@@ -3,6 +3,7 @@
 
 mod ahead;
 mod auto_sync;
+mod channels;
 mod commit;
 #[cfg(test)]
 pub mod crash;
@@ -19,6 +20,7 @@ mod open;
 mod pending;
 mod progress;
 mod purge;
+mod recent;
 mod records;
 mod replay;
 mod scan;
@@ -32,6 +34,7 @@ pub mod trace;
 mod typed_log;
 
 use super::*;
+use channels::Channels;
 use commit::Commits;
 use deletion::Deleted;
 use files::Files;
@@ -41,6 +44,7 @@ use messages::MessageLog;
 use progress::Progress;
 use prost::Message;
 pub use records::Crc;
+use records::RECORD_BYTES_MAX;
 use replay::TypedRecord;
 use shared_log::SharedLog;
 use std::collections::BTreeMap;
@@ -180,11 +184,17 @@ fn is_full(error: &std::io::Error) -> bool {
     matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
-/// What is said of a sync that failed: it is not known what the disk has.
-const SYNCING: &str = "syncing";
+/// Of a sync, or of a write that is one.
+fn sync_error(what: &'static str, path: &Path, error: std::io::Error) -> StoreError {
+    StoreError::Sync {
+        what,
+        path: path.to_owned(),
+        error,
+    }
+}
 
 fn is_sync(error: &StoreError) -> bool {
-    matches!(error, StoreError::Io { what: SYNCING, .. })
+    matches!(error, StoreError::Sync { .. })
 }
 
 struct Channel {
@@ -196,7 +206,6 @@ struct Channel {
     queued: bool,
     /// Its folder is new since the last sync of the root.
     made: bool,
-    gone: bool,
     /// Why its subscriptions cannot be written, if it is not for want of room: it takes no more of anything.
     broken: Option<String>,
 }
@@ -236,7 +245,7 @@ pub struct FileStore {
     root: PathBuf,
     options: FileOptions,
     limits_of: LimitsOf,
-    channels: Vec<Channel>,
+    channels: Channels,
     clients: TypedLog,
     /// Registered clients, for rewriting their file.
     registered: BTreeMap<String, pb::ClientInfo>,
@@ -253,14 +262,6 @@ pub struct FileStore {
 }
 
 impl FileStore {
-    fn channel(&self, channel: ChannelId) -> &Channel {
-        &self.channels[channel as usize]
-    }
-
-    fn channel_mut(&mut self, channel: ChannelId) -> &mut Channel {
-        &mut self.channels[channel as usize]
-    }
-
     fn note_client(&mut self, kind: u8, payload: &[u8]) {
         if let Some(commits) = &mut self.commits {
             commits.note(&Entry::Client { kind, payload });
@@ -273,11 +274,24 @@ impl FileStore {
         } = self;
         if let Some(commits) = commits {
             commits.note(&Entry::Sub {
-                channel: &channels[channel as usize].name,
+                channel: &channels.at(channel).name,
                 kind: *kind,
                 payload,
             });
         }
+    }
+
+    fn set_sub(
+        &mut self,
+        channel: ChannelId,
+        state: &pb::SubState,
+        new: bool,
+    ) -> Result<(), StoreError> {
+        let subs = &mut self.channels.at_mut(channel).subs;
+        subs.check_size(state)?;
+        let record = subs.set(state, new);
+        self.note_sub(channel, &record);
+        Ok(())
     }
 
     /// Whether all of them are in the file.
@@ -285,7 +299,7 @@ impl FileStore {
         let Self {
             channels, options, ..
         } = self;
-        let channel = &mut channels[id as usize];
+        let channel = channels.at_mut(id);
         let written = channel.write_subs(options);
         if let (Err(error), None) = (&written, &channel.broken) {
             log::error!("STREAM: {error}");
@@ -301,8 +315,8 @@ impl FileStore {
 
     /// At the end: everything written and synced, and no log left.
     fn write_everything(&mut self) -> Result<(), StoreError> {
-        for id in 0..self.channels.len() {
-            self.flush(id as ChannelId)?;
+        for id in self.channels.ids() {
+            self.flush(id)?;
         }
         self.empty_log()?;
         match self.commits.take() {
@@ -315,7 +329,7 @@ impl FileStore {
                 let (files, _) = self.take_dirty();
                 for file in files {
                     let synced = file.sync();
-                    synced.map_err(|error| io_error(SYNCING, file.path(), error))?;
+                    synced.map_err(|error| sync_error("syncing", file.path(), error))?;
                 }
             }
         }
@@ -385,8 +399,15 @@ impl Store for FileStore {
 
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError> {
         self.may_note()?;
-        let gathered = self.clients.gathered();
         let payload = client.encode_to_vec();
+        if payload.len() > RECORD_BYTES_MAX as usize {
+            return Err(StoreError::Refused(format!(
+                "the registration of the client has {} bytes, {} takes {RECORD_BYTES_MAX}: use a shorter id or heartbeat inbox",
+                payload.len(),
+                self.clients.file().path().display()
+            )));
+        }
+        let gathered = self.clients.gathered();
         self.clients.push(CLIENT_ADD, &payload);
         let before = self.registered.insert(client.id.clone(), client.clone());
         let written = self.write_clients();
@@ -437,11 +458,11 @@ impl Store for FileStore {
             &Progress::new(1),
         )?;
         channel.made = true;
-        self.channels.push(channel);
+        let id = self.channels.push(channel);
         if let Some(commits) = &mut self.commits {
             commits.note(&Entry::Created { channel: name });
         }
-        Ok(self.channels.len() as ChannelId - 1)
+        Ok(id)
     }
 
     fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
@@ -449,30 +470,28 @@ impl Store for FileStore {
     }
 
     fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError> {
-        let Self {
-            channels, options, ..
-        } = self;
-        let channel = &mut channels[channel as usize];
-        let bounds = channel.log.bounds();
+        let bounds = self.bounds(channel);
         let up_to = up_to.min(bounds.last);
         if bounds.messages == 0 || up_to < bounds.first {
             return Ok(0);
         }
-        purge::write(
-            &channel.folder,
-            purge::Mark::Purged,
-            &options.crc,
-            up_to + 1,
-        )?;
-        channel.log.purge(up_to + 1, options)
+        let folder = &self.channels.at(channel).folder;
+        let mark = purge::Mark::Purged;
+        let written = purge::write(folder, mark, &self.options.crc, up_to + 1);
+        self.fail_on_sync(&written);
+        written?;
+        let Self {
+            channels, options, ..
+        } = self;
+        channels.at_mut(channel).log.purge(up_to + 1, options)
     }
 
     fn limits(&self, channel: ChannelId) -> ChannelLimits {
-        self.channel(channel).log.limits
+        self.channels.at(channel).log.limits
     }
 
     fn bounds(&self, channel: ChannelId) -> Bounds {
-        self.channel(channel).log.bounds()
+        self.channels.at(channel).log.bounds()
     }
 
     fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<Seq, StoreError> {
@@ -485,7 +504,7 @@ impl Store for FileStore {
         if let Some(commits) = commits {
             commits.check_told(channel)?;
         }
-        let channel = &mut channels[channel as usize];
+        let channel = channels.at_mut(channel);
         channel.check(options)?;
         let log = &mut channel.log;
         let seq = log.append(message, options)?;
@@ -497,18 +516,18 @@ impl Store for FileStore {
     }
 
     fn lookup(&mut self, channel: ChannelId, seq: Seq) -> Result<Option<Bytes>, StoreError> {
-        self.channel_mut(channel).log.lookup(seq)
+        self.channels.at_mut(channel).log.lookup(seq)
     }
 
     fn first_since(&mut self, channel: ChannelId, timestamp: i64) -> Result<Seq, StoreError> {
-        self.channel_mut(channel).log.first_since(timestamp)
+        self.channels.at_mut(channel).log.first_since(timestamp)
     }
 
     fn expire(&mut self, channel: ChannelId, now: i64) -> Option<i64> {
         let Self {
             channels, options, ..
         } = self;
-        match channels[channel as usize].log.expire(now, options) {
+        match channels.at_mut(channel).log.expire(now, options) {
             Ok(next) => next,
             Err(error) => {
                 log::error!("STREAM: {error}");
@@ -522,40 +541,36 @@ impl Store for FileStore {
         let Self {
             channels, options, ..
         } = self;
-        channels[channel as usize].check(options)
+        channels.at_mut(channel).check(options)
     }
 
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
         self.may_subscribe(channel)?;
-        let record = self.channel_mut(channel).subs.set(state, true);
-        self.note_sub(channel, &record);
-        Ok(())
+        self.set_sub(channel, state, true)
     }
 
     fn update_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
-        let record = self.channel_mut(channel).subs.set(state, false);
-        self.note_sub(channel, &record);
-        Ok(())
+        self.set_sub(channel, state, false)
     }
 
     fn delete_sub(&mut self, channel: ChannelId, id: u64) -> Result<(), StoreError> {
-        let record = self.channel_mut(channel).subs.delete(id);
+        let record = self.channels.at_mut(channel).subs.delete(id);
         self.note_sub(channel, &record);
         Ok(())
     }
 
     fn sub_sent(&mut self, channel: ChannelId, id: u64, seq: Seq) -> Result<(), StoreError> {
-        self.channel_mut(channel).subs.sent(id, seq);
+        self.channels.at_mut(channel).subs.sent(id, seq);
         Ok(())
     }
 
     fn sub_acked(&mut self, channel: ChannelId, id: u64, seq: Seq) -> Result<(), StoreError> {
-        self.channel_mut(channel).subs.acked(id, seq);
+        self.channels.at_mut(channel).subs.acked(id, seq);
         Ok(())
     }
 
     fn flush(&mut self, id: ChannelId) -> Result<Flushed, StoreError> {
-        if self.channel(id).gone {
+        if self.channels.get(id).is_none() {
             return Ok(Flushed::Now);
         }
         self.write_subs(id);
@@ -565,7 +580,7 @@ impl Store for FileStore {
             commits,
             ..
         } = self;
-        let channel = &mut channels[id as usize];
+        let channel = channels.at_mut(id);
         let Some(commits) = commits else {
             channel.log.write(options)?;
             if options.auto_sync.is_zero() {
@@ -618,8 +633,8 @@ impl Store for FileStore {
 
     fn maintain(&mut self, now: i64) {
         self.auto_sync(now);
-        for channel in self.channels.iter_mut().filter(|channel| !channel.gone) {
-            channel.log.close_old_files();
+        for channel in self.channels.iter_mut() {
+            channel.log.give_back();
         }
         self.retire_idle_log();
         self.remove_deleted();

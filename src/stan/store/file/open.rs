@@ -6,7 +6,7 @@ use super::files::{Files, StoreFile};
 use super::identity::{Identity, Known};
 use super::messages::MessageLog;
 use super::progress::Progress;
-use super::records::VERSION;
+use super::records::{RECORD_BYTES_MAX, VERSION};
 use super::replay::{Logged, TypedRecord};
 use super::scan::Scanner;
 use super::shared_log::SharedLog;
@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CLIENT_KINDS: Kinds = Kinds {
-    sizes_max: &[1 << 16, 1 << 16],
+    sizes_max: &[RECORD_BYTES_MAX, RECORD_BYTES_MAX],
     first_byte: 0x0a,
     marks: &[],
 };
@@ -101,7 +101,7 @@ impl FileStore {
             root: root.to_owned(),
             options,
             limits_of,
-            channels: Vec::new(),
+            channels: Channels::default(),
             clients,
             registered,
             client_records,
@@ -133,13 +133,12 @@ impl FileStore {
                 root.display()
             ),
         }
-        store.channels = store.open_channels(&names, &logged)?;
-        for (id, (name, channel)) in names.into_iter().zip(&store.channels).enumerate() {
+        for channel in store.open_channels(&names, &logged)? {
             recovered.channels.push(RecoveredChannel {
-                id: id as ChannelId,
-                name,
+                name: channel.name.clone(),
                 subscriptions: channel.subs.recovered(),
                 last_sub_id: channel.subs.last_id(),
+                id: store.channels.push(channel),
             });
         }
         store.begin_log(&logged, syncer)?;
@@ -152,16 +151,16 @@ impl FileStore {
     fn begin_log(&mut self, logged: &Logged, syncer: Option<Syncer>) -> Result<(), StoreError> {
         let sync = |file: Arc<StoreFile>| {
             let synced = file.sync();
-            synced.map_err(|error| io_error(SYNCING, file.path(), error))
+            synced.map_err(|error| sync_error("syncing", file.path(), error))
         };
         let sync_folder = |folder: &Path| {
-            disk::sync_folder(folder).map_err(|error| io_error(SYNCING, folder, error))
+            disk::sync_folder(folder).map_err(|error| sync_error("syncing", folder, error))
         };
         if !logged.clients.is_empty() {
             self.clients.rewrite()?;
             sync(self.clients.file())?;
         }
-        for channel in &self.channels {
+        for channel in self.channels.iter() {
             if logged.channels.contains_key(&channel.name) {
                 channel.subs.rewrite()?;
                 sync(channel.subs.file())?;
@@ -177,10 +176,11 @@ impl FileStore {
                 .channels
                 .iter()
                 .any(|channel| channel.subs.has_unwritten());
-        if syncer.is_some() && !(self.channels.is_empty() && self.registered.is_empty()) {
+        if syncer.is_some() && !(self.channels.ids().is_empty() && self.registered.is_empty()) {
             // A killed server may have written what it had not logged yet, and one without syncs, or the original, leaves
             // everything to the system and no trace of it. What is found counts, so it must last.
-            disk::sync_all(&self.root).map_err(|error| io_error(SYNCING, &self.root, error))?;
+            let synced = disk::sync_all(&self.root);
+            synced.map_err(|error| sync_error("syncing", &self.root, error))?;
         }
         if let Some(syncer) = syncer {
             let bytes_max = self.options.log_bytes_max;
@@ -388,7 +388,6 @@ pub fn channel(
         subs,
         queued: false,
         made: false,
-        gone: false,
         broken: None,
     })
 }

@@ -133,4 +133,11 @@ impl Pending {
         self.data.clear();
         self.index.clear();
     }
+
+    /// Memory that a large batch took.
+    pub fn give_back(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
+        }
+    }
 }

@@ -6,8 +6,8 @@
 
 use super::damage::Damage;
 use super::disk::Folder;
-use super::io_error;
 use super::records::{Crc, VERSION, payload_of, put_untyped};
+use super::{io_error, sync_error};
 use crate::stan::store::{Seq, StoreError};
 use std::fs::File;
 use std::io::Write;
@@ -66,7 +66,9 @@ pub fn write(folder: &Path, mark: Mark, crc: &Crc, first: Seq) -> Result<(), Sto
         file.write_all(&bytes)?;
         file.sync_all()?;
         std::fs::rename(&temporary, &path)?;
-        names.sync()
+        Ok(names)
     };
-    make().map_err(|error| io_error("writing", &path, error))
+    let names = make().map_err(|error| io_error("writing", &path, error))?;
+    let synced = names.sync();
+    synced.map_err(|error| sync_error("syncing", folder, error))
 }

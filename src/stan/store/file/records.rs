@@ -16,6 +16,10 @@ pub const INDEX_BYTES: usize = 32;
 pub const OVERHEAD_BYTES: u64 = (HEADER_BYTES + INDEX_BYTES) as u64;
 /// Payloads of typed records are smaller than this.
 const TYPED_SIZE_MAX: u32 = (1 << 24) - 1;
+/// No larger ones are taken: behind damage, what looks like one is none.
+pub const RECORD_BYTES_MAX: u32 = 1 << 16;
+/// Larger messages are not taken: a batch of the log, with whatever else comes in its turn, has a length of 32 bits.
+pub const MESSAGE_BYTES_MAX: usize = 1 << 30;
 
 /// CRC-32 with the polynomial of the configuration.
 #[derive(Clone, Debug)]
@@ -119,7 +123,7 @@ pub fn typed_records(mut bytes: &[u8]) -> impl Iterator<Item = (u8, &[u8])> {
 /// Payloads are subscriptions and clients; larger ones than the format can hold are refused before.
 pub fn put_typed(out: &mut Vec<u8>, crc: &Crc, kind: u8, payload: &[u8]) {
     assert!(
-        payload.len() as u32 <= TYPED_SIZE_MAX,
+        payload.len() <= TYPED_SIZE_MAX as usize,
         "a record too large for the format"
     );
     let word = u32::from(kind) << 24 | payload.len() as u32;

@@ -15,7 +15,7 @@ use super::files::StoreFile;
 use super::log_format::{self, BLOCK_BYTES, Entry};
 use super::replay::Tail;
 use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty, rewrite_first_block};
-use super::{SYNCING, io_error};
+use super::{io_error, sync_error};
 use crate::stan::store::StoreError;
 use crate::util::random::Random;
 use std::collections::BTreeMap;
@@ -27,8 +27,8 @@ use std::sync::Arc;
 pub const NAMES: [&str; 2] = ["midge.log.1", "midge.log.2"];
 /// While the other one is still retiring, the active one may grow to so many times its size.
 const OVERGROWTH: u64 = 4;
-/// Not what is said of other files: a log that cannot be written is the end.
 const WRITING: &str = "writing the log";
+const SYNCING_FILES: &str = "syncing the files of";
 /// Notes that wait for room; beyond that nothing new is taken that needs one.
 const NOTES_BYTES_MAX: usize = 4 << 20;
 const GROW_BYTES_MAX: u64 = 1 << 20;
@@ -131,7 +131,7 @@ impl SharedLog {
         };
         let folder = Folder::open(root).map_err(|error| io_error("opening", root, error))?;
         let synced = folder.sync();
-        synced.map_err(|error| io_error(SYNCING, root, error))?;
+        synced.map_err(|error| sync_error("syncing", root, error))?;
         let generation_of = |which: &usize| kept[*which].map(|tail| tail.generation);
         let active = usize::from(generation_of(&1) > generation_of(&0));
         // Not one that what is left of earlier processes may have.
@@ -389,11 +389,10 @@ impl SharedLog {
                 let log = &mut self.files[self.active];
                 let path = self.root.join(NAMES[self.active]);
                 if let Err(error) = result {
-                    let no_room = super::is_full(&error);
-                    let error = io_error(WRITING, &path, error);
-                    if !no_room {
-                        return Err(error);
+                    if !super::is_full(&error) {
+                        return Err(sync_error(WRITING, &path, error));
                     }
+                    let error = io_error(WRITING, &path, error);
                     // The notes are tried again with the next batch, in their order.
                     self.notes_under_way.append(&mut self.notes);
                     std::mem::swap(&mut self.notes, &mut self.notes_under_way);
@@ -425,7 +424,7 @@ impl SharedLog {
                     self.postponed = Some(checkpoint);
                     return Ok(Event::Postponed);
                 }
-                result.map_err(|error| io_error("syncing the files of", &self.root, error))?;
+                result.map_err(|error| sync_error(SYNCING_FILES, &self.root, error))?;
                 self.tell_opened();
                 let log = &mut self.files[checkpoint.which];
                 log.state = State::Free;
@@ -466,7 +465,7 @@ impl SharedLog {
                 Ok(()) => (log.state, log.end) = (State::Free, 0),
                 // Tried again with the next commit.
                 Err(error) if super::is_full(&error) => {}
-                Err(error) => return Err(io_error(WRITING, &self.root.join(name), error)),
+                Err(error) => return Err(sync_error(WRITING, &self.root.join(name), error)),
             }
         }
         Ok(())
@@ -492,11 +491,10 @@ impl SharedLog {
         assert!(!self.under_way && !self.retiring());
         let checkpoint = self.checkpoint(self.active, files, folders);
         if let Err(error) = checkpoint.sync(1) {
-            let postponed = is_not_opened(&error);
-            let error = io_error("syncing the files of", &self.root, error);
-            if !postponed {
-                return Err(error);
+            if !is_not_opened(&error) {
+                return Err(sync_error(SYNCING_FILES, &self.root, error));
             }
+            let error = io_error(SYNCING_FILES, &self.root, error);
             self.owing = (checkpoint.files, checkpoint.folders);
             return Err(StoreError::Refused(error.to_string()));
         }
@@ -508,7 +506,7 @@ impl SharedLog {
             return Err(StoreError::Refused(text.to_owned()));
         }
         let path = self.root.join(NAMES[self.active]);
-        mark_empty(&checkpoint.log).map_err(|error| io_error(WRITING, &path, error))?;
+        mark_empty(&checkpoint.log).map_err(|error| sync_error(WRITING, &path, error))?;
         let log = &mut self.files[self.active];
         (log.state, log.end) = (State::Free, 0);
         self.generation += 1;

@@ -4,12 +4,14 @@
 
 use super::damage::Damage;
 use super::files::StoreFile;
+use super::records::RECORD_BYTES_MAX;
 use super::replay::TypedRecord;
 use super::typed_log::{Kinds, TypedLog};
 use super::{FileOptions, is_sync};
 use crate::stan::pb;
 use crate::stan::store::{RecoveredSub, Seq, StoreError};
 use prost::Message;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -22,10 +24,12 @@ const SENT: u8 = 5;
 
 /// Every payload begins with the field of an id; updates have two numbers and no more.
 const KINDS: Kinds = Kinds {
-    sizes_max: &[1 << 16, 1 << 16, 22, 22, 22],
+    sizes_max: &[RECORD_BYTES_MAX, RECORD_BYTES_MAX, 22, 22, 22],
     first_byte: 0x08,
     marks: &[ACK, SENT],
 };
+/// Of all strings of a subscription: there is room for its numbers, whatever they become.
+const STRINGS_BYTES_MAX: usize = RECORD_BYTES_MAX as usize - 256;
 
 #[derive(Clone, Default, PartialEq)]
 struct Live {
@@ -38,12 +42,8 @@ struct Live {
 struct State {
     live: BTreeMap<u64, Live>,
     last_id: u64,
-    /// Records that a rewritten file would have, and all there are.
+    /// All there are, with those that are of no use any more.
     records: u64,
-    /// At the start: messages before this one are not there any more.
-    first: Option<Seq>,
-    /// At the start: the highest number sent to members of a group.
-    groups: BTreeMap<String, Seq>,
 }
 
 pub struct SubsLog {
@@ -53,66 +53,127 @@ pub struct SubsLog {
 }
 
 impl State {
-    fn apply(&mut self, kind: u8, payload: &[u8]) -> Result<(), String> {
+    /// Returns where it stood before, if it was known.
+    fn set(&mut self, state: pb::SubState) -> Option<Seq> {
+        let id = state.id;
+        self.last_id = self.last_id.max(id);
+        let known = self.live.contains_key(&id);
+        let live = self.live.entry(id).or_default();
+        let before = live.state.last_sent;
+        let last_sent = before.max(state.last_sent);
+        live.state = pb::SubState { last_sent, ..state };
+        known.then_some(before)
+    }
+
+    fn delete(&mut self, id: u64) -> Option<Live> {
+        self.last_id = self.last_id.max(id);
+        self.live.remove(&id)
+    }
+
+    /// Returns where a subscription stood before it was sent a message.
+    fn mark(&mut self, kind: u8, update: &pb::SubStateUpdate) -> Option<Seq> {
+        self.last_id = self.last_id.max(update.id);
+        let live = self.live.get_mut(&update.id)?;
+        if kind == ACK {
+            live.pending.remove(&update.sequence);
+            return None;
+        }
+        let before = live.state.last_sent;
+        live.pending.insert(update.sequence);
+        live.state.last_sent = before.max(update.sequence);
+        Some(before)
+    }
+
+    fn members<'a>(&'a self, group: &'a str) -> impl Iterator<Item = &'a Live> {
+        let live = self.live.values();
+        live.filter(move |live| live.state.queue_group == group)
+    }
+
+    fn needed(&self) -> u64 {
+        let pending: usize = self.live.values().map(|live| 1 + live.pending.len()).sum();
+        pending as u64
+    }
+}
+
+/// Where the start found a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Source {
+    File,
+    /// The shared log, which has all records of its time but marks.
+    Log,
+}
+
+/// The records on their way to a state, at the start. A loss of power may have taken any of those that were not synced.
+struct Replay {
+    state: State,
+    /// Messages before this one are not there any more.
+    first: Seq,
+    /// The highest number sent to members of a group.
+    groups: BTreeMap<String, Seq>,
+    /// Subscriptions whose end the file has.
+    ended: BTreeSet<u64>,
+    /// Marks that the log asks for and nobody wrote.
+    handed_over: Vec<pb::SubStateUpdate>,
+}
+
+impl Replay {
+    fn new(first: Seq) -> Self {
+        Self {
+            state: State::default(),
+            first,
+            groups: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            handed_over: Vec::new(),
+        }
+    }
+
+    /// False: it is of a subscription whose end the file has already, and says nothing any more.
+    fn apply(&mut self, source: Source, kind: u8, payload: &[u8]) -> Result<bool, String> {
         let bad = |error: prost::DecodeError| format!("record of type {kind}: {error}");
-        self.records += 1;
         match kind {
             NEW | UPDATE => {
                 let state = pb::SubState::decode(payload).map_err(bad)?;
-                self.last_id = self.last_id.max(state.id);
-                let id = state.id;
-                let known = self.live.contains_key(&id);
-                let sent = state.last_sent;
-                let live = self.live.entry(id).or_default();
-                let before = live.state.last_sent;
-                let last_sent = before.max(sent);
-                live.state = pb::SubState { last_sent, ..state };
+                let (id, sent) = (state.id, state.last_sent);
+                if self.ended.contains(&id) {
+                    if source == Source::Log {
+                        return Ok(false);
+                    }
+                    self.ended.remove(&id);
+                }
+                let before = self.state.set(state);
                 // A change of one that is not known: its beginning is lost.
-                let before = (known || kind == UPDATE).then_some(before);
+                let before = before.or((kind == UPDATE).then_some(0));
                 self.fill_gap(id, before, sent);
             }
             DELETE => {
-                let delete = pb::SubStateDelete::decode(payload).map_err(bad)?;
-                self.last_id = self.last_id.max(delete.id);
-                let gone = self.live.remove(&delete.id);
-                if self.first.is_some()
-                    && let Some(group) = gone.map(|live| live.state.queue_group)
-                    && !self
-                        .live
-                        .values()
-                        .any(|live| live.state.queue_group == group)
-                {
-                    self.groups.remove(&group);
+                let id = pb::SubStateDelete::decode(payload).map_err(bad)?.id;
+                match source {
+                    Source::Log if self.ended.contains(&id) => return Ok(false),
+                    Source::Log => {}
+                    Source::File => {
+                        self.ended.insert(id);
+                    }
+                }
+                if let Some(leaver) = self.state.delete(id) {
+                    self.leave(source, &leaver);
                 }
             }
             ACK | SENT => {
                 let update = pb::SubStateUpdate::decode(payload).map_err(bad)?;
-                self.mark(kind, &update);
+                if let Some(before) = self.state.mark(kind, &update) {
+                    self.fill_gap(update.id, Some(before), update.sequence);
+                }
             }
             other => return Err(format!("unexpected record type: {other}")),
         }
-        Ok(())
-    }
-
-    fn mark(&mut self, kind: u8, update: &pb::SubStateUpdate) {
-        self.last_id = self.last_id.max(update.id);
-        let Some(live) = self.live.get_mut(&update.id) else {
-            return;
-        };
-        if kind == ACK {
-            live.pending.remove(&update.sequence);
-        } else {
-            let before = live.state.last_sent;
-            live.pending.insert(update.sequence);
-            live.state.last_sent = before.max(update.sequence);
-            self.fill_gap(update.id, Some(before), update.sequence);
-        }
+        self.state.records += 1;
+        Ok(true)
     }
 
     /// Marks are not synced one by one, so a loss of power may take some and leave later ones. Messages are sent in order:
     /// those that were passed over count as sent and not acknowledged, which at worst repeats them.
     fn fill_gap(&mut self, id: u64, before: Option<Seq>, sent: Seq) {
-        let (Some(first), Some(live)) = (self.first, self.live.get_mut(&id)) else {
+        let Some(live) = self.state.live.get_mut(&id) else {
             return;
         };
         let group = &live.state.queue_group;
@@ -125,17 +186,44 @@ impl State {
             }
         };
         if let Some(before) = before {
-            live.pending.extend((before + 1).max(first)..sent);
+            live.pending.extend((before + 1).max(self.first)..sent);
             // That a record of a whole subscription knows of `sent` does not say that its mark is there.
-            if before < sent && first <= sent {
+            if before < sent && self.first <= sent {
                 live.pending.insert(sent);
             }
         }
     }
 
-    fn needed(&self) -> u64 {
-        let pending: usize = self.live.values().map(|live| 1 + live.pending.len()).sum();
-        pending as u64
+    /// What a member of a group left pending was given to the others before its end was recorded. Where the marks of that are
+    /// lost, nobody has it: it goes to one of those who are left. nats-streaming-server records the end first where
+    /// a group is not durable, so in a file that says nothing.
+    fn leave(&mut self, source: Source, leaver: &Live) {
+        let group = &leaver.state.queue_group;
+        if group.is_empty() {
+            return;
+        }
+        // A place that is only kept waits until somebody takes it.
+        let is_away = |live: &&Live| live.state.is_closed || live.state.client_id.is_empty();
+        let Some(heir) = self.state.members(group).min_by_key(is_away) else {
+            self.groups.remove(group);
+            return;
+        };
+        if source == Source::File && !leaver.state.is_durable {
+            return;
+        }
+        let id = heir.state.id;
+        let is_lost = |seq: &&Seq| {
+            let mut members = self.state.members(group);
+            !members.any(|live| live.pending.contains(*seq))
+        };
+        let lost: Vec<Seq> = leaver.pending.iter().filter(is_lost).copied().collect();
+        for sequence in lost {
+            let update = pb::SubStateUpdate { id, sequence };
+            self.state.mark(SENT, &update);
+            if source == Source::Log {
+                self.handed_over.push(update);
+            }
+        }
     }
 }
 
@@ -148,20 +236,16 @@ impl SubsLog {
         first: Seq,
         logged: &[TypedRecord],
     ) -> Result<Self, StoreError> {
-        let mut state = State {
-            first: Some(first),
-            ..State::default()
-        };
+        let mut replay = Replay::new(first);
         let log = TypedLog::open(file, &options.crc, damage, &KINDS, |kind, payload| {
-            state.apply(kind, payload)
+            replay.apply(Source::File, kind, payload).map(|_| ())
         })?;
         let mut subs = Self {
             log,
-            state,
+            state: State::default(),
             scratch: Vec::new(),
         };
-        subs.redo(logged)?;
-        (subs.state.first, subs.state.groups) = (None, BTreeMap::new());
+        subs.state = subs.redo(replay, logged)?;
         Ok(subs)
     }
 
@@ -173,30 +257,40 @@ impl SubsLog {
 
     /// Records the shared log has, all there are of their kind in the order in which they came. The file gets
     /// them once more if it lacks any.
-    fn redo(&mut self, records: &[TypedRecord]) -> Result<(), StoreError> {
-        let mut state = self.state.clone();
+    fn redo(&mut self, mut replay: Replay, records: &[TypedRecord]) -> Result<State, StoreError> {
+        if records.is_empty() {
+            return Ok(replay.state);
+        }
+        let before = replay.state.clone();
+        let mut restored = Vec::new();
         for (kind, payload) in records {
-            state.apply(*kind, payload).map_err(|why| {
+            let counts = replay.apply(Source::Log, *kind, payload).map_err(|why| {
                 StoreError::Refused(format!("a record of subscriptions in the log: {why}"))
             })?;
+            if counts {
+                restored.push((*kind, payload));
+            }
         }
-        if state.live == self.state.live && state.last_id == self.state.last_id {
-            return Ok(());
+        if replay.state.live == before.live && replay.state.last_id == before.last_id {
+            return Ok(before);
         }
         log::warn!(
             "STREAM: {}: {} record(s) are restored from the log",
             self.log.file().path().display(),
-            records.len()
+            restored.len()
         );
-        for (kind, payload) in records {
-            self.log.push(*kind, payload);
+        for (kind, payload) in restored {
+            self.log.push(kind, payload);
         }
-        self.state = state;
+        for update in &replay.handed_over {
+            self.log.push(SENT, &update.encode_to_vec());
+            replay.state.records += 1;
+        }
         // On a full disk they wait until there is room.
         if let Err(error) = self.log.write() {
             log::error!("STREAM: {error}");
         }
-        Ok(())
+        Ok(replay.state)
     }
 
     /// So that the next sync brings all of the file to the disk.
@@ -227,11 +321,23 @@ impl SubsLog {
         self.state.last_id
     }
 
+    /// An error for one whose record would be too large; one that another server has taken may change all the same.
+    pub fn check_size(&self, state: &pb::SubState) -> Result<(), StoreError> {
+        let size = strings_bytes(state);
+        let known = self.state.live.get(&state.id);
+        let known = known.map_or(0, |live| strings_bytes(&live.state));
+        if size <= STRINGS_BYTES_MAX.max(known) {
+            return Ok(());
+        }
+        Err(StoreError::Refused(format!(
+            "names and inboxes of the subscription have {size} bytes, {} takes {STRINGS_BYTES_MAX}: use shorter ones",
+            self.log.file().path().display()
+        )))
+    }
+
     fn push(&mut self, kind: u8, payload: &[u8]) {
         self.log.push(kind, payload);
-        self.state
-            .apply(kind, payload)
-            .expect("what was just encoded can be decoded");
+        self.state.records += 1;
     }
 
     /// A subscription is new, or has changed; returns the record.
@@ -239,12 +345,14 @@ impl SubsLog {
         let kind = if new { NEW } else { UPDATE };
         let payload = state.encode_to_vec();
         self.push(kind, &payload);
+        self.state.set(state.clone());
         (kind, payload)
     }
 
     pub fn delete(&mut self, id: u64) -> TypedRecord {
         let payload = pb::SubStateDelete { id }.encode_to_vec();
         self.push(DELETE, &payload);
+        self.state.delete(id);
         (DELETE, payload)
     }
 
@@ -284,10 +392,12 @@ impl SubsLog {
         // Beside the channels, where the original puts its own; a name no channel directory has.
         let unique = crate::util::random::Random::from_entropy().id();
         let parent = folder.parent().unwrap_or(folder);
-        let state = &self.state;
+        // Of a group, who stands furthest on comes first: behind others it would look as if the marks between were lost.
+        let mut all: Vec<&Live> = self.state.live.values().collect();
+        all.sort_by_key(|live| Reverse(live.state.last_sent));
         self.log
             .compact(&parent.join(format!("subs{unique}")), |put| {
-                for live in state.live.values() {
+                for live in all {
                     put(NEW, &live.state.encode_to_vec());
                     for sequence in &live.pending {
                         let id = live.state.id;
@@ -314,4 +424,15 @@ impl SubsLog {
     pub fn file(&self) -> Arc<StoreFile> {
         self.log.file()
     }
+}
+
+fn strings_bytes(state: &pb::SubState) -> usize {
+    let strings = [
+        &state.client_id,
+        &state.queue_group,
+        &state.inbox,
+        &state.ack_inbox,
+        &state.durable_name,
+    ];
+    strings.iter().map(|string| string.len()).sum()
 }

@@ -136,9 +136,7 @@ impl Checkpoint {
         }
         Ok(())
     }
-}
 
-impl Checkpoint {
     fn tell_removed(&self) {
         let lost = |file: &&Arc<StoreFile>| !file.is_gone() && !file.path().exists();
         self.files

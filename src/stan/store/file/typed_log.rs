@@ -7,7 +7,7 @@ use super::files::StoreFile;
 use super::messages::unsupported_version;
 use super::records::{Crc, HEADER_BYTES, VERSION, put_typed, typed_records};
 use super::scan::Scanner;
-use super::{FileOptions, SYNCING, io_error};
+use super::{FileOptions, io_error, sync_error};
 use crate::stan::store::StoreError;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -183,7 +183,7 @@ impl TypedLog {
         let synced = names.sync();
         synced.map_err(|error| {
             let folder = self.file.path().parent().unwrap_or(Path::new("."));
-            io_error(SYNCING, folder, error)
+            sync_error("syncing", folder, error)
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod deletion;
 mod kept_logs;
+mod members;
 
 use super::*;
 use crate::stan::store::file::crash::Disk;
@@ -467,6 +468,20 @@ fn a_rewritten_file_whose_name_is_not_on_the_disk_ends_it() {
         let failed = failed.expect("it is the end").to_string();
         assert!(failed.starts_with("syncing"), "{failed}");
     }
+}
+
+#[test]
+fn a_purge_that_is_not_on_the_disk_for_certain_ends_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let (mut store, channel) = prepare(root);
+    publish(&mut store, channel, "a").unwrap();
+    let _planted = faults_at(&root.join("foo"));
+    let error = store.purge(channel, 1).unwrap_err();
+    assert!(matches!(error, StoreError::Sync { .. }), "{error}");
+    let failed = std::iter::from_fn(|| store.completed()).find_map(Result::err);
+    let failed = failed.expect("it is the end").to_string();
+    assert_eq!(failed, error.to_string());
 }
 
 /// Syncs of the folder itself fail.
