@@ -1,4 +1,6 @@
-//! Flags to options, options to a running server; the only place that exits.
+//! Flags to options, options to a running server, and how that went to an exit status. Elsewhere a process is ended only where
+//! that cannot come up to here: by the streaming engine (server/streaming.rs), and by signals to whoever has changed the
+//! terminal (passwd.rs, top/app.rs).
 
 use midge::config::cli::{self, Command};
 use midge::{admin, logging, passwd, server};

@@ -122,6 +122,45 @@ fn whoever_holds_an_id_keeps_it_while_it_answers() {
     second.publish("foo", b"x").unwrap();
 }
 
+/// What the engine has to say to many is much more than what it is told: neither side may wait for the other to take its part
+/// first.
+#[test]
+fn large_messages_to_many_all_arrive() {
+    const PUBLISHERS: u64 = 4;
+    const MESSAGES_EACH: u64 = 10;
+    let server = memory_server(&["--threads", "1"]);
+    let subscribers: Vec<_> = (0..16)
+        .map(|number| {
+            let mut client = stan(&server, &format!("subscriber-{number}"));
+            let sub = client.subscribe("foo", |_| {}).unwrap();
+            (client, sub)
+        })
+        .collect();
+    let data = vec![b'x'; 900 << 10];
+    std::thread::scope(|scope| {
+        for (mut client, sub) in subscribers {
+            scope.spawn(move || {
+                for number in 1..=PUBLISHERS * MESSAGES_EACH {
+                    assert_eq!(client.next(&sub).sequence, number);
+                }
+            });
+        }
+        for number in 0..PUBLISHERS {
+            let mut client = stan(&server, &format!("publisher-{number}"));
+            let data = &data;
+            scope.spawn(move || {
+                for _ in 0..MESSAGES_EACH {
+                    client.send_message("foo", data);
+                }
+                for _ in 0..MESSAGES_EACH {
+                    client.wait_ack().unwrap();
+                }
+            });
+        }
+    });
+    server.stop();
+}
+
 #[test]
 fn a_thousand_subscriptions_acknowledge() {
     let server = memory_server(&["-msu", "0"]);

@@ -1,5 +1,5 @@
-//! The streaming engine's connection to NATS: to our own loops over a pair of sockets, or to another
-//! server over TCP.
+//! A client's connection to NATS: to our own loops over a pair of sockets, or to another server over TCP. The streaming
+//! engine is served through one, and `midge stan` asks through one.
 
 use super::nats_login::{Keys, NatsUrl};
 use crate::config::options::{ClientTlsOptions, Credentials};
@@ -9,7 +9,8 @@ use crate::tls::{self, Session};
 use crate::wire::parser::{Fault, Kind, Message, Parser, Sink, Stop};
 use bytes::Bytes;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt::TcpUserTimeout};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::{KeepAlive, TcpKeepIdle, TcpKeepInterval, TcpUserTimeout};
 use serde::Deserialize;
 use std::io::{self, Read, Write};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -33,6 +34,13 @@ const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 /// What was sent and not taken in by the other machine for so long ends the connection: without a word from it the kernel
 /// alone would try for a quarter of an hour, while heartbeats count as unanswered.
 const SILENCE_MS_MAX: u32 = 20_000;
+/// Where nothing is under way that could stay unanswered, the kernel asks after so much silence, and then this often: a
+/// connection that died while streaming is idle would be noticed by the first delivery otherwise, or never.
+const ASK_AFTER_SECONDS: u32 = SILENCE_MS_MAX / 1000;
+const ASK_EVERY_SECONDS: u32 = 5;
+/// Of one message from another server, unless it says that it takes larger ones.
+const PAYLOAD_BYTES_MAX: u64 = 64 << 20;
+const CONTROL_LINE_BYTES_MAX: usize = 64 << 10;
 
 const PUB: &[u8] = b"PUB ";
 /// Of a payload's size.
@@ -331,11 +339,7 @@ impl NatsClient {
     }
 
     fn log_in(socket: TcpStream, url: &NatsUrl, terms: &Terms) -> Result<Self, String> {
-        let prepared = socket
-            .set_nodelay(true)
-            .and_then(|()| Ok(setsockopt(&socket, TcpUserTimeout, &SILENCE_MS_MAX)?))
-            .and_then(|()| socket.set_nonblocking(true));
-        prepared.map_err(|error| error.to_string())?;
+        prepare(&socket).map_err(|error| error.to_string())?;
         let until = Instant::now() + CONNECT_TIME_MAX;
         let mut client = Self::new(Socket::Other(socket));
         let info = client.wait_for_info(until)?;
@@ -495,7 +499,17 @@ impl NatsClient {
         mut take: impl FnMut(Incoming<'_>, &mut Output),
     ) -> io::Result<usize> {
         let mut output = std::mem::take(&mut self.output);
+        let payload_bytes_max = output.payload_bytes_max as u64;
         let mut sink = Receiver::new(|incoming: Incoming<'_>| take(incoming, &mut output));
+        match self.socket {
+            // What our own loops have taken from a client must not end this connection.
+            Socket::Own(_) => {
+                (sink.payload_bytes_max, sink.control_line_bytes_max) = (u64::MAX, usize::MAX);
+            }
+            Socket::Other(_) => {
+                sink.payload_bytes_max = PAYLOAD_BYTES_MAX.max(payload_bytes_max);
+            }
+        }
         let result = self.read_once(&mut sink);
         let (pings, pongs, violations) = (sink.pings, sink.pongs, sink.violations);
         self.pongs += u64::from(pongs);
@@ -560,6 +574,15 @@ impl NatsClient {
     }
 }
 
+fn prepare(socket: &TcpStream) -> io::Result<()> {
+    socket.set_nodelay(true)?;
+    setsockopt(socket, TcpUserTimeout, &SILENCE_MS_MAX)?;
+    setsockopt(socket, KeepAlive, &true)?;
+    setsockopt(socket, TcpKeepIdle, &ASK_AFTER_SECONDS)?;
+    setsockopt(socket, TcpKeepInterval, &ASK_EVERY_SECONDS)?;
+    socket.set_nonblocking(true)
+}
+
 /// How much the socket took, also where it failed then.
 fn write_out(socket: &mut Socket, bytes: &[u8]) -> (usize, io::Result<()>) {
     let mut at = 0;
@@ -619,6 +642,8 @@ fn hello(terms: &Terms, url: Option<&NatsUrl>, info: &Info) -> Result<String, St
 /// What a server says, sorted.
 struct Receiver<F> {
     take: F,
+    payload_bytes_max: u64,
+    control_line_bytes_max: usize,
     pings: u32,
     pongs: u32,
     /// Why the server ends the connection.
@@ -631,6 +656,8 @@ impl<F: FnMut(Incoming<'_>)> Receiver<F> {
     fn new(take: F) -> Self {
         Self {
             take,
+            payload_bytes_max: PAYLOAD_BYTES_MAX,
+            control_line_bytes_max: CONTROL_LINE_BYTES_MAX,
             pings: 0,
             pongs: 0,
             refusal: String::new(),
@@ -649,11 +676,11 @@ impl<F: FnMut(Incoming<'_>)> Sink for Receiver<F> {
     }
 
     fn payload_bytes_max(&self) -> u64 {
-        64 << 20
+        self.payload_bytes_max
     }
 
     fn control_line_bytes_max(&self) -> usize {
-        64 << 10
+        self.control_line_bytes_max
     }
 
     fn connect(&mut self, _: &[u8]) -> Result<(), Stop> {
@@ -786,6 +813,31 @@ mod tests {
         publish(&mut next, "e", b"5");
         let text = String::from_utf8(next.bytes).unwrap();
         assert_eq!(text, "PUB a 1\r\n1\r\nPUB c 3\r\n3\r\n\r\nPUB e 1\r\n5\r\n");
+    }
+
+    #[test]
+    fn our_own_loops_may_pass_on_what_they_let_in() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        let mut client = NatsClient::own(ours, "test").unwrap();
+        let subject = "s".repeat(2 * CONTROL_LINE_BYTES_MAX);
+        let lines = format!(
+            "MSG {subject} 7 2\r\nhi\r\nMSG foo 7 {}\r\n",
+            PAYLOAD_BYTES_MAX + 1
+        );
+        let (mut left, mut subject_bytes) = (lines.len(), 0);
+        // It is read while it is written.
+        let sender = std::thread::spawn(move || {
+            theirs.write_all(lines.as_bytes()).unwrap();
+            theirs
+        });
+        let until = Instant::now() + Duration::from_secs(60);
+        while left > 0 {
+            client.wait_for(PollFlags::POLLIN, until, "more").unwrap();
+            let received = client.receive(|incoming, _| subject_bytes = incoming.subject.len());
+            left -= received.unwrap();
+        }
+        drop(sender.join().unwrap());
+        assert_eq!(subject_bytes, subject.len());
     }
 
     #[test]

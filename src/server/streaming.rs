@@ -69,29 +69,10 @@ impl Streaming {
         let event = EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
             .map_err(|error| format!("eventfd: {error}"))?;
         let event = Arc::new(event);
-        let ring = event.clone();
-        // The counter cannot overflow: every wake-up empties it.
-        let wake: Wake = Arc::new(move || {
-            let _ = ring.write(1);
-        });
         log::info!("STREAM: Recovering the state...");
-        let clock = Clock::new();
-        let limits_of = limits::of(streaming);
-        let engine = match streaming.store {
-            StoreKind::Memory => {
-                let store: Box<dyn Store> = Box::new(MemoryStore::new(limits_of));
-                (store, Recovered::default())
-            }
-            StoreKind::File => {
-                let file = FileOptions::new(&streaming.file);
-                let root = Path::new(&streaming.dir);
-                let (store, recovered) = FileStore::open(root, file, limits_of, &wake)
-                    .map_err(|error| error.to_string())?;
-                (Box::new(store) as Box<dyn Store>, recovered)
-            }
-        };
-        let (store, recovered) = engine;
+        let (store, recovered) = open_store(streaming, &event)?;
         let found = recovered.server.is_some();
+        let clock = Clock::new();
         let engine = Engine::new(settings(options), store, recovered, random, clock.now())
             .map_err(|error| error.to_string())?;
         match found {
@@ -101,13 +82,7 @@ impl Streaming {
         limits::tell(streaming);
         let terms = terms(options);
         let urls = urls(&streaming.nats_server)?;
-        let mut client = if urls.is_empty() {
-            let (ours, theirs) = UnixStream::pair().map_err(|error| format!("sockets: {error}"))?;
-            attach(theirs.into());
-            NatsClient::own(ours, &terms.name).map_err(|error| format!("sockets: {error}"))?
-        } else {
-            NatsClient::connect(&urls, &terms)?
-        };
+        let mut client = connect(&urls, &terms, attach)?;
         // Two of one name on one network would both serve every request.
         if !urls.is_empty() || options.cluster.port != 0 {
             let probe = Probe::new(engine.info());
@@ -162,7 +137,52 @@ impl Streaming {
     }
 }
 
-/// Nanoseconds since the epoch that never go back while the process lives.
+fn open_store(
+    options: &StreamingOptions,
+    event: &Arc<EventFd>,
+) -> Result<(Box<dyn Store>, Recovered), String> {
+    let limits = limits::of(options);
+    if options.store == StoreKind::Memory {
+        let store: Box<dyn Store> = Box::new(MemoryStore::new(limits));
+        return Ok((store, Recovered::default()));
+    }
+    let ring = event.clone();
+    // The counter cannot overflow: every wake-up empties it.
+    let wake: Wake = Arc::new(move || {
+        let _ = ring.write(1);
+    });
+    let file = FileOptions::new(&options.file);
+    let opened = FileStore::open(Path::new(&options.dir), file, limits, &wake);
+    let (store, recovered) = opened.map_err(|error| error.to_string())?;
+    let store: Box<dyn Store> = Box::new(store);
+    Ok((store, recovered))
+}
+
+/// To one of these servers; without any to our own loops.
+fn connect(
+    urls: &[NatsUrl],
+    terms: &Terms,
+    attach: impl FnOnce(OwnedFd),
+) -> Result<NatsClient, String> {
+    if !urls.is_empty() {
+        return NatsClient::connect(urls, terms);
+    }
+    let failed = |error: std::io::Error| format!("sockets: {error}");
+    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+    attach(theirs.into());
+    NatsClient::own(ours, &terms.name).map_err(failed)
+}
+
+/// The end of the process: one without its streaming part must not look like one that has it. The main thread waits for
+/// signals, and knows of no other end than one that was asked for.
+fn give_up(why: &str) -> ! {
+    log::error!(target: crate::logging::FATAL, "STREAM: {why}");
+    crate::logging::flush();
+    std::process::exit(2);
+}
+
+/// Nanoseconds for deadlines: what the wall clock showed at the start, and on from there without a jump, however that is set
+/// later.
 struct Clock {
     began: Instant,
     epoch: i64,
@@ -170,16 +190,21 @@ struct Clock {
 
 impl Clock {
     fn new() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
         Self {
             began: Instant::now(),
-            epoch: wall.map_or(0, |since| since.as_nanos() as i64),
+            epoch: wall_clock(),
         }
     }
 
     fn now(&self) -> i64 {
         self.epoch + self.began.elapsed().as_nanos() as i64
     }
+}
+
+/// Nanoseconds since the epoch, as the system has it now.
+fn wall_clock() -> i64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_nanos() as i64)
 }
 
 struct Host {
@@ -203,16 +228,20 @@ impl Host {
             if self.answer_asks() {
                 break;
             }
+            self.engine.handle_clock(self.clock.now(), wall_clock());
             self.look_for_link();
             if let Err(error) = self.turn() {
+                // Our own loops go on until we have stopped.
+                if self.urls.is_empty() {
+                    give_up(&format!(
+                        "connection {:?} to this server's own event loops has ended: {error}; this is a fault of the server, which ends: start it again",
+                        self.terms.name
+                    ));
+                }
                 log::error!(
                     "STREAM: connection {:?} has been disconnected: {error}",
                     self.terms.name
                 );
-                // Of our own loops: the server is ending.
-                if self.urls.is_empty() {
-                    break;
-                }
                 self.lose_link();
             }
         }
@@ -313,9 +342,7 @@ impl Host {
         self.engine.handle_timeouts(now, self.link.output());
         if let Err(error) = self.engine.end_turn(now, self.link.output()) {
             // What the disk has is not known any more; nothing may be acknowledged on top of that.
-            log::error!(target: crate::logging::FATAL, "STREAM: {error}");
-            crate::logging::flush();
-            std::process::exit(2);
+            give_up(&error.to_string());
         }
         if self.maintained_at.elapsed() >= MAINTAIN_EVERY {
             self.maintained_at = Instant::now();

@@ -5,6 +5,7 @@ use super::engine::DeadLetterRule;
 use super::subs::Sub;
 use crate::stan::store::{ChannelId, Seq};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 /// A publish that is stored, and acknowledged once it is durable.
 #[derive(Debug)]
@@ -23,7 +24,7 @@ pub struct Departing {
     pub letter: Seq,
     pub channel: ChannelIndex,
     pub sub: u64,
-    pub group: String,
+    pub group: Arc<str>,
     pub seq: Seq,
     pub deliveries: u32,
 }
@@ -33,7 +34,6 @@ pub struct Queue {
     pub last_sent: Seq,
     /// In the order in which they are asked.
     pub members: VecDeque<u64>,
-    pub durable: bool,
     /// The record that keeps a durable group's place while it has no members.
     pub shadow: Option<u64>,
 }
@@ -45,7 +45,7 @@ pub struct Channel {
     pub subs: BTreeMap<u64, Sub>,
     /// Subscriptions outside groups, in the order in which they came.
     pub plain: Vec<u64>,
-    pub queues: BTreeMap<String, Queue>,
+    pub queues: BTreeMap<Arc<str>, Queue>,
     /// Durables outside groups, by the key that identifies them.
     pub durables: HashMap<String, u64>,
     pub last_sub_id: u64,

@@ -39,7 +39,7 @@ pub struct Challenger {
 
 #[derive(Debug, Default)]
 pub struct Clients {
-    pub by_id: BTreeMap<String, Client>,
+    by_id: BTreeMap<String, Client>,
     by_serial: HashMap<u64, String>,
     by_connection: HashMap<Bytes, String>,
     last_serial: u64,
@@ -78,6 +78,19 @@ impl Clients {
             self.by_connection.remove(&client.info.conn_id);
         }
         Some(client)
+    }
+
+    pub fn count(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// All of them, by id.
+    pub fn iter(&self) -> impl Iterator<Item = &Client> {
+        self.by_id.values()
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Client> {
+        self.by_id.values_mut()
     }
 
     pub fn get(&self, id: &str) -> Option<&Client> {

@@ -3,6 +3,9 @@
 //! Methods: `start` once, `handle_message` for each message, `handle_timeouts` when `next_deadline` has
 //! come, and `end_turn` after each batch of those. A publish is acknowledged in `end_turn`, or in a later one:
 //! only when the store says that it is durable (`acknowledge`), and there is no other way to an ack.
+//!
+//! Deadlines go by `now`, which never goes back nor jumps. What messages are stamped with, and how old they are, goes by the
+//! wall clock, which may be set while the server runs: `handle_clock` tells what it shows.
 
 mod admin;
 mod answers;
@@ -25,11 +28,12 @@ use super::clients::{ChannelIndex, Clients};
 use super::outlet::{Inlet, Outlet};
 use super::pb;
 use super::report::{ChannelReport, ClientReport, Report, SubReport};
-use super::store::{ChannelId, Recovered, Store, StoreError};
+use super::store::{ChannelId, Recovered, Seq, Store, StoreError};
 use super::subs::Sub;
 use crate::util::random::Random;
 use answers::Answer;
 pub use dead::{DeadLetterRule, DeadLetters};
+use members::group_place;
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
 pub use tell::Shown;
@@ -64,7 +68,8 @@ pub struct Engine {
     /// Prefix of the subjects heartbeats are answered on.
     answers: String,
     clients: Clients,
-    channels: Vec<Option<Channel>>,
+    /// An index is never given again, since timers and answers may still name it.
+    channels: Vec<Option<Box<Channel>>>,
     by_name: HashMap<String, ChannelIndex>,
     by_store: HashMap<ChannelId, ChannelIndex>,
     /// Who a message ack on this subject is of.
@@ -80,7 +85,10 @@ pub struct Engine {
     waiting: VecDeque<Answer>,
     /// Without a connection to NATS.
     away: bool,
+    /// By the clock of deadlines, which only goes forward.
     now: i64,
+    /// How far the wall clock, by which messages are stamped and grow old, is ahead of that one.
+    wall_ahead: i64,
 }
 
 impl Engine {
@@ -126,6 +134,7 @@ impl Engine {
             waiting: VecDeque::new(),
             away: false,
             now,
+            wall_ahead: 0,
         };
         engine.recover(recovered.clients, recovered.channels);
         Ok(engine)
@@ -137,6 +146,15 @@ impl Engine {
 
     pub fn info(&self) -> &pb::ServerInfo {
         &self.info
+    }
+
+    /// What the wall clock shows at this time. Without a word of it, it is taken to show the same.
+    pub fn handle_clock(&mut self, now: i64, wall: i64) {
+        self.wall_ahead = wall.saturating_sub(now);
+    }
+
+    fn wall(&self) -> i64 {
+        self.now.saturating_add(self.wall_ahead)
     }
 
     /// Begins to serve, or goes on with it over a new connection: subscriptions. `go_on` follows, behind whatever else
@@ -230,7 +248,7 @@ impl Engine {
     }
 
     fn channel(&mut self, index: ChannelIndex) -> &mut Channel {
-        let channel = self.channels[index].as_mut();
+        let channel = self.channels[index].as_deref_mut();
         channel.expect("an index is dropped with its channel")
     }
 
@@ -251,7 +269,7 @@ impl Engine {
         for info in clients {
             let serial = self.clients.insert(info);
             // The first heartbeat comes early: clients may have gone while we were not there.
-            let at = self.now + self.settings.heartbeat_timeout;
+            let at = self.now.saturating_add(self.settings.heartbeat_timeout);
             self.plan_heartbeat(serial, at);
         }
         for recovered in channels {
@@ -260,13 +278,20 @@ impl Engine {
             channel.last_sub_id = recovered.last_sub_id;
             channel.dead_letters = (self.settings.dead_letters.0)(&recovered.name);
             channel.durable_to = self.store.bounds(recovered.id).last;
-            self.channels.push(Some(channel));
+            self.channels.push(Some(Box::new(channel)));
             self.by_name.insert(recovered.name, index);
             self.by_store.insert(recovered.id, index);
             // What is too old is pending for nobody.
-            let _ = self.store.expire(recovered.id, self.now);
-            for sub in recovered.subscriptions {
+            let wall = self.wall();
+            let _ = self.store.expire(recovered.id, wall);
+            let subs = recovered.subscriptions.into_iter();
+            let (ghosts, others): (Vec<_>, Vec<_>) =
+                subs.partition(|sub| self.is_ghost(&sub.state));
+            for sub in others {
                 self.recover_sub(index, sub);
+            }
+            for ghost in ghosts {
+                self.recover_ghost(index, ghost);
             }
             self.watch_age(index);
             self.watch_inactivity(index);
@@ -282,38 +307,35 @@ impl Engine {
         let keep = active
             || (state.is_durable && (!group || state.client_id.is_empty() || state.is_closed));
         if !keep {
-            if group && state.is_durable {
-                log::info!(
-                    "STREAM: WARN: Not recovering ghost durable queue subscriber: [{}]:[{}] subject={} inbox={}",
-                    Shown(&state.client_id),
-                    Shown(&state.queue_group),
-                    Shown(&self.channel(index).name),
-                    Shown(&state.inbox)
-                );
-            }
             let result = self.store.delete_sub(store, id);
             self.log_error(result);
             return;
         }
         let mut sub = Sub::new(state, active);
-        for seq in recovered.pending {
+        self.recover_pending(store, &mut sub, &recovered.pending);
+        self.place_sub(index, sub);
+        self.arm(index, id);
+    }
+
+    fn recover_pending(&mut self, store: ChannelId, sub: &mut Sub, pending: &[Seq]) {
+        for &seq in pending {
             let sent_at = match self.store.lookup(store, seq) {
                 Ok(Some(message)) => {
                     pb::MsgProto::decode(message).map_or(0, |message| message.timestamp)
                 }
                 Ok(None) | Err(StoreError::Damaged { .. }) => {
-                    let result = self.store.sub_acked(store, id, seq);
+                    let result = self.store.sub_acked(store, sub.id(), seq);
                     self.log_error(result);
                     continue;
                 }
                 // It may be read another time.
                 Err(error) => {
                     log::error!("STREAM: {error}");
-                    self.now
+                    self.wall()
                 }
             };
             let due = sent_at + sub.ack_wait();
-            let due = if due <= self.now {
+            let due = if due <= self.wall() {
                 self.now
             } else {
                 self.now + sub.ack_wait()
@@ -322,7 +344,63 @@ impl Engine {
             sub.note_recovered(seq, due, self.now);
             sub.state.last_sent = last_sent.max(seq);
         }
-        self.place_sub(index, sub);
+    }
+
+    /// A member of a durable group whose client has gone: its own end was to be written next.
+    fn is_ghost(&self, state: &pb::SubState) -> bool {
+        let member = state.is_durable && !state.queue_group.is_empty();
+        let left = state.is_closed || state.client_id.is_empty();
+        member && !left && self.clients.get(&state.client_id).is_none()
+    }
+
+    /// As if it had left: another member gets what it had pending, or its record keeps the group's place. The original
+    /// drops it with what is pending.
+    fn recover_ghost(&mut self, index: ChannelIndex, mut ghost: super::store::RecoveredSub) {
+        log::info!(
+            "STREAM: WARN: Not recovering ghost durable queue subscriber: [{}]:[{}] subject={} inbox={}",
+            Shown(&ghost.state.client_id),
+            Shown(&ghost.state.queue_group),
+            Shown(&self.channel(index).name),
+            Shown(&ghost.state.inbox)
+        );
+        let channel = self.channel(index);
+        let store = channel.store;
+        let queue = channel.queues.get(ghost.state.queue_group.as_str());
+        let heir = queue.and_then(|queue| queue.members.front().copied().or(queue.shadow));
+        let Some(mut sub) = heir.and_then(|id| channel.subs.remove(&id)) else {
+            ghost.state.is_closed = true;
+            let result = self.store.update_sub(store, &group_place(&ghost.state));
+            self.log_error(result);
+            return self.recover_sub(index, ghost);
+        };
+        let of_group = channel.subs.values().chain([&sub]);
+        let held: Vec<Seq> = of_group
+            .filter(|member| member.group == sub.group)
+            .flat_map(|member| member.pending.keys().copied())
+            .collect();
+        ghost.pending.retain(|seq| !held.contains(seq));
+        self.recover_pending(store, &mut sub, &ghost.pending);
+        for seq in &ghost.pending {
+            let result = self.store.sub_sent(store, sub.id(), *seq);
+            self.log_error(result);
+        }
+        if sub.state.last_sent < ghost.state.last_sent {
+            sub.state.last_sent = ghost.state.last_sent;
+            let state = match sub.active {
+                true => sub.state.clone(),
+                false => group_place(&sub.state),
+            };
+            let result = self.store.update_sub(store, &state);
+            self.log_error(result);
+        }
+        let result = self.store.delete_sub(store, ghost.state.id);
+        self.log_error(result);
+        let channel = self.channel(index);
+        if let Some(queue) = channel.queues.get_mut(&sub.group) {
+            queue.last_sent = queue.last_sent.max(sub.state.last_sent);
+        }
+        let id = sub.id();
+        channel.subs.insert(id, sub);
         self.arm(index, id);
     }
 
@@ -330,12 +408,11 @@ impl Engine {
     fn place_sub(&mut self, index: ChannelIndex, sub: Sub) {
         let id = sub.id();
         let state = sub.state.clone();
-        let active = sub.active;
+        let (active, group) = (sub.active, sub.group.clone());
         let channel = self.channel(index);
         channel.subs.insert(id, sub);
-        if !state.queue_group.is_empty() {
-            let queue = channel.queues.entry(state.queue_group.clone()).or_default();
-            queue.durable = state.is_durable;
+        if !group.is_empty() {
+            let queue = channel.queues.entry(group).or_default();
             queue.last_sent = queue.last_sent.max(state.last_sent);
             match active {
                 true => queue.members.push_back(id),
@@ -396,7 +473,7 @@ impl Engine {
     // ---- monitoring
 
     pub fn report(&self) -> Report {
-        let clients = self.clients.by_id.values().map(|client| ClientReport {
+        let clients = self.clients.iter().map(|client| ClientReport {
             id: client.info.id.clone(),
             hb_inbox: client.info.heartbeat_inbox.clone(),
         });
@@ -406,6 +483,7 @@ impl Engine {
             .flatten()
             .map(|channel| {
                 let bounds = self.store.bounds(channel.store);
+                let oldest = channel.subs.values().filter_map(Sub::oldest_unacked).min();
                 ChannelReport {
                     name: channel.name.clone(),
                     msgs: bounds.messages,
@@ -415,7 +493,7 @@ impl Engine {
                     acknowledged: channel.acknowledged,
                     redelivered: channel.redelivered,
                     dead_lettered: channel.dead_lettered,
-                    oldest_unacked: channel.subs.values().filter_map(Sub::oldest_unacked).min(),
+                    oldest_unacked: oldest.map(|at| at.saturating_add(self.wall_ahead)),
                     subscriptions: channel
                         .subs
                         .values()
@@ -437,7 +515,7 @@ impl Engine {
 fn sub_report(channel: &Channel, sub: &Sub) -> SubReport {
     let state = &sub.state;
     // A durable group without members stands where its last one left it; members show their own.
-    let group = channel.queues.get(&state.queue_group);
+    let group = channel.queues.get(&sub.group);
     let group = group.filter(|_| !sub.active);
     SubReport {
         client_id: state.client_id.clone(),

@@ -13,15 +13,23 @@
 use crate::stan::pb::SubState;
 use crate::stan::store::Seq;
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 pub const SECOND: i64 = 1_000_000_000;
-/// The deadline of a message that is on its way to the dead letters.
-const LEAVING: i64 = i64::MAX;
+/// Stale deadlines there may be before somebody looks for them, beside one for each message that is pending.
+const STALE_ALWAYS_OK: usize = 64;
+
+/// When a pending message is to be sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Due {
+    At(i64),
+    /// It is on its way to the dead letters, and not sent meanwhile.
+    Leaving,
+}
 
 #[derive(Clone, Copy, Debug)]
 pub struct Pending {
-    /// When it is to be sent again.
-    pub due: i64,
+    pub due: Due,
     /// How often it was sent beyond the first time.
     pub redeliveries: u32,
     /// When this subscription was sent it first, since the server's start.
@@ -32,13 +40,15 @@ pub struct Pending {
 
 impl Pending {
     pub fn is_leaving(&self) -> bool {
-        self.due == LEAVING
+        self.due == Due::Leaving
     }
 }
 
 #[derive(Debug)]
 pub struct Sub {
     pub state: SubState,
+    /// Its queue group, as in `state`; empty: none.
+    pub group: Arc<str>,
     pub pending: BTreeMap<Seq, Pending>,
     /// Deadlines in order; entries whose message was acknowledged or sent since are stale.
     due: VecDeque<(i64, Seq)>,
@@ -54,6 +64,7 @@ pub struct Sub {
 impl Sub {
     pub fn new(state: SubState, active: bool) -> Self {
         Self {
+            group: state.queue_group.as_str().into(),
             state,
             pending: BTreeMap::new(),
             due: VecDeque::new(),
@@ -91,15 +102,15 @@ impl Sub {
         // One entry for a deadline, or the message would be sent twice then.
         let mut listed = false;
         let renew = |pending: &mut Pending| {
-            listed = pending.due == due;
-            (pending.due, pending.redeliveries) = (due, redeliveries);
+            listed = pending.due == Due::At(due);
+            (pending.due, pending.redeliveries) = (Due::At(due), redeliveries);
             pending.due_at_start = false;
         };
         self.pending
             .entry(seq)
             .and_modify(renew)
             .or_insert(Pending {
-                due,
+                due: Due::At(due),
                 redeliveries,
                 first_sent: now,
                 due_at_start: false,
@@ -107,6 +118,11 @@ impl Sub {
         self.state.last_sent = self.state.last_sent.max(seq);
         if listed {
             return;
+        }
+        // One message that nobody acknowledges keeps those behind it from coming to the front and being dropped there.
+        if self.due.len() > 2 * self.pending.len() + STALE_ALWAYS_OK {
+            let pending = &self.pending;
+            self.due.retain(|(at, seq)| is_due_at(pending, *seq, *at));
         }
         let at = self.due.partition_point(|(other, _)| *other <= due);
         self.due.insert(at, (due, seq));
@@ -123,13 +139,19 @@ impl Sub {
     /// A message is on its way to the dead letters: pending, and not sent again meanwhile.
     pub fn note_leaving(&mut self, seq: Seq) {
         if let Some(pending) = self.pending.get_mut(&seq) {
-            pending.due = LEAVING;
+            pending.due = Due::Leaving;
         }
+    }
+
+    /// Notes a message that another member of the group had, and that is leaving.
+    pub fn note_taken_over_leaving(&mut self, seq: Seq, redeliveries: u32, now: i64) {
+        self.note_sent(seq, now + self.ack_wait(), redeliveries, now);
+        self.note_leaving(seq);
     }
 
     /// Puts off, until `until`, what would be due before that.
     pub fn postpone(&mut self, until: i64, now: i64, which: impl Fn(&Pending) -> bool) {
-        let early = |pending: &Pending| pending.due < until && which(pending);
+        let early = |pending: &Pending| pending.due < Due::At(until) && which(pending);
         let early: Vec<(Seq, u32)> = self
             .pending
             .iter()
@@ -144,11 +166,7 @@ impl Sub {
     /// The earliest deadline.
     pub fn next_due(&mut self) -> Option<i64> {
         while let Some((due, seq)) = self.due.front() {
-            if self
-                .pending
-                .get(seq)
-                .is_some_and(|pending| pending.due == *due)
-            {
+            if is_due_at(&self.pending, *seq, *due) {
                 return Some(*due);
             }
             self.due.pop_front();
@@ -156,14 +174,20 @@ impl Sub {
         None
     }
 
-    /// Takes the next message whose deadline is over by then.
-    pub fn take_due(&mut self, until: i64) -> Option<Seq> {
+    /// Takes the next message whose deadline is over by then, with that.
+    pub fn take_due(&mut self, until: i64) -> Option<(i64, Seq)> {
         let due = self.next_due()?;
         if due > until {
             return None;
         }
-        self.due.pop_front().map(|(_, seq)| seq)
+        self.due.pop_front()
     }
+}
+
+fn is_due_at(pending: &BTreeMap<Seq, Pending>, seq: Seq, at: i64) -> bool {
+    pending
+        .get(&seq)
+        .is_some_and(|pending| pending.due == Due::At(at))
 }
 
 #[cfg(test)]
@@ -178,11 +202,12 @@ mod tests {
         sub.note_sent(3, 20, 0, 0);
         sub.pending.remove(&3);
         assert_eq!(sub.take_due(5), None);
-        assert_eq!(sub.take_due(100), Some(2));
+        assert_eq!(sub.take_due(100), Some((10, 2)));
         sub.note_sent(2, 40, 1, 0);
-        assert_eq!(sub.take_due(100), Some(1));
+        assert_eq!(sub.take_due(100), Some((30, 1)));
         sub.pending.remove(&1);
-        assert_eq!((sub.take_due(100), sub.take_due(100)), (Some(2), None));
+        assert_eq!(sub.take_due(100), Some((40, 2)));
+        assert_eq!(sub.take_due(100), None);
         assert_eq!(sub.state.last_sent, 3);
     }
 
@@ -191,6 +216,42 @@ mod tests {
         let mut sub = Sub::new(SubState::default(), true);
         sub.note_sent(1, 10, 0, 0);
         sub.note_sent(1, 10, 1, 0);
-        assert_eq!((sub.take_due(10), sub.take_due(10)), (Some(1), None));
+        assert_eq!((sub.take_due(10), sub.take_due(10)), (Some((10, 1)), None));
+    }
+
+    #[test]
+    fn one_message_without_an_ack_keeps_no_deadlines_of_others() {
+        let mut sub = Sub::new(SubState::default(), true);
+        sub.note_sent(1, 1, 0, 0);
+        for seq in 2..100_000 {
+            sub.note_sent(seq, seq as i64, 0, 0);
+            sub.pending.remove(&seq);
+            // While the second one was pending.
+            let listed = sub.due.len();
+            assert!(listed <= 2 * 2 + STALE_ALWAYS_OK + 1, "{listed}");
+        }
+        // And with many pending, none is forgotten.
+        for seq in 100_000..100_500 {
+            sub.note_sent(seq, seq as i64, 0, 0);
+        }
+        for seq in 100_500..110_000 {
+            sub.note_sent(seq, seq as i64, 0, 0);
+            sub.pending.remove(&seq);
+        }
+        let due = std::iter::from_fn(|| sub.take_due(i64::MAX));
+        let due: Vec<Seq> = due.map(|(_, seq)| seq).collect();
+        let expected: Vec<Seq> = std::iter::once(1).chain(100_000..100_500).collect();
+        assert_eq!(due, expected);
+    }
+
+    #[test]
+    fn what_is_leaving_is_not_due() {
+        let mut sub = Sub::new(SubState::default(), true);
+        sub.note_sent(1, 10, 0, 0);
+        sub.note_leaving(1);
+        sub.note_taken_over_leaving(2, 3, 0);
+        sub.postpone(50, 0, |_| true);
+        assert_eq!((sub.take_due(i64::MAX), sub.pending.len()), (None, 2));
+        assert!(sub.pending.values().all(Pending::is_leaving));
     }
 }

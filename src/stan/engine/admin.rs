@@ -10,7 +10,7 @@ use crate::stan::clients::ChannelIndex;
 use crate::stan::names::is_valid_channel;
 use crate::stan::outlet::Outlet;
 use crate::stan::store::Seq;
-use crate::stan::subs::Sub;
+use crate::stan::subs::{Pending, Sub};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -136,7 +136,7 @@ impl Engine {
         json!({
             "cluster_id": self.info.cluster_id,
             "store": self.store.kind(),
-            "clients": self.clients.by_id.len(),
+            "clients": self.clients.count(),
             "channels": self.by_name.len(),
             "subscriptions": subscriptions,
             "messages": messages,
@@ -223,7 +223,7 @@ impl Engine {
 
     fn sub_view(&self, channel: &Channel, sub: &Sub) -> Value {
         let state = &sub.state;
-        let group = channel.queues.get(&state.queue_group);
+        let group = channel.queues.get(&sub.group);
         let last_sent = group.map_or(state.last_sent, |group| group.last_sent);
         let last = self.store.bounds(channel.store).last;
         let mut view = json!({
@@ -294,22 +294,23 @@ impl Engine {
         let (index, ids) = self.find_subs(request)?;
         let after = number(&request.after)?;
         let channel = self.channels[index].as_ref().expect("found by its name");
-        let mut pending: Vec<(Seq, Value)> = Vec::new();
+        // Of each subscription no more than this answer may show, and one that says that there are more.
+        let wanted = limit(request.limit) + 1;
+        let mut pending: Vec<(Seq, u64, &Pending)> = Vec::new();
         for sub in ids.iter().filter_map(|id| channel.subs.get(id)) {
-            for (seq, state) in sub.pending.range(after.saturating_add(1)..) {
-                let view = json!({
-                    "sequence": seq,
-                    "subscription": sub.id(),
-                    "deliveries": state.redeliveries + 1,
-                    "since_seconds": self.seconds_since(state.first_sent),
-                });
-                pending.push((*seq, view));
-            }
+            let of_sub = sub.pending.range(after.saturating_add(1)..).take(wanted);
+            pending.extend(of_sub.map(|(seq, state)| (*seq, sub.id(), state)));
         }
-        pending.sort_by_key(|(seq, _)| *seq);
-        let views = pending
-            .into_iter()
-            .map(|(seq, view)| (seq.to_string(), view));
+        pending.sort_by_key(|(seq, ..)| *seq);
+        let views = pending.into_iter().map(|(seq, id, state)| {
+            let view = json!({
+                "sequence": seq,
+                "subscription": id,
+                "deliveries": state.redeliveries + 1,
+                "since_seconds": self.seconds_since(state.first_sent),
+            });
+            (seq.to_string(), view)
+        });
         Ok(page("pending", views, request.limit))
     }
 
@@ -435,7 +436,7 @@ impl Engine {
                 "message {seq} is not pending: it was not sent yet, or is acknowledged"
             ));
         };
-        let group = channel.subs[&id].state.queue_group.clone();
+        let group = channel.subs[&id].group.clone();
         self.forget_pending(index, id, seq);
         log::info!(
             "STREAM: Message {seq} of channel \"{}\" has been skipped on request, for subscription {id}",

@@ -137,7 +137,7 @@ impl Engine {
         if !sub.is_open() {
             return;
         }
-        let group = sub.state.queue_group.clone();
+        let group = sub.group.clone();
         match resumed {
             true => self.redeliver_all(index, id, out),
             false => self.arm(index, id),

@@ -9,7 +9,7 @@ impl Engine {
     /// The connection is lost; `start` goes on.
     pub fn handle_disconnect(&mut self) {
         self.away = true;
-        for client in self.clients.by_id.values_mut() {
+        for client in self.clients.iter_mut() {
             // Timers of heartbeats look at these times, so those that are set mean nothing any more.
             (client.beat_out, client.beat_at) = (false, i64::MAX);
             // Neither the question nor the answer has a way; whoever asks for the id gives up and asks again.
@@ -22,8 +22,8 @@ impl Engine {
             return;
         }
         // As after a restart: clients need a moment to find the server again.
-        let at = self.now + self.settings.heartbeat_timeout;
-        let clients = self.clients.by_id.values();
+        let at = self.now.saturating_add(self.settings.heartbeat_timeout);
+        let clients = self.clients.iter();
         let serials: Vec<u64> = clients.map(|client| client.serial).collect();
         for serial in serials {
             self.plan_heartbeat(serial, at);

@@ -71,7 +71,7 @@ impl Engine {
             return;
         };
         let deliveries = pending.redeliveries + 1;
-        let state = sub.state.clone();
+        let (state, group) = (sub.state.clone(), sub.group.clone());
         let stored = match self.store_letter(
             &rule.target,
             &source,
@@ -99,7 +99,7 @@ impl Engine {
             letter,
             channel: index,
             sub: id,
-            group: state.queue_group,
+            group,
             seq,
             deliveries,
         });
@@ -132,13 +132,13 @@ impl Engine {
                 origin[name] = text.as_str().into();
             }
         }
-        let now = self.now;
+        let (now, wall) = (self.now, self.wall());
         let target = self.channel_named(target)?;
         let channel = self.channel(target);
         channel.active_at = now;
         let (store, subject) = (channel.store, channel.name.clone());
         let letter = pb::MsgProto {
-            timestamp: now.max(self.store.bounds(store).last_timestamp),
+            timestamp: wall.max(self.store.bounds(store).last_timestamp),
             subject,
             reply: origin.to_string(),
             data: original.data,

@@ -216,7 +216,7 @@ impl Engine {
         if away || !sub.is_open() {
             return;
         }
-        let group = sub.state.queue_group.clone();
+        let group = sub.group.clone();
         if group.is_empty() && !self.clients.is_healthy(&sub.state.client_id) {
             let again = now + sub.ack_wait();
             sub.timer_at = Some(again);
@@ -233,22 +233,14 @@ impl Engine {
             return self.timers.push(again, Timer::Due(index, id));
         }
         while !out.is_full()
-            && let Some((deadline, seq)) = self.take_due(index, id)
+            && let Some(sub) = self.channel(index).subs.get_mut(&id)
+            && let Some((deadline, seq)) = sub.take_due(now + SLACK)
         {
             self.redeliver(index, id, &group, seq, deadline, out);
         }
         self.arm(index, id);
         // What was pending and is gone from the store makes room.
         self.deliver_next(index, id, &group, out);
-    }
-
-    /// A message of a subscription whose deadline is over, with that.
-    fn take_due(&mut self, index: ChannelIndex, id: u64) -> Option<(i64, Seq)> {
-        let now = self.now;
-        let sub = self.channel(index).subs.get_mut(&id)?;
-        let seq = sub.take_due(now + SLACK)?;
-        let deadline = sub.pending.get(&seq).map_or(now, |pending| pending.due);
-        Some((deadline, seq))
     }
 
     fn redeliver(
@@ -286,10 +278,10 @@ impl Engine {
         }
         let target = target.unwrap_or(id);
         if target != id {
-            self.forget_pending(index, id, seq);
+            // In this order: a write torn between the two leaves it with both, the other way around with nobody.
             let result = self.store.sub_sent(store, target, seq);
             self.log_error(result);
-            self.mark_dirty(index);
+            self.forget_pending(index, id, seq);
         }
         self.send_again(index, target, seq, (due, redeliveries), &message, out);
         self.arm(index, target);
@@ -407,7 +399,7 @@ impl Engine {
         if traced {
             trace_message("Processing ack for", sub, &channel.name, ack.sequence);
         }
-        let group = sub.state.queue_group.clone();
+        let group = sub.group.clone();
         let owner = self.holder(index, id, &group, ack.sequence);
         self.forget_pending(index, owner, ack.sequence);
         self.deliver_next(index, id, &group, out);

@@ -10,6 +10,7 @@
 use super::Engine;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
+use std::sync::Arc;
 
 impl Engine {
     /// New messages to everybody who has room for them.
@@ -61,7 +62,7 @@ impl Engine {
     fn deliver_around(&mut self, index: ChannelIndex, start: usize, out: &mut dyn Outlet) {
         let channel = self.channel(index);
         let plain = channel.plain.len();
-        let groups: Vec<String> = channel.queues.keys().cloned().collect();
+        let groups: Vec<Arc<str>> = channel.queues.keys().cloned().collect();
         let count = plain + groups.len();
         for step in 0..count {
             let place = (start + step) % count;

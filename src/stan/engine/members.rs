@@ -4,7 +4,18 @@ use super::Engine;
 use crate::stan::channel::durable_key;
 use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
+use crate::stan::pb::SubState;
 use crate::stan::store::Seq;
+use crate::stan::subs::Due;
+
+/// The record that keeps the place of a durable group without members: its last one's.
+pub(super) fn group_place(state: &SubState) -> SubState {
+    SubState {
+        client_id: String::new(),
+        is_closed: true,
+        ..state.clone()
+    }
+}
 
 impl Engine {
     /// Ends a subscription. `for_good`: by an unsubscribe request, which also ends durables.
@@ -22,7 +33,7 @@ impl Engine {
         };
         let state = sub.state.clone();
         self.detach(index, id, &state, out);
-        let others = self.channel(index).queues.get(&state.queue_group);
+        let others = self.channel(index).queues.get(state.queue_group.as_str());
         let others = others.is_some_and(|queue| queue.members.len() > 1);
         let what = match (state.is_durable && !for_good, others) {
             (_, true) => "Removed member from",
@@ -90,21 +101,20 @@ impl Engine {
             return self.forget_sub(index, id); // a second record of a group that is gone
         };
         queue.members.retain(|other| *other != id);
-        let (durable, last_sent) = (queue.durable, queue.last_sent);
+        let last_sent = queue.last_sent;
         if !queue.members.is_empty() {
             return self.hand_over(index, id, group, last_sent, out);
         }
+        // Whoever joins brings its own: a durable group may have members that are not.
+        let leaver = channel.subs.get(&id);
+        let durable = leaver.is_some_and(|sub| sub.state.is_durable);
         if durable && !for_good {
             // The group's place is kept by the record of the last member.
             queue.shadow = Some(id);
             let store = channel.store;
             if let Some(sub) = channel.subs.get_mut(&id) {
                 sub.state.last_sent = last_sent;
-                let kept = crate::stan::pb::SubState {
-                    client_id: String::new(),
-                    is_closed: true,
-                    ..sub.state.clone()
-                };
+                let kept = group_place(&sub.state);
                 sub.active = false;
                 sub.timer_at = None;
                 let result = self.store.update_sub(store, &kept);
@@ -134,7 +144,7 @@ impl Engine {
             return;
         };
         let leaver_wait = leaver.ack_wait();
-        let mut left: Vec<(i64, Seq, u32)> = leaver
+        let mut left: Vec<(Due, Seq, u32)> = leaver
             .pending
             .iter()
             .map(|(seq, pending)| (pending.due, *seq, pending.redeliveries))
@@ -146,9 +156,14 @@ impl Engine {
             .map_or_else(Vec::new, |queue| queue.members.iter().copied().collect());
         for ((due, seq, redeliveries), member) in left.into_iter().zip(members.iter().cycle()) {
             if let Some(sub) = self.channel(index).subs.get_mut(member) {
-                let shorter = leaver_wait > sub.ack_wait() && due > now;
-                let due = if shorter { now + sub.ack_wait() } else { due };
-                sub.note_sent(seq, due, redeliveries, now);
+                match due {
+                    Due::At(due) => {
+                        let shorter = leaver_wait > sub.ack_wait() && due > now;
+                        let due = if shorter { now + sub.ack_wait() } else { due };
+                        sub.note_sent(seq, due, redeliveries, now);
+                    }
+                    Due::Leaving => sub.note_taken_over_leaving(seq, redeliveries, now),
+                }
             }
             let result = self.store.sub_sent(store, *member, seq);
             self.log_error(result);

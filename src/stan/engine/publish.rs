@@ -52,12 +52,12 @@ impl Engine {
                 return refuse(reply, &message.guid, &error, out);
             }
         };
-        let (now, traced) = (self.now, self.settings.trace);
+        let (now, wall, traced) = (self.now, self.wall(), self.settings.trace);
         let channel = self.channel(index);
         channel.active_at = now;
         let store = channel.store;
         let stored = pb::MsgProto {
-            timestamp: now.max(self.store.bounds(store).last_timestamp),
+            timestamp: wall.max(self.store.bounds(store).last_timestamp),
             subject: message.subject,
             reply: message.reply,
             data: message.data,
@@ -97,7 +97,7 @@ impl Engine {
         let index = self.channels.len();
         let mut channel = Channel::new(name, store, self.now);
         channel.dead_letters = (self.settings.dead_letters.0)(name);
-        self.channels.push(Some(channel));
+        self.channels.push(Some(Box::new(channel)));
         self.by_name.insert(name.to_owned(), index);
         self.by_store.insert(store, index);
         log::info!("STREAM: Channel \"{}\" has been created", Shown(name));

@@ -104,7 +104,7 @@ impl Engine {
             };
         } else {
             let serial = self.clients.insert(info);
-            let at = self.now + self.settings.heartbeat_interval;
+            let at = self.now.saturating_add(self.settings.heartbeat_interval);
             self.plan_heartbeat(serial, at);
             let (id, inbox) = (Shown(&id), Shown(&inbox));
             self.debug(format_args!("[Client:{id}] Connected (Inbox={inbox})"));
@@ -211,7 +211,7 @@ impl Engine {
     }
 
     fn send_heartbeat(&mut self, serial: u64, out: &mut dyn Outlet) {
-        let at = self.now + self.settings.heartbeat_timeout;
+        let at = self.now.saturating_add(self.settings.heartbeat_timeout);
         let subject = format!("{}.{serial}", self.answers);
         let Some(client) = self.clients.with_serial(serial) else {
             return;
@@ -224,7 +224,7 @@ impl Engine {
 
     pub(super) fn heartbeat_over(&mut self, serial: u64, at: i64, out: &mut dyn Outlet) {
         let max = self.settings.heartbeat_failures;
-        let next = self.now + self.settings.heartbeat_interval;
+        let next = self.now.saturating_add(self.settings.heartbeat_interval);
         let client = self.clients.with_serial(serial);
         let Some(client) = client.filter(|one| one.beat_out && one.beat_over_at == at) else {
             return;
@@ -250,7 +250,7 @@ impl Engine {
             Some(digits) => (true, digits),
             None => (false, token),
         };
-        let next = self.now + self.settings.heartbeat_interval;
+        let next = self.now.saturating_add(self.settings.heartbeat_interval);
         let Ok(serial) = digits.parse() else {
             return;
         };

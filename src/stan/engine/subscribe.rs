@@ -105,7 +105,7 @@ impl Engine {
             (true, true) => format!("{}:{}", request.durable_name, request.queue_group),
             _ => request.queue_group.clone(),
         };
-        if grouped && let Some(queue) = self.channel(index).queues.get(&group) {
+        if grouped && let Some(queue) = self.channel(index).queues.get(group.as_str()) {
             offline = queue.shadow;
         }
         let state = pb::SubState {
@@ -156,7 +156,7 @@ impl Engine {
         if max > 0 && count >= max {
             return Err(not_stored(text::TOO_MANY_SUBS.into()));
         }
-        let group = self.channel(index).queues.get(&state.queue_group);
+        let group = self.channel(index).queues.get(state.queue_group.as_str());
         let group = group.filter(|_| !state.queue_group.is_empty());
         let stands = group.map(|group| group.last_sent);
         let group = stands.is_some();
@@ -229,7 +229,7 @@ impl Engine {
                 asked => asked - 1,
             },
             StartPosition::TimeDeltaStart => {
-                let since = self.now.saturating_sub(request.start_time_delta);
+                let since = self.wall().saturating_sub(request.start_time_delta);
                 if request.start_time_delta <= 0 {
                     return last;
                 }
@@ -276,7 +276,7 @@ impl Engine {
             sub.active = true;
         }
         let group = state.queue_group.clone();
-        match channel.queues.get_mut(&group) {
+        match channel.queues.get_mut(group.as_str()) {
             Some(queue) if !group.is_empty() => {
                 queue.shadow = None;
                 queue.members.push_back(id);
@@ -353,14 +353,18 @@ impl Engine {
         let index = index.ok_or(text::INVALID_SUB)?;
         let by_ack = self.ack_inboxes.get(&request.inbox).copied();
         let by_ack = by_ack.filter(|(channel, _)| *channel == index);
-        // Later clients may name the inbox they are delivered to.
         let channel = self.channel(index);
-        let by_inbox = channel.subs.iter().find(|(_, sub)| {
-            sub.active
-                && sub.state.inbox == request.inbox
-                && sub.state.client_id == request.client_id
-        });
-        let id = by_ack.map(|(_, id)| id).or(by_inbox.map(|(id, _)| *id));
+        // Later clients may name the inbox they are delivered to.
+        let by_inbox = || {
+            let mut subs = channel.subs.values();
+            let found = subs.find(|sub| {
+                sub.active
+                    && sub.state.inbox == request.inbox
+                    && sub.state.client_id == request.client_id
+            });
+            found.map(Sub::id)
+        };
+        let id = by_ack.map(|(_, id)| id).or_else(by_inbox);
         let id = id.ok_or(text::INVALID_SUB)?;
         let owner = channel.subs.get(&id).map(|sub| sub.state.client_id.clone());
         let known = self.clients.get(&request.client_id).is_some();

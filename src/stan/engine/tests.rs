@@ -7,6 +7,7 @@ mod full_disk;
 mod groups;
 mod held_back;
 mod model;
+mod wall_clock;
 
 use super::*;
 use crate::stan::store::ChannelLimits;
@@ -224,6 +225,53 @@ fn a_guid_comes_back_as_it_was() {
     bytes[at] = 0xff;
     let error = "stan: invalid publish request".to_owned();
     assert_eq!(answer(&mut world, bytes), (message.guid, error));
+}
+
+#[test]
+fn what_the_store_refuses_is_answered_with_its_reason() {
+    let store = dead::TestStore::new();
+    let mut world = World::with(|_| {}, store.clone());
+    world.connect("me");
+    let acks = world.subscribe(|r| r.durable_name = "offline".into());
+    let request = pb::UnsubscribeRequest {
+        client_id: "me".into(),
+        subject: "foo".into(),
+        inbox: acks,
+        ..Default::default()
+    };
+    world.send(Inlet::SUB_CLOSE, "", request.encode_to_vec());
+    world.took();
+    store.set_full(true);
+    let connect = pb::ConnectRequest {
+        client_id: "you".into(),
+        heartbeat_inbox: "hb.you".into(),
+        ..Default::default()
+    };
+    world.send(Inlet::CONNECT, "", connect.encode_to_vec());
+    let reason = "no space left on device".to_owned();
+    assert_eq!(connect_answers(&mut world), [reason.clone()]);
+    assert!(world.engine.clients.get("you").is_none());
+    for durable in ["", "new", "offline"] {
+        let request = pb::SubscriptionRequest {
+            client_id: "me".into(),
+            subject: "foo".into(),
+            inbox: "in".into(),
+            durable_name: durable.into(),
+            max_in_flight: 10,
+            ack_wait_seconds: 5,
+            ..Default::default()
+        };
+        world.send(Inlet::SUBSCRIBE, "", request.encode_to_vec());
+        let (_, _, answer) = world.took().pop().unwrap();
+        let answer = pb::SubscriptionResponse::decode(&answer[..]).unwrap();
+        assert_eq!((answer.ack_inbox, &answer.error), (String::new(), &reason));
+    }
+    let report = world.engine.report();
+    let offline = report.channels[0].subscriptions.iter();
+    assert_eq!(
+        offline.map(|sub| sub.is_offline).collect::<Vec<_>>(),
+        [true]
+    );
 }
 
 #[test]

@@ -80,10 +80,11 @@ impl Engine {
 
     pub(super) fn watch_age(&mut self, index: ChannelIndex) {
         let store = self.channel(index).store;
-        let now = self.now;
-        let Some(at) = self.store.expire(store, now) else {
+        let (now, wall) = (self.now, self.wall());
+        let Some(at) = self.store.expire(store, wall) else {
             return;
         };
+        let at = at.saturating_sub(self.wall_ahead);
         if !std::mem::replace(&mut self.channel(index).age_timer, true) {
             self.timers
                 .push(at.max(now + SECOND / 10), Timer::Age(index));
@@ -106,7 +107,7 @@ impl Engine {
             return;
         }
         channel.inactivity_timer = true;
-        let at = channel.active_at + limit;
+        let at = channel.active_at.saturating_add(limit);
         self.timers.push(at, Timer::Inactivity(index));
     }
 
@@ -123,7 +124,7 @@ impl Engine {
         if !channel.waiting.is_empty() {
             channel.active_at = now; // somebody waits for an ack
         }
-        if channel.active_at + limit > now {
+        if channel.active_at.saturating_add(limit) > now {
             return self.watch_inactivity(index);
         }
         if self.delete_channel(index, out).is_err() {
@@ -154,7 +155,8 @@ impl Engine {
             self.detach(index, *id, &sub.state, out);
         }
         self.refuse_waiting(&mut channel, out);
-        self.return_letters(channel.departing.into());
+        let departing = std::mem::take(&mut channel.departing);
+        self.return_letters(departing.into());
         log::info!(
             "STREAM: Channel \"{}\" has been deleted",
             Shown(&channel.name)

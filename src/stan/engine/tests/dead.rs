@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// A memory store whose disk is slow or full when a test says so.
 #[derive(Clone)]
-struct TestStore(Arc<Mutex<Slow>>);
+pub(super) struct TestStore(Arc<Mutex<Slow>>);
 
 struct Slow {
     store: MemoryStore,
@@ -15,20 +15,40 @@ struct Slow {
     held: Vec<ChannelId>,
     /// Nothing can be stored.
     full: bool,
+    /// Who was sent what, and acknowledged it, in order.
+    marks: Vec<String>,
 }
 
 impl TestStore {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self(Arc::new(Mutex::new(Slow {
             store: MemoryStore::new(Box::new(|_| ChannelLimits::default())),
             hold: false,
             held: Vec::new(),
             full: false,
+            marks: Vec::new(),
         })))
+    }
+
+    pub(super) fn set_full(&self, full: bool) {
+        self.get().full = full;
+    }
+
+    pub(super) fn take_marks(&self) -> Vec<String> {
+        std::mem::take(&mut self.get().marks)
     }
 
     fn get(&self) -> MutexGuard<'_, Slow> {
         self.0.lock().unwrap()
+    }
+}
+
+impl Slow {
+    fn has_room(&self) -> Result<(), StoreError> {
+        match self.full {
+            true => Err(StoreError::Refused("no space left on device".into())),
+            false => Ok(()),
+        }
     }
 }
 
@@ -40,7 +60,9 @@ impl Store for TestStore {
         self.get().store.save_server(info)
     }
     fn add_client(&mut self, client: &pb::ClientInfo) -> Result<(), StoreError> {
-        self.get().store.add_client(client)
+        let mut inner = self.get();
+        inner.has_room()?;
+        inner.store.add_client(client)
     }
     fn delete_client(&mut self, id: &str) -> Result<(), StoreError> {
         self.get().store.delete_client(id)
@@ -59,10 +81,8 @@ impl Store for TestStore {
     }
     fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<u64, StoreError> {
         let mut inner = self.get();
-        match inner.full {
-            true => Err(StoreError::Refused("no space left on device".into())),
-            false => inner.store.append(channel, message),
-        }
+        inner.has_room()?;
+        inner.store.append(channel, message)
     }
     fn lookup(&mut self, channel: ChannelId, seq: u64) -> Result<Option<Bytes>, StoreError> {
         self.get().store.lookup(channel, seq)
@@ -77,19 +97,27 @@ impl Store for TestStore {
         self.get().store.purge(channel, up_to)
     }
     fn add_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
-        self.get().store.add_sub(channel, state)
+        let mut inner = self.get();
+        inner.has_room()?;
+        inner.store.add_sub(channel, state)
     }
     fn update_sub(&mut self, channel: ChannelId, state: &pb::SubState) -> Result<(), StoreError> {
-        self.get().store.update_sub(channel, state)
+        let mut inner = self.get();
+        inner.has_room()?;
+        inner.store.update_sub(channel, state)
     }
     fn delete_sub(&mut self, channel: ChannelId, id: u64) -> Result<(), StoreError> {
         self.get().store.delete_sub(channel, id)
     }
     fn sub_sent(&mut self, channel: ChannelId, id: u64, seq: u64) -> Result<(), StoreError> {
-        self.get().store.sub_sent(channel, id, seq)
+        let mut inner = self.get();
+        inner.marks.push(format!("sent {seq} to {id}"));
+        inner.store.sub_sent(channel, id, seq)
     }
     fn sub_acked(&mut self, channel: ChannelId, id: u64, seq: u64) -> Result<(), StoreError> {
-        self.get().store.sub_acked(channel, id, seq)
+        let mut inner = self.get();
+        inner.marks.push(format!("acked {seq} by {id}"));
+        inner.store.sub_acked(channel, id, seq)
     }
     fn flush(&mut self, channel: ChannelId) -> Result<Flushed, StoreError> {
         let mut inner = self.get();
@@ -301,6 +329,39 @@ fn deliveries_are_counted_over_a_group() {
         world.wait(6 * SECOND);
     }
     assert_eq!(deliveries, 3);
+    assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 0));
+}
+
+#[test]
+fn what_a_member_leaves_behind_on_its_way_is_not_sent_again() {
+    let (mut world, store) = world(1);
+    let member = |inbox: &'static str, seconds: i32| {
+        move |r: &mut pb::SubscriptionRequest| {
+            r.queue_group = "g".into();
+            r.inbox = inbox.into();
+            r.ack_wait_seconds = seconds;
+        }
+    };
+    let leaver = world.subscribe(member("a", 5));
+    world.publish("me", "foo");
+    world.wait(5 * SECOND);
+    assert_eq!(world.got("a"), [(1, false), (1, true)]);
+    // It waits less long for its acks.
+    world.subscribe(member("b", 1));
+    store.get().hold = true;
+    world.wait(5 * SECOND);
+    let request = pb::UnsubscribeRequest {
+        client_id: "me".into(),
+        subject: "foo".into(),
+        inbox: leaver,
+        ..Default::default()
+    };
+    world.send(Inlet::UNSUBSCRIBE, "", request.encode_to_vec());
+    world.wait(60 * SECOND);
+    assert_eq!(world.got("b"), []);
+    assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 1));
+    store.get().hold = false;
+    world.wait(SECOND);
     assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 0));
 }
 

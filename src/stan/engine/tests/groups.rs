@@ -1,5 +1,6 @@
 //! Who of a queue group gets what.
 
+use super::dead::TestStore;
 use super::*;
 use crate::stan::store::{RecoveredChannel, RecoveredSub};
 
@@ -70,7 +71,7 @@ fn a_dead_member_with_room_does_not_keep_what_others_could_have() {
     let store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
     let mut world = World::with(beats, store);
     world.connect("me");
-    let dead = join(&mut world, "dead", 1000, 1);
+    join(&mut world, "dead", 1000, 1);
     let alive = join(&mut world, "alive", 1, 60);
     for _ in 0..30 {
         world.publish("me", "foo");
@@ -97,7 +98,21 @@ fn a_dead_member_with_room_does_not_keep_what_others_could_have() {
     let report = world.engine.report();
     let pending = report.channels[0].subscriptions.iter();
     assert_eq!(pending.map(|sub| sub.pending_count).sum::<usize>(), 0);
-    world.ack(&dead, 1);
+}
+
+#[test]
+fn a_message_has_its_new_owner_on_record_before_it_loses_the_old_one() {
+    let store = TestStore::new();
+    let mut world = World::with(|_| {}, store.clone());
+    world.connect("me");
+    join(&mut world, "full", 1, 1);
+    join(&mut world, "free", 10, 60);
+    world.publish("me", "foo");
+    assert_eq!(deliveries(&mut world, &["full"]), [("full".to_owned(), 1)]);
+    store.take_marks();
+    world.wait(SECOND);
+    assert_eq!(deliveries(&mut world, &["free"]), [("free".to_owned(), 1)]);
+    assert_eq!(store.take_marks(), ["sent 1 to 2", "acked 1 by 1"]);
 }
 
 #[test]
@@ -136,6 +151,40 @@ fn members_show_what_they_were_sent_and_a_group_without_any_where_it_stands() {
     assert_eq!(last_sent(&world), [(false, 5)], "the place is kept");
     leave(&mut world, second);
     assert_eq!(last_sent(&world), [(true, 5)]);
+}
+
+#[test]
+fn a_member_that_is_not_durable_does_not_end_a_durable_group() {
+    let mut world = World::new();
+    for id in ["a", "b"] {
+        world.connect(id);
+    }
+    let durable = |r: &mut pb::SubscriptionRequest| {
+        r.client_id = "a".into();
+        r.queue_group = "g".into();
+        r.durable_name = "d".into();
+    };
+    world.subscribe(durable);
+    // By the name that the durable group has inside.
+    world.subscribe(|r| {
+        r.client_id = "b".into();
+        r.inbox = "b".into();
+        r.queue_group = "d:g".into();
+    });
+    let close = |world: &mut World, id: &str| {
+        let close = pb::CloseRequest {
+            client_id: id.into(),
+        };
+        world.send(Inlet::CLOSE, "", close.encode_to_vec());
+    };
+    close(&mut world, "b");
+    world.publish("a", "foo");
+    assert_eq!(world.got("in"), [(1, false)]);
+    close(&mut world, "a");
+    assert_eq!(last_sent(&world), [(true, 1)]);
+    world.connect("a");
+    world.subscribe(durable);
+    assert_eq!(world.got("in"), [(1, true)]);
 }
 
 #[test]
@@ -192,4 +241,78 @@ fn what_is_due_at_the_start_goes_to_whoever_had_it() {
     let again = deliveries(&mut world, &["a", "b"]);
     let to_b = again.iter().filter(|(inbox, _)| inbox == "b").count();
     assert!(again.len() == 6 && to_b > 1, "{again:?}");
+}
+
+/// The end of a client is on the disk, that of its member of a durable group is not.
+#[test]
+fn what_a_member_without_its_client_had_pending_is_with_another_one() {
+    for others in [true, false] {
+        let mut store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+        let id = store.create_channel("foo").unwrap();
+        for _ in 1..=6 {
+            let message = pb::MsgProto {
+                subject: "foo".into(),
+                ..Default::default()
+            };
+            store.append(id, message).unwrap();
+        }
+        let mut member = |number: u64, client: &str, last_sent: u64, pending: &[u64]| {
+            let state = pb::SubState {
+                id: number,
+                client_id: client.into(),
+                inbox: client.into(),
+                ack_inbox: format!("ack.{number}"),
+                queue_group: "d:g".into(),
+                durable_name: "d".into(),
+                is_durable: true,
+                max_in_flight: 10,
+                ack_wait_seconds: 5,
+                last_sent,
+                ..Default::default()
+            };
+            store.add_sub(id, &state).unwrap();
+            let pending = pending.to_vec();
+            RecoveredSub { state, pending }
+        };
+        // What the first one has of it was handed over already.
+        let mut subscriptions = vec![member(1, "gone", 6, &[1, 3, 6])];
+        if others {
+            subscriptions.push(member(2, "a", 4, &[3, 4]));
+        }
+        let recovered = Recovered {
+            clients: vec![pb::ClientInfo {
+                id: "a".into(),
+                heartbeat_inbox: "hb.a".into(),
+                ..Default::default()
+            }],
+            channels: vec![RecoveredChannel {
+                id,
+                name: "foo".into(),
+                subscriptions,
+                last_sub_id: 2,
+            }],
+            ..Recovered::default()
+        };
+        let mut world = World::found(|_| {}, store, recovered);
+        let expected = match others {
+            true => &[1, 3, 4, 6][..],
+            false => {
+                assert!(deliveries(&mut world, &["gone", "a"]).is_empty());
+                world.subscribe(|request| {
+                    request.client_id = "a".into();
+                    request.inbox = "a".into();
+                    request.queue_group = "g".into();
+                    request.durable_name = "d".into();
+                });
+                &[1, 3, 6]
+            }
+        };
+        let mut got = deliveries(&mut world, &["gone", "a"]);
+        got.sort_unstable();
+        let to_a: Vec<_> = expected.iter().map(|seq| ("a".to_owned(), *seq)).collect();
+        assert_eq!(got, to_a);
+        // The group stands where it stood.
+        world.publish("a", "foo");
+        assert_eq!(deliveries(&mut world, &["a"]), [("a".to_owned(), 7)]);
+    }
 }
