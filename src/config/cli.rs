@@ -393,6 +393,17 @@ fn normal(arguments: impl IntoIterator<Item = String>) -> (Vec<String>, Option<S
     (normal, open)
 }
 
+/// Whether a process with these arguments is a server, not one of the commands that do something and end.
+pub(super) fn serves(arguments: &[String]) -> bool {
+    let command = arguments.first().map(String::as_str);
+    let (arguments, _) = normal(arguments.iter().cloned());
+    let ends = |argument: &String| match argument.split_once('=') {
+        Some((name, value)) => matches!(name, "--sl" | "--signal") && !value.is_empty(),
+        None => matches!(argument.as_str(), "--t" | "--check"),
+    };
+    !matches!(command, Some("passwd" | "stan")) && !arguments.iter().any(ends)
+}
+
 fn value_of(row: &Row, text: &str) -> Result<Value, String> {
     let at = Position {
         file: dashed(row.flags[0]).into(),

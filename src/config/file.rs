@@ -597,9 +597,28 @@ impl<'a> Reader<'a> {
                 ),
             );
         };
-        let mut reader = Reader::new(&text, &format!("${name}"), PathBuf::new(), self.depth + 1);
+        self.of_environment(&name, &text, at)
+    }
+
+    /// A text of the environment is read as if it stood in the file, as in the original. It must be one value
+    /// and nothing else: cut off at its first blank, a password would be another, shorter one. What stands
+    /// behind a `,` or a `;` the original takes no notice of; here that is an error too.
+    fn of_environment(&self, name: &str, text: &str, at: Position) -> Result<Value, String> {
+        // Blanks alone: a `#` may be the first letter of a password.
+        let text = text.trim_start_matches([' ', '\t']);
+        let mut reader = Reader::new(text, &format!("${name}"), PathBuf::new(), self.depth + 1);
         reader.secret = self.secret;
         let mut value = reader.value(&mut vec![Vec::new()])?;
+        reader.skip(true);
+        if reader.peek().is_some() {
+            return self.error(
+                &at,
+                format!(
+                    "the environment variable '{name}' holds more than one value; \
+                     a text with blanks or quotes in it needs double quotes around it, inside the variable"
+                ),
+            );
+        }
         value.at = at;
         Ok(value)
     }
@@ -818,6 +837,46 @@ mod tests {
         assert!(show(&"a {".repeat(100)).contains("inside each other"));
     }
 
+    #[test]
+    fn a_text_of_the_environment_is_one_value_or_an_error() {
+        let read = |text: &str| {
+            let mut reader = Reader::new("", "t", PathBuf::new(), 0);
+            reader.secret = true;
+            let value = reader.of_environment("PASS", text, reader.at());
+            value.map(|value| value.data)
+        };
+        for (text, expect) in [
+            ("abc", "abc"),
+            (" \t abc \r\n", "abc"),
+            ("'correct horse battery'", "correct horse battery"),
+            ("\"it's\"\n", "it's"),
+            ("#abc", "#abc"),
+            ("abc # a comment", "abc"),
+            ("$2a$11$abc", "$2a$11$abc"),
+        ] {
+            assert_eq!(read(text), Ok(Data::Text(expect.into())), "{text:?}");
+        }
+        assert_eq!(read(" 12kb"), Ok(Data::Int(12 << 10)));
+        for text in [
+            "correct horse battery",
+            "it's",
+            "'a' horse",
+            "a\nhorse",
+            "horse,b",
+            "horse;",
+            "horse}",
+        ] {
+            let error = read(text).unwrap_err();
+            let begin = "t:1:1: Parse error on line 1: 'the environment variable 'PASS' holds more";
+            assert!(error.starts_with(begin), "{text:?}: {error}");
+            assert!(!error.contains("horse"), "{error}");
+        }
+        for text in ["", "   "] {
+            let error = read(text).unwrap_err();
+            assert!(error.starts_with("$PASS:1:1: "), "{error}");
+        }
+    }
+
     proptest::proptest! {
         #[test]
         fn any_text_is_read_or_refused(text in "[ab{}\\[\\]=:;,\"'$#/0-9.\\\\\\n()-]{0,60}") {
@@ -826,7 +885,7 @@ mod tests {
 
         #[test]
         fn any_value_of_an_option_is_taken_or_refused(
-            values in proptest::collection::vec((0usize..1000, "[-]?[0-9]{1,20}(kb|gb|s|ms|h)?|[a-z.:*>\\[\\]{}', @$/]{0,12}|\"[^\"\\\\]{0,9}\""), 0..6)
+            values in proptest::collection::vec((0usize..1000, "[-]?[0-9]{1,20}(kb|gb|s|ms|h)?|[0-9]{1,25}\\.[0-9](s|h)?|\"[0-9]{1,25}h\"|[a-z.:*>\\[\\]{}', @$/]{0,12}|\"[^\"\\\\]{0,9}\""), 0..6)
         ) {
             let keys: Vec<&str> = crate::config::table::rows().map(|row| row.key).collect();
             let mut text = String::new();

@@ -1,6 +1,6 @@
 //! `-sl SIGNAL[=PID]`: tell a running server something.
 
-use super::cli::STREAMING_NAME;
+use super::cli::{self, STREAMING_NAME};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::ffi::OsStr;
@@ -99,24 +99,28 @@ fn the_only_server() -> Result<i32, String> {
     }
 }
 
-/// Whether a process, by its folder in /proc, has one of our names.
+/// Whether a process, by its folder in /proc, has one of our names and serves: `midge stan` and the like do not.
 fn is_a_server(process: &Path) -> bool {
     let read = |name: &str| std::fs::read(process.join(name)).unwrap_or_default();
     let comm = read("comm");
     let comm = comm.trim_ascii_end();
+    let line = read("cmdline");
+    let line = line.strip_suffix(b"\0").unwrap_or(&line);
+    let mut words = line.split(|byte| *byte == 0);
+    let called = words.next().unwrap_or_default();
     let named = |program: &&str| {
         if program.len() <= COMM_LEN_MAX {
             return comm == program.as_bytes();
         }
         // Others may begin alike: the whole name is that of the call, or of the file.
         let is_it = |path: &Path| path.file_name() == Some(OsStr::new(*program));
-        let line = read("cmdline");
-        let called = line.split(|byte| *byte == 0).next().unwrap_or_default();
         comm == &program.as_bytes()[..COMM_LEN_MAX]
             && (is_it(Path::new(OsStr::from_bytes(called)))
                 || std::fs::read_link(process.join("exe")).is_ok_and(|path| is_it(&path)))
     };
-    PROGRAMS.iter().any(named)
+    let text = |word| String::from_utf8_lossy(word).into_owned();
+    let arguments: Vec<String> = words.map(text).collect();
+    PROGRAMS.iter().any(named) && cli::serves(&arguments)
 }
 
 #[cfg(test)]
@@ -158,18 +162,27 @@ mod tests {
     #[test]
     fn processes_are_known_by_their_whole_names() {
         let folder = tempfile::tempdir().unwrap();
-        for (name, known) in [
-            ("midge", true),
-            ("gnatsd", true),
-            ("nats-streaming-server", true),
-            ("nats-streaming-exporter", false),
-            ("midges", false),
-        ] {
-            let path = folder.path().join(name);
+        for (index, (name, arguments, known)) in [
+            ("midge", &[][..], true),
+            ("gnatsd", &["-p", "4222"], true),
+            ("nats-streaming-server", &[], true),
+            ("nats-streaming-exporter", &[], false),
+            ("midges", &[], false),
+            ("midge", &["-t"], false),
+            ("midge", &["--signal", "reload"], false),
+            ("nats-streaming-server", &["-sl=quit"], false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let folder = folder.path().join(index.to_string());
+            std::fs::create_dir(&folder).unwrap();
+            let path = folder.join(name);
             std::os::unix::fs::symlink("/bin/sh", &path).unwrap();
             // It says when it runs, and does so until its input ends.
             let mut process = std::process::Command::new(path)
                 .args(["-c", "echo; read line"])
+                .args(arguments)
                 .stdin(std::process::Stdio::piped())
                 .stdout(std::process::Stdio::piped())
                 .spawn()
@@ -180,7 +193,7 @@ mod tests {
             let found = is_a_server(Path::new(&format!("/proc/{}", process.id())));
             drop(process.stdin.take());
             process.wait().unwrap();
-            assert_eq!(found, known, "{name}");
+            assert_eq!(found, known, "{name} {arguments:?}");
         }
     }
 }

@@ -6,8 +6,8 @@
 use super::file::{Data, Entry, Found, Value};
 use super::options::{ClientTlsOptions, Credentials, Hidden, Options, none_of};
 use super::table::{
-    self, Group, Kind, Row, Trouble, apply_one, boolean, expected, find, go_duration, int, row,
-    text, unknown_key,
+    self, Group, Kind, Row, Trouble, apply_one, boolean, expected, find, int, row, text,
+    unknown_key, written_duration,
 };
 use crate::subject::token;
 use std::collections::BTreeMap;
@@ -414,11 +414,8 @@ fn period(value: &Value) -> Result<i64, String> {
     if digits == "0" {
         return Ok(0);
     }
-    let duration = go_duration(digits)
-        .ok_or_else(|| format!("{text:?} is no duration such as \"2s\" or \"24h\""))?;
-    i64::try_from(duration.as_nanos())
-        .map(|nanos| sign * nanos)
-        .map_err(|_| format!("{text:?} is too long"))
+    let duration = written_duration(digits, "24h")?;
+    Ok(sign * duration.as_nanos() as i64)
 }
 
 /// Where a negative duration is as good as none.

@@ -187,16 +187,45 @@ fn secret(value: &Value) -> Result<Hidden, String> {
 fn duration(value: &Value) -> Result<Duration, String> {
     match &value.data {
         Data::Int(seconds) => u64::try_from(*seconds)
-            .map(Duration::from_secs)
+            .map(|seconds| Duration::from_secs(seconds).min(DURATION_MAX))
             .map_err(|_| "a duration cannot be negative".into()),
-        Data::Float(seconds) if *seconds >= 0.0 => Ok(Duration::from_secs_f64(*seconds)),
-        Data::Text(text) => go_duration(text)
-            .ok_or_else(|| format!("{text:?} is no duration such as \"2s\" or \"300ms\"")),
+        Data::Float(seconds) if *seconds >= 0.0 => Ok(bounded(*seconds)),
+        Data::Text(text) => written_duration(text, "300ms"),
         _ => expected(value, "a duration such as \"2s\""),
     }
 }
 
+/// What is longer counts as this: whoever writes the longest there is means never. Whatever is reckoned with
+/// two of them and the time of day fits in 64 bits of nanoseconds.
+pub const DURATION_MAX: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
+
+const _: () = assert!(DURATION_MAX.as_nanos() < i64::MAX as u128 / 2);
+
+/// Go's longest duration, in seconds.
+const GO_SECONDS_MAX: f64 = i64::MAX as f64 / 1e9;
+
+fn bounded(seconds: f64) -> Duration {
+    Duration::from_secs_f64(seconds.min(DURATION_MAX.as_secs_f64()))
+}
+
+/// One of Go's durations. `such_as`: an example for the message.
+pub(super) fn written_duration(text: &str, such_as: &str) -> Result<Duration, String> {
+    match go_seconds(text) {
+        None => Err(format!(
+            "{text:?} is no duration such as \"2s\" or {such_as:?}"
+        )),
+        Some(seconds) if seconds > GO_SECONDS_MAX => Err(format!(
+            "{text:?} is too long for a duration; for never, write \"2562047h\""
+        )),
+        Some(seconds) => Ok(bounded(seconds)),
+    }
+}
+
 pub fn go_duration(text: &str) -> Option<Duration> {
+    written_duration(text, "").ok()
+}
+
+fn go_seconds(text: &str) -> Option<f64> {
     let mut total = 0.0;
     let mut rest = text;
     while !rest.is_empty() {
@@ -218,9 +247,7 @@ pub fn go_duration(text: &str) -> Option<Duration> {
             };
         rest = &rest[unit_end..];
     }
-    (!text.is_empty())
-        .then(|| Duration::try_from_secs_f64(total).ok())
-        .flatten()
+    (!text.is_empty()).then_some(total)
 }
 
 /// `host:port`, `:port` or a port alone.
@@ -1029,7 +1056,7 @@ pub fn dashed(flag: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::file;
+    use crate::config::{file, streaming};
 
     fn read(text: &str) -> Result<(Options, Vec<String>), String> {
         let (mut options, mut found) = (Options::default(), Found::default());
@@ -1129,5 +1156,54 @@ mod tests {
                 "{text}"
             );
         }
+    }
+
+    #[test]
+    fn the_longest_durations() {
+        let endless = format!("{}.5", "9".repeat(400));
+        for (text, taken) in [
+            ("9223372036854775807", true),
+            ("99999999999999999999.5", true),
+            (endless.as_str(), true),
+            ("\"2562047h\"", true),
+            ("\"2562047h47m16.854775807s\"", true),
+            ("\"900000h\"", true),
+            ("\"2562047h47m17s\"", false),
+            ("\"5000000000000000h\"", false),
+            ("\"99999999999999999999999999999999999999999h\"", false),
+        ] {
+            for key in ["write_deadline", "ping_interval", "lame_duck_duration"] {
+                match read(&format!("{key}: {text}")) {
+                    Ok((options, _)) => {
+                        let times = [
+                            options.write_deadline,
+                            options.ping_interval,
+                            options.lame_duck_duration,
+                        ];
+                        assert!(taken && times.contains(&DURATION_MAX), "{key}: {text}");
+                        for time in times {
+                            assert!(std::time::Instant::now().checked_add(time).is_some());
+                        }
+                    }
+                    Err(error) => {
+                        assert!(!taken && error.contains("is too long for a duration"));
+                    }
+                }
+            }
+            let (mut options, mut found) = (Options::default(), Found::default());
+            let written = format!("streaming {{ hb_interval: {text}, limits {{ ma: {text} }} }}");
+            let entries = file::read_text(&written, "t").unwrap();
+            streaming::apply_file(&mut options, &entries, &mut found, true);
+            // Numbers are no durations there.
+            let taken = taken && text.starts_with('"');
+            assert_eq!(found.errors.is_empty(), taken, "{text}: {found:?}");
+            if taken {
+                let nanos = DURATION_MAX.as_nanos() as i64;
+                assert_eq!(options.streaming.heartbeat_interval, DURATION_MAX);
+                assert_eq!(options.streaming.limits.max_age, Some(nanos));
+            }
+        }
+        let (options, _) = read(&format!("authorization {{ timeout: {endless} }}")).unwrap();
+        assert_eq!(options.auth_timeout, DURATION_MAX.as_secs_f64());
     }
 }

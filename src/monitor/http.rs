@@ -65,6 +65,7 @@ impl Response {
             400 => "Bad Request",
             404 => "Not Found",
             431 => "Request Header Fields Too Large",
+            500 => "Internal Server Error",
             503 => "Service Unavailable",
             _ => "",
         };
@@ -167,6 +168,15 @@ mod tests {
                  X-Content-Type-Options: nosniff\r\nDate: {date}\r\nContent-Length: 19\r\n\r\n"
             )
         );
+    }
+
+    #[test]
+    fn every_status_that_is_sent_has_a_reason() {
+        for status in [200, 400, 404, 431, 500, 503] {
+            let head = Response::text(status, "").head("", true);
+            let reason = head.lines().next().unwrap().splitn(3, ' ').nth(2);
+            assert!(reason.is_some_and(|reason| !reason.is_empty()), "{head}");
+        }
     }
 
     #[test]

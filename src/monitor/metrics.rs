@@ -4,18 +4,9 @@
 //! dashboards made for it keep working, and so counters with such a name lack the `_total` that Prometheus
 //! asks for; what only midge has begins with `midge_`, and its counters end in `_total`.
 
-use super::model::{Routez, Varz};
+use super::model::{LoopEntry, Routez, Varz};
 use super::streaming::{Overview, Overviewz};
 use std::fmt::{Display, Write};
-
-/// Loops' own figures beside the sums of /varz.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoopFigures {
-    pub connections: usize,
-    pub subscriptions: usize,
-    pub in_msgs: u64,
-    pub out_msgs: u64,
-}
 
 struct Text {
     out: String,
@@ -48,13 +39,7 @@ fn escaped(text: &str) -> String {
         .replace('\n', "\\n")
 }
 
-pub fn text(
-    varz: &Varz,
-    routez: &Routez,
-    loops: &[LoopFigures],
-    uptime_seconds: f64,
-    log_lines_dropped: u64,
-) -> String {
+pub fn text(varz: &Varz, routez: &Routez, uptime_seconds: f64, log_lines_dropped: u64) -> String {
     let mut text = Text {
         out: String::new(),
         server: escaped(&varz.server_id),
@@ -177,7 +162,7 @@ pub fn text(
             "midge_loop_connections",
             gauge,
             "Client connections per event loop.",
-            (|l| l.connections as u64) as fn(&LoopFigures) -> u64,
+            (|l| l.connections as u64) as fn(&LoopEntry) -> u64,
         ),
         (
             "midge_loop_subscriptions",
@@ -199,7 +184,7 @@ pub fn text(
         ),
     ] {
         text.family(name, kind, help);
-        for (index, figures) in loops.iter().enumerate() {
+        for (index, figures) in varz.loops.iter().enumerate() {
             text.labelled(name, &format!("loop=\"{index}\""), get(figures));
         }
     }
@@ -363,7 +348,7 @@ mod tests {
     #[test]
     fn our_own_counters_and_no_others_end_in_total() {
         let channels = streaming("a", &Overviewz::default());
-        let text = text(&Varz::default(), &Routez::default(), &[], 0.0, 0) + &channels;
+        let text = text(&Varz::default(), &Routez::default(), 0.0, 0) + &channels;
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE "));
         let own: Vec<&str> = types.filter(|line| line.starts_with("midge_")).collect();
         assert!(own.contains(&"midge_chan_redelivered_total counter"));
@@ -378,9 +363,9 @@ mod tests {
         let varz = Varz {
             server_id: "a\"b".into(),
             in_msgs: 7,
+            loops: vec![LoopEntry::default(); 2],
             ..Varz::default()
         };
-        let loops = [LoopFigures::default(); 2];
         let overview = Overviewz {
             channels: vec![Overview {
                 name: "foo".into(),
@@ -390,7 +375,7 @@ mod tests {
             ..Overviewz::default()
         };
         let streaming = streaming("a\"b", &overview);
-        let text = text(&varz, &Routez::default(), &loops, 1.5, 0) + &streaming;
+        let text = text(&varz, &Routez::default(), 1.5, 0) + &streaming;
         assert!(
             text.contains("nss_chan_subs_pending_count{server_id=\"a\\\"b\",channel=\"foo\"} 3\n")
         );

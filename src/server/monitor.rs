@@ -4,22 +4,25 @@
 //! up, however long the list is and however many ask.
 
 use super::event_loop::{Command, Shared, Snapshot};
-use super::monitor_streaming;
+use super::mailbox::LoopDoor;
+use super::monitor_streaming::{self, About};
 use super::process::{CpuUse, resident_bytes, threads};
-use super::settings::Identity;
+use super::settings::{Identity, settings};
 use super::streaming::Streaming;
 use crate::broker::propagate::ROUTE_LOOP;
 use crate::broker::snapshot::{ConnectionInfo, Page};
 use crate::config::Options;
 use crate::monitor::http::{Request, Response};
-use crate::monitor::metrics::{self, LoopFigures};
+use crate::monitor::metrics;
 use crate::monitor::model::{
     ClusterVarz, Connz, ConnzEntry, LoopEntry, Rounded, Routez, RoutezEntry, SlowConsumerEntry,
     Subsz, Varz, uptime,
 };
 use crate::monitor::query::{ConnzOptions, Query, Sort};
+use crate::stan::report::Report;
 use crate::util::go_json::go_json_pretty;
 use crate::util::lock;
+use crate::wire::info::Info;
 use crate::wire::parser::Kind;
 use chrono::{DateTime, Local, SecondsFormat};
 use std::cmp::Reverse;
@@ -46,11 +49,13 @@ pub struct Monitor {
     started_at: DateTime<Local>,
     started: Instant,
     state: Mutex<State>,
-    streaming: OnceLock<Mutex<Streaming>>,
+    streaming: OnceLock<(About, Mutex<Streaming>)>,
 }
 
 struct State {
     options: Options,
+    /// What the options make of the server.
+    info: Info,
     loaded_at: DateTime<Local>,
     requests: BTreeMap<&'static str, u64>,
     cpu: CpuUse,
@@ -66,6 +71,7 @@ impl Monitor {
             started: Instant::now(),
             state: Mutex::new(State {
                 options: options.clone(),
+                info: info(options, identity),
                 loaded_at: now,
                 requests: COUNTED.iter().map(|path| (*path, 0)).collect(),
                 cpu: CpuUse::default(),
@@ -76,18 +82,24 @@ impl Monitor {
 
     /// The engine is up; it is asked from here on, and stopped by `stop_streaming`.
     pub fn set_streaming(&self, streaming: Streaming) {
-        let set = self.streaming.set(Mutex::new(streaming));
+        let about = About {
+            options: streaming.options.clone(),
+            server_id: streaming.server_id.clone(),
+        };
+        let set = self.streaming.set((about, Mutex::new(streaming)));
         assert!(set.is_ok(), "there is one engine");
     }
 
     pub fn stop_streaming(&self) {
-        if let Some(mut streaming) = self.streaming() {
-            streaming.stop();
+        if let Some((_, streaming)) = self.streaming.get() {
+            lock(streaming).stop();
         }
     }
 
-    fn streaming(&self) -> Option<MutexGuard<'_, Streaming>> {
-        self.streaming.get().map(lock)
+    /// None: there is no engine, or it does not answer. Others that ask it wait meanwhile.
+    fn streaming_report(&self) -> Option<Report> {
+        let (_, streaming) = self.streaming.get()?;
+        lock(streaming).report()
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -95,7 +107,9 @@ impl Monitor {
     }
 
     pub fn set_options(&self, options: &Options) {
-        self.state().options = options.clone();
+        let info = info(options, &self.identity);
+        let mut state = self.state();
+        (state.options, state.info) = (options.clone(), info);
     }
 
     /// For https; None where TLS was switched off by a reload.
@@ -129,7 +143,12 @@ impl Monitor {
     pub fn is_list(path: &str) -> bool {
         matches!(
             path,
-            "/connz" | "/routez" | "/streaming/channelsz" | "/streaming/clientsz"
+            "/connz"
+                | "/routez"
+                | "/metrics"
+                | "/streaming/channelsz"
+                | "/streaming/clientsz"
+                | "/streaming/overviewz"
         )
     }
 
@@ -143,6 +162,7 @@ impl Monitor {
     /// The answer to a path; the error is the text of a status 400.
     fn document(&self, path: &str, query: Query<'_>) -> Result<Response, String> {
         let json = |value| Ok(Response::json(value));
+        let of_all_loops = |value: Option<String>| Ok(value.map_or_else(no_answer, Response::json));
         match path {
             "/" => {
                 self.count("/");
@@ -150,7 +170,7 @@ impl Monitor {
             }
             "/varz" => {
                 self.count("/varz");
-                json(go_json_pretty(&self.varz()))
+                of_all_loops(self.varz().map(|varz| go_json_pretty(&varz)))
             }
             "/connz" => {
                 let options = query.connz()?;
@@ -164,58 +184,39 @@ impl Monitor {
             }
             "/subsz" | "/subscriptionsz" => {
                 self.count("/subsz");
-                json(go_json_pretty(&self.subsz()))
+                of_all_loops(self.subsz().map(|subsz| go_json_pretty(&subsz)))
             }
             "/stacksz" => json(threads()),
-            "/metrics" => Ok(Response {
+            "/metrics" => Ok(self.metrics().map_or_else(no_answer, |body| Response {
+                status: 200,
                 kind: "text/plain; version=0.0.4; charset=utf-8",
-                ..Response::text(200, &self.metrics())
-            }),
+                body,
+            })),
             "/healthz" => Ok(self.health()),
             _ => Ok(self.streaming_document(path, query)),
         }
     }
 
     fn streaming_document(&self, path: &str, query: Query<'_>) -> Response {
-        let below = path == "/streaming" || path.starts_with("/streaming/");
-        let found = self.streaming().filter(|_| below).and_then(|streaming| {
+        let found = self.streaming.get().and_then(|(about, _)| {
+            let report = || self.streaming_report();
             let up = self.started.elapsed();
-            monitor_streaming::document(&streaming, path, query, self.started_at, up)
+            monitor_streaming::document(about, report, path, query, self.started_at, up)
         });
         found.unwrap_or_else(Response::not_found)
     }
 
     fn health(&self) -> Response {
-        match self.snapshots().len() == self.shared.mesh.doors().len() {
-            true => Response::json("{\n  \"status\": \"ok\"\n}".into()),
-            false => Response {
-                status: 503,
-                ..Response::json(
-                    "{\n  \"status\": \"unavailable\",\n  \"error\": \"an event loop does not answer\"\n}"
-                        .into(),
-                )
-            },
+        match self.snapshots() {
+            Some(_) => Response::json("{\n  \"status\": \"ok\"\n}".into()),
+            None => no_answer(),
         }
     }
 
     // ---- asking the loops
 
-    /// One snapshot of each loop in their order, or fewer when some do not answer in time.
-    fn snapshots(&self) -> Vec<Snapshot> {
-        let (reply, answers) = mpsc::channel();
-        let doors = self.shared.mesh.doors();
-        for door in doors {
-            door.command(Command::Snapshot(reply.clone()));
-        }
-        drop(reply);
-        let until = Instant::now() + SNAPSHOT_TIMEOUT;
-        let next = || {
-            let left = until.saturating_duration_since(Instant::now());
-            answers.recv_timeout(left).ok()
-        };
-        let mut snapshots: Vec<Snapshot> = std::iter::from_fn(next).take(doors.len()).collect();
-        snapshots.sort_by_key(|snapshot| snapshot.loop_index);
-        snapshots
+    fn snapshots(&self) -> Option<Vec<Snapshot>> {
+        snapshots(self.shared.mesh.doors())
     }
 
     /// A list of one loop, part by part.
@@ -260,8 +261,8 @@ impl Monitor {
 
     // ---- documents
 
-    fn varz(&self) -> Varz {
-        let snapshots = self.snapshots();
+    fn varz(&self) -> Option<Varz> {
+        let snapshots = self.snapshots()?;
         let sum = |get: &dyn Fn(&Snapshot) -> u64| snapshots.iter().map(get).sum::<u64>();
         let mut remotes = HashSet::new();
         if self.identity.cluster_port.is_some() {
@@ -271,8 +272,7 @@ impl Monitor {
         }
         let mut state = self.state();
         state.cpu.look();
-        let options = &state.options;
-        let settings = super::settings::settings(options, &self.identity).unwrap_or_default();
+        let (options, info) = (&state.options, &state.info);
         let http_host = if options.http_host.is_empty() {
             &options.host
         } else {
@@ -300,13 +300,13 @@ impl Monitor {
                 out_msgs: loop_.totals.traffic.messages_out,
                 cpu: Rounded(cpu_of(index).unwrap_or(0.0)),
             });
-        Varz {
+        Some(Varz {
             server_id: self.identity.server_id.clone(),
-            version: settings.info.version,
-            git_commit: settings.info.git_commit,
+            version: info.version.clone(),
+            git_commit: info.git_commit.clone(),
             go: String::new(),
-            host: settings.info.host,
-            auth_required: settings.info.auth_required,
+            host: info.host.clone(),
+            auth_required: info.auth_required,
             addr: options.host.clone(),
             max_connections: options.max_connections,
             ping_interval: options.ping_interval.as_nanos() as u64,
@@ -322,13 +322,13 @@ impl Monitor {
                 cluster_port: i32::from(self.identity.cluster_port.unwrap_or(0)),
                 auth_timeout: options.cluster.auth_timeout,
             },
-            tls_required: settings.info.tls_required,
-            tls_verify: settings.info.tls_verify,
+            tls_required: info.tls_required,
+            tls_verify: info.tls_verify,
             connect_urls: snapshots
                 .first()
                 .map_or_else(Vec::new, |snapshot| snapshot.client_urls.to_vec()),
             tls_timeout: options.tls.timeout,
-            port: settings.info.port,
+            port: info.port,
             max_payload: options.max_payload,
             start: time(self.started_at),
             now: time(Local::now()),
@@ -348,12 +348,12 @@ impl Monitor {
             subscriptions: snapshots.iter().map(|s| s.subscriptions).sum(),
             http_req_stats: state.requests.clone(),
             config_load_time: time(state.loaded_at),
-            server_name: settings.info.server_name,
+            server_name: info.server_name.clone(),
             threads: snapshots.len(),
             max_pending: options.max_pending,
             slow_consumer_list: slow.collect(),
             loops: loops.collect(),
-        }
+        })
     }
 
     fn connz(&self, options: ConnzOptions) -> Connz {
@@ -431,12 +431,12 @@ impl Monitor {
         }
     }
 
-    fn subsz(&self) -> Subsz {
-        let snapshots = self.snapshots();
+    fn subsz(&self) -> Option<Subsz> {
+        let snapshots = self.snapshots()?;
         let sum = |get: &dyn Fn(&Snapshot) -> u64| snapshots.iter().map(get).sum::<u64>();
         let matches = sum(&|s| s.totals.traffic.messages_in);
         let deliveries = sum(&|s| s.totals.traffic.messages_out);
-        Subsz {
+        Some(Subsz {
             num_subscriptions: snapshots.iter().map(|s| s.subscriptions).sum(),
             num_inserts: sum(&|s| s.totals.inserts),
             num_removes: sum(&|s| s.totals.removes),
@@ -448,30 +448,52 @@ impl Monitor {
                 .unwrap_or(0),
             avg_fanout: deliveries as f64 / matches.max(1) as f64,
             ..Subsz::default()
-        }
+        })
     }
 
-    fn metrics(&self) -> String {
-        let (varz, routez) = (self.varz(), self.routez(false));
-        let loops: Vec<LoopFigures> = varz
-            .loops
-            .iter()
-            .map(|entry| LoopFigures {
-                connections: entry.connections,
-                subscriptions: entry.subscriptions,
-                in_msgs: entry.in_msgs,
-                out_msgs: entry.out_msgs,
-            })
-            .collect();
+    fn metrics(&self) -> Option<String> {
+        let (varz, routez) = (self.varz()?, self.routez(false));
         let uptime_seconds = self.started.elapsed().as_secs_f64();
         let dropped = crate::logging::dropped();
-        let mut text = metrics::text(&varz, &routez, &loops, uptime_seconds, dropped);
-        let report = self.streaming().and_then(|streaming| streaming.report());
-        if let Some(report) = report {
+        let mut text = metrics::text(&varz, &routez, uptime_seconds, dropped);
+        if let Some(report) = self.streaming_report() {
             let overview = monitor_streaming::overview(&report);
             text += &metrics::streaming(&varz.server_id, &overview);
         }
-        text
+        Some(text)
+    }
+}
+
+/// The server was started with these options, or took them over, so they make sense.
+fn info(options: &Options, identity: &Identity) -> Info {
+    let settings = settings(options, identity);
+    settings.expect("options that were taken").info
+}
+
+/// One snapshot of each loop in their order. None when one does not answer in time: the figures of some would be
+/// taken for those of all, and a counter that is lower than before for a server that was started anew.
+fn snapshots(doors: &[LoopDoor<Command>]) -> Option<Vec<Snapshot>> {
+    let (reply, answers) = mpsc::channel();
+    for door in doors {
+        door.command(Command::Snapshot(reply.clone()));
+    }
+    drop(reply);
+    let until = Instant::now() + SNAPSHOT_TIMEOUT;
+    let next = || {
+        let left = until.saturating_duration_since(Instant::now());
+        answers.recv_timeout(left).ok()
+    };
+    let mut snapshots: Vec<Snapshot> = std::iter::from_fn(next).take(doors.len()).collect();
+    snapshots.sort_by_key(|snapshot| snapshot.loop_index);
+    (snapshots.len() == doors.len()).then_some(snapshots)
+}
+
+fn no_answer() -> Response {
+    let body =
+        "{\n  \"status\": \"unavailable\",\n  \"error\": \"an event loop does not answer\"\n}";
+    Response {
+        status: 503,
+        ..Response::json(body.into())
     }
 }
 
@@ -545,7 +567,58 @@ pub(super) fn time(at: DateTime<Local>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::broker::Totals;
+    use crate::server::mailbox::Mesh;
     use chrono::TimeZone;
+
+    #[test]
+    fn figures_are_those_of_all_loops_or_none() {
+        let mesh = Mesh::new(2).unwrap();
+        let answer = |index: u16, reply: Sender<Snapshot>| {
+            let snapshot = Snapshot {
+                loop_index: index,
+                totals: Totals::default(),
+                connections: 0,
+                routes: 0,
+                subscriptions: 0,
+                slow_consumers: Vec::new(),
+                client_urls: Arc::default(),
+            };
+            reply.send(snapshot).unwrap();
+        };
+        let of = |answering: &[u16]| -> Option<Vec<u16>> {
+            let found = std::thread::scope(|scope| {
+                let asking = scope.spawn(|| snapshots(mesh.doors()));
+                for index in [1, 0] {
+                    let reply = loop {
+                        match mesh.door(index).take_command() {
+                            Some(Command::Snapshot(reply)) => break reply,
+                            _ => std::thread::yield_now(),
+                        }
+                    };
+                    // Otherwise it is dropped, which ends the waiting.
+                    if answering.contains(&index) {
+                        answer(index, reply);
+                    }
+                }
+                asking.join().unwrap()
+            });
+            Some(found?.iter().map(|one| one.loop_index).collect())
+        };
+        assert_eq!(of(&[0, 1]), Some(vec![0, 1]));
+        assert_eq!(of(&[0]), None);
+        assert_eq!(of(&[1]), None);
+    }
+
+    #[test]
+    fn documents_that_grow_with_what_there_is_take_turns() {
+        for path in ["/connz", "/metrics", "/streaming/overviewz"] {
+            assert!(Monitor::is_list(path), "{path}");
+        }
+        for path in ["/", "/varz", "/healthz", "/streaming", "/nothing"] {
+            assert!(!Monitor::is_list(path), "{path}");
+        }
+    }
 
     #[test]
     fn times_are_written_as_go_does() {

@@ -1,7 +1,7 @@
 //! Answers below /streaming, from what the engine tells.
 
 use super::monitor::time;
-use super::streaming::Streaming;
+use crate::config::streaming::StreamingOptions;
 use crate::monitor::http::Response;
 use crate::monitor::model::uptime;
 use crate::monitor::query::Query;
@@ -15,9 +15,17 @@ use chrono::{DateTime, Local};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// None: no such page.
+/// What of the engine is known without asking it.
+pub struct About {
+    pub options: StreamingOptions,
+    pub server_id: String,
+}
+
+/// None: no such page. `report` asks the engine, which may take a while; it is called for pages that show
+/// something of it and for no others.
 pub fn document(
-    streaming: &Streaming,
+    about: &About,
+    report: impl FnOnce() -> Option<Report>,
     path: &str,
     query: Query<'_>,
     started_at: DateTime<Local>,
@@ -31,12 +39,12 @@ pub fn document(
     if !known.contains(&name) {
         return None;
     }
-    let Some(report) = streaming.report() else {
+    let Some(report) = report() else {
         let text = "Error getting information about channels state: the engine does not answer";
         return Some(Response::text(500, text));
     };
     let now = time(Local::now());
-    let server_id = streaming.server_id.clone();
+    let server_id = about.server_id.clone();
     let cluster_id = report.cluster_id.clone();
     let body = match name {
         "serverz" => json(&Serverz {
@@ -59,7 +67,7 @@ pub fn document(
             server_id,
             now,
             kind: report.store,
-            limits: limits(streaming),
+            limits: limits(&about.options),
             total_msgs: report.channels.iter().map(|c| c.msgs).sum(),
             total_bytes: report.channels.iter().map(|c| c.bytes).sum(),
         }),
@@ -212,7 +220,7 @@ fn channelsz(report: Report, query: Query<'_>, server_id: String, now: String) -
     Response::json(json(&answer))
 }
 
-fn limits(streaming: &Streaming) -> StoreLimits {
+fn limits(options: &StreamingOptions) -> StoreLimits {
     let of = |limits: ChannelLimits| Limits {
         max_msgs: limits.messages,
         max_bytes: limits.bytes,
@@ -220,10 +228,10 @@ fn limits(streaming: &Streaming) -> StoreLimits {
         max_subscriptions: limits.subscriptions,
         max_inactivity: limits.inactivity,
     };
-    let (all, entries) = super::limits::all(&streaming.options);
+    let (all, entries) = super::limits::all(options);
     let entries = entries.into_iter();
     StoreLimits {
-        max_channels: streaming.options.max_channels,
+        max_channels: options.max_channels,
         channel: of(all),
         channels: entries.map(|(name, limits)| (name, of(limits))).collect(),
     }
@@ -232,6 +240,35 @@ fn limits(streaming: &Streaming) -> StoreLimits {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_engine_is_asked_for_pages_that_show_something_of_it() {
+        let about = About {
+            options: StreamingOptions::default(),
+            server_id: "S".into(),
+        };
+        let of = |path: &str| {
+            let mut asked = false;
+            let report = || {
+                asked = true;
+                None
+            };
+            let page = document(
+                &about,
+                report,
+                path,
+                Query(""),
+                Local::now(),
+                Duration::ZERO,
+            );
+            (page.map(|page| page.status), asked)
+        };
+        assert_eq!(of("/streaming"), (Some(200), false));
+        for path in ["/streaming/", "/streaming/nothing", "/streamingz"] {
+            assert_eq!(of(path), (None, false), "{path}");
+        }
+        assert_eq!(of("/streaming/storez"), (Some(500), true));
+    }
 
     #[test]
     fn numbers_of_a_query() {

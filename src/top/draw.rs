@@ -6,6 +6,7 @@ use super::names::Names;
 use super::options::View;
 use super::rates::Rates;
 use super::rows::{self, Style as Look, Table};
+use super::text::harmless;
 use super::units;
 use ratatui::Frame;
 use ratatui::buffer::Buffer;
@@ -326,9 +327,8 @@ fn show_table(f: &mut Frame<'_>, area: Rect, table: Table, screen: &Screen) {
     f.render_widget(widget, area);
 }
 
-/// A text, or what there is room for of it. What others chose to be called must not move the cursor.
+/// A text, or what there is room for of it.
 fn fitted(text: &str, width: usize) -> String {
-    let harmless = |c: char| if c.is_control() { '?' } else { c };
     let mut letters = text.chars().map(harmless);
     let head: String = letters.by_ref().take(width).collect();
     if letters.next().is_none() || width == 0 {

@@ -37,14 +37,14 @@ impl Snapshot<'_> {
         let varz = self.varz;
         let id = text(&varz.server_id);
         let name = match text(&varz.server_name) {
-            name if name == id => "",
+            name if name == id => String::new(),
             name => name,
         };
         let mut out = format!(
             "NATS server version {} (uptime: {}) {}\nServer: {name}\n  ID:   {id}\n",
             text(&varz.version),
             text(&varz.uptime),
-            self.error
+            shown(self.error)
         );
         let _ = writeln!(
             out,
@@ -68,11 +68,12 @@ impl Snapshot<'_> {
             .iter()
             .map(|connection| self.host(connection))
             .collect();
+        let names: Vec<String> = list
+            .iter()
+            .map(|connection| text(&connection.name))
+            .collect();
         let host_width = grown(HOST_WIDTH_MIN, hosts.iter().map(String::len));
-        let name_width = grown(
-            0,
-            list.iter().map(|connection| text(&connection.name).len()),
-        );
+        let name_width = grown(0, names.iter().map(String::len));
         let mut line =
             |host: &str, cid: &str, name: &str, values: &[String], subs: Option<&str>| {
                 let _ = write!(out, "  {host:<host_width$}  {cid:<6} ");
@@ -90,13 +91,13 @@ impl Snapshot<'_> {
         let title = format!("{:>13}", "SUBSCRIPTIONS");
         let titled = self.subscriptions.then_some(title.as_str());
         line("HOST", "CID", "NAME", &titles, titled);
-        for (connection, host) in list.iter().zip(&hosts) {
+        for ((connection, host), name) in list.iter().zip(&hosts).zip(&names) {
             let cid = connection.cid.unwrap_or(0).to_string();
             let subjects = self.subjects(connection, ", ");
             line(
                 host,
                 &cid,
-                text(&connection.name),
+                name,
                 &self.values(connection),
                 self.subscriptions.then_some(subjects.as_str()),
             );
@@ -110,9 +111,9 @@ impl Snapshot<'_> {
         let mut lines = vec![
             vec![
                 "NATS server version".into(),
-                text(&varz.version).into(),
+                text(&varz.version),
                 format!("(uptime: {})", text(&varz.uptime)),
-                self.error.into(),
+                shown(self.error),
             ],
             vec!["Server:".to_owned()],
             vec![
@@ -153,7 +154,7 @@ impl Snapshot<'_> {
             let mut line = vec![
                 self.host(connection),
                 connection.cid.unwrap_or(0).to_string(),
-                text(&connection.name).into(),
+                text(&connection.name),
             ];
             line.extend(self.values(connection));
             if self.subscriptions {
@@ -203,11 +204,13 @@ impl Snapshot<'_> {
     }
 
     fn host(&self, connection: &Connection) -> String {
-        let named = connection.ip.as_deref().and_then(self.name_of);
-        named.unwrap_or_else(|| {
-            let (ip, port) = (text(&connection.ip), connection.port.unwrap_or(0));
-            format!("{ip}:{port}")
-        })
+        match connection.ip.as_deref().and_then(self.name_of) {
+            Some(name) => shown(&name),
+            None => {
+                let (ip, port) = (text(&connection.ip), connection.port.unwrap_or(0));
+                format!("{ip}:{port}")
+            }
+        }
     }
 
     fn values(&self, connection: &Connection) -> [String; 10] {
@@ -219,21 +222,31 @@ impl Snapshot<'_> {
             count(raw, connection.in_msgs.unwrap_or(0)),
             bytes(raw, connection.out_bytes.unwrap_or(0)),
             bytes(raw, connection.in_bytes.unwrap_or(0)),
-            text(&connection.lang).into(),
-            text(&connection.version).into(),
-            text(&connection.uptime).into(),
-            go_time(text(&connection.last_activity)),
+            text(&connection.lang),
+            text(&connection.version),
+            text(&connection.uptime),
+            go_time(&text(&connection.last_activity)),
         ]
     }
 
     fn subjects(&self, connection: &Connection, between: &str) -> String {
-        let list = connection.subscriptions_list.as_deref();
-        list.unwrap_or_default().join(between)
+        let list = connection.subscriptions_list.iter().flatten();
+        let subjects: Vec<String> = list.map(|subject| shown(subject)).collect();
+        subjects.join(between)
     }
 }
 
-fn text(value: &Option<String>) -> &str {
-    value.as_deref().unwrap_or("")
+/// What others chose to be called must neither move the cursor nor begin a line.
+pub fn harmless(letter: char) -> char {
+    if letter.is_control() { '?' } else { letter }
+}
+
+fn shown(text: &str) -> String {
+    text.chars().map(harmless).collect()
+}
+
+fn text(value: &Option<String>) -> String {
+    shown(value.as_deref().unwrap_or(""))
 }
 
 /// nats-top's width of a column: two more than what does not fit, each time something does not.
@@ -293,6 +306,41 @@ mod tests {
             let expect = data(&format!("{server}-subscriptions.txt"));
             assert_eq!(snapshot.grid(), expect);
         }
+    }
+
+    #[test]
+    fn names_of_others_do_nothing_to_the_terminal() {
+        let connection = serde_json::json!({
+            "ip": "a\u{1b}[2J",
+            "name": "b\u{9b}2J\r\n",
+            "lang": "c\n",
+            "version": "d\u{7}",
+            "subscriptions_list": ["e\u{1b}]0;x\u{7}"],
+        });
+        let connz = serde_json::json!({ "connections": [connection] });
+        let varz = serde_json::json!({ "server_name": "f\u{1b}c", "version": "1\n2" });
+        let named = |_: &str| Some("h\u{1b}".to_owned());
+        let mut snapshot = Snapshot {
+            varz: &serde_json::from_value(varz).unwrap(),
+            connz: &serde_json::from_value(connz).unwrap(),
+            rates: Rates::default(),
+            error: "g\u{1b}",
+            raw: false,
+            subscriptions: true,
+            name_of: &|_| None,
+        };
+        let harmful = |c: char| c.is_control() && c != '\n' && c != '\t';
+        let (grid, delimited) = (snapshot.grid(), snapshot.delimited("\t"));
+        for text in [&grid, &delimited] {
+            assert!(!text.contains(harmful), "{text:?}");
+            assert!(text.contains("b?2J??"), "{text:?}");
+            assert!(text.contains("e?]0;x?"), "{text:?}");
+        }
+        // The head, and a line for the titles and one for the connection.
+        assert_eq!(grid.lines().count(), 10, "{grid}");
+        assert_eq!(delimited.lines().count(), 9, "{delimited}");
+        snapshot.name_of = &named;
+        assert!(snapshot.grid().contains("h?"));
     }
 
     #[test]

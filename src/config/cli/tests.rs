@@ -46,6 +46,26 @@ fn values_that_begin_with_a_dash_or_are_empty() {
 }
 
 #[test]
+fn commands_that_end_are_no_servers() {
+    let serves = |line: &str| {
+        let arguments: Vec<String> = line.split(' ').map(str::to_owned).collect();
+        serves(&arguments)
+    };
+    for line in ["-p 4222", "-c stan", "--pass -t", "--name=--signal", "-sl="] {
+        assert!(serves(line), "{line}");
+    }
+    for line in [
+        "passwd",
+        "stan ls",
+        "-c a -t",
+        "-sl quit",
+        "--signal=reload=7",
+    ] {
+        assert!(!serves(line), "{line}");
+    }
+}
+
+#[test]
 fn tls_is_off_where_the_command_line_says_so() {
     assert!(!run(&["--tls=false", "--tlscert", "x"]).tls.enabled);
     assert!(
