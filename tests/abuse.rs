@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{Client, Op, Server, until};
+use support::{Client, File, Op, Server, until};
 
 #[test]
 fn garbage_disturbs_nobody() {
@@ -170,9 +170,8 @@ fn a_gibibyte_of_garbage_costs_no_memory() {
 
 #[test]
 fn half_open_peers_are_let_go() {
-    let config = std::env::temp_dir().join(format!("midge-half-open-{}.conf", std::process::id()));
-    std::fs::write(&config, "ping_interval: \"200ms\"\nping_max: 2\n").unwrap();
-    let server = Server::start(&["--threads", "2", "-c", config.to_str().unwrap()]);
+    let config = File::new("ping_interval: \"200ms\"\nping_max: 2\n");
+    let server = Server::start(&["--threads", "2", "-c", config.path()]);
     // One says nothing any more, as a machine that lost its power; one has closed its half.
     let mut silent = server.client();
     let mut half = server.client();
@@ -188,7 +187,6 @@ fn half_open_peers_are_let_go() {
     }
     assert!(stale, "the silent one was not told why it is closed");
     server.stop();
-    std::fs::remove_file(config).unwrap();
 }
 
 /// Sends bytes to the monitoring port and returns what comes until it closes, or the head of an answer.

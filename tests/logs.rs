@@ -2,10 +2,9 @@
 
 mod support;
 
-use nix::sys::signal::Signal;
 use std::io::Write;
-use std::process::{Command, Stdio};
-use support::{Client, File, Op, Ports, SEED, Server, enter, free_port, login, until};
+use std::process::Stdio;
+use support::{Client, File, Op, Process, SEED, Server, enter, free_port, login, until};
 
 #[test]
 fn secrets_do_not_get_into_the_log() {
@@ -62,12 +61,9 @@ fn a_log_file_is_moved_away_at_its_size() {
     file.write(&format!(
         "log_file: {log:?}\nlogfile_size_limit: 4kb\nlogfile_max_num: 3\ndebug: true\n"
     ));
-    let mut child = Command::new(env!("CARGO_BIN_EXE_midge"))
-        .args(["-a", "127.0.0.1", "-p", "-1", "-c", file.path()])
-        .args(["--ports_file_dir", file.folder.path().to_str().unwrap()])
-        .spawn()
-        .unwrap();
-    let port = Ports::of(&child, file.folder.path()).port("nats");
+    let arguments = ["-a", "127.0.0.1", "-p", "-1", "-c", file.path()];
+    let (server, ports) = Process::start(file.folder.path(), Stdio::inherit(), &arguments);
+    let port = ports.port("nats");
     let logs = || {
         let folder = std::fs::read_dir(file.folder.path()).unwrap();
         let names = folder.map(|entry| entry.unwrap().path());
@@ -83,9 +79,7 @@ fn a_log_file_is_moved_away_at_its_size() {
         Client::raw(port);
     }
     // While it runs, more of them are moved away and removed.
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    assert!(child.wait().unwrap().success());
+    assert!(server.end().success());
     for path in logs() {
         let content = std::fs::read_to_string(&path).unwrap();
         assert!(content.len() <= 4096, "{}", path.display());
@@ -99,22 +93,14 @@ fn a_log_file_is_moved_away_at_its_size() {
 #[test]
 fn a_log_that_hangs_does_not_keep_the_server_from_ending() {
     let folder = tempfile::tempdir().unwrap();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_midge"))
-        .args(["-a", "127.0.0.1", "-p", "-1", "-V"])
-        .args(["--ports_file_dir", folder.path().to_str().unwrap()])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut client = Client::raw(Ports::of(&child, folder.path()).port("nats"));
+    let arguments = ["-a", "127.0.0.1", "-p", "-1", "-V"];
+    let (server, ports) = Process::start(folder.path(), Stdio::piped(), &arguments);
+    let mut client = Client::raw(ports.port("nats"));
     for _ in 0..20 {
         client.send(&b"PUB a.rather.long.subject 3\r\nabc\r\n".repeat(100));
         client.ping();
     }
-    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
-    nix::sys::signal::kill(pid, Signal::SIGTERM).unwrap();
-    until("the end of the server", || {
-        child.try_wait().unwrap().is_some()
-    });
+    server.end();
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
-use support::{Client, File, Op, SEED, Server, enter, free_port, login, until};
+use support::{Client, File, Op, Process, SEED, Server, enter, free_port, login, until};
 
 const NKEY: &str = "UAB7FJ7ZLXK66JYR6NGSXIT3JO32FBVKOHIZNFBCVRCJ7RLE7M2WZYTZ";
 
@@ -59,7 +59,9 @@ fn every_example_is_valid_without_a_warning() {
             {
                 let output = midge(&["-t", "-c", path.to_str().unwrap()], "");
                 assert!(output.status.success(), "{}", text(&output.stderr));
-                assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+                let said = text(&output.stdout);
+                let warned = said.lines().any(|line| line.starts_with("warning:"));
+                assert!(!warned, "{}: {said}", path.display());
                 checked += 1;
             }
         }
@@ -329,6 +331,104 @@ fn ports_are_written_to_a_file() {
     let output = midge(&["-p", "-1", "--ports_file_dir", "/no/such/folder"], "");
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("Could not write ports file"));
+}
+
+#[test]
+fn the_ports_file_has_addresses_that_can_be_connected_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let arguments = ["-p", "-1", "-m", "-1", "--cluster", "nats://0.0.0.0:-1"];
+    let (server, ports) = Process::start(folder.path(), Stdio::null(), &arguments);
+    for (key, scheme) in [
+        ("nats", "nats"),
+        ("monitoring", "http"),
+        ("cluster", "nats"),
+    ] {
+        let urls = ports.urls[key].as_array().unwrap();
+        assert!(
+            urls[0]
+                .as_str()
+                .unwrap()
+                .starts_with(&format!("{scheme}://127.0.0.1:"))
+        );
+        for url in urls {
+            let address = url.as_str().unwrap().split_once("://").unwrap().1;
+            assert!(!address.starts_with("0.0.0.0"), "{url}");
+            std::net::TcpStream::connect(address).unwrap();
+        }
+    }
+    assert!(server.end().success());
+    assert!(!ports.file.exists());
+}
+
+/// As docs/OPERATIONS.md says to try midge with the file of a gnatsd that runs.
+#[test]
+fn flags_keep_a_trial_away_from_what_is_anothers() {
+    let file = File::new("");
+    let (pid, log) = (file.beside("gnatsd.pid"), file.beside("gnatsd.log"));
+    let port = free_port();
+    file.write(&format!(
+        "port: 4222\nhttp_port: 8222\npid_file: {pid:?}\nlog_file: {log:?}\nsyslog: true\nremote_syslog: 'udp://127.0.0.1:{port}'\n\
+         cluster {{ listen: '127.0.0.1:{port}', routes: ['nats://127.0.0.1:{port}'] }}\n"
+    ));
+    std::fs::write(&pid, "1234567").unwrap();
+    let http = free_port().to_string();
+    let operations = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/OPERATIONS.md");
+    let flags = r#"-m 18222 --cluster "" -P "" -l "" -s=false -r """#;
+    assert!(std::fs::read_to_string(operations).unwrap().contains(flags));
+    let flags = flags.replace('"', "").replace("18222", &http);
+    let words: Vec<&str> = flags.split(' ').collect();
+    let server = Server::start(&[&["-c", file.path()], &*words].concat());
+    assert!(!server.log().contains("route"), "{}", server.log());
+    server.stop();
+    assert_eq!(std::fs::read_to_string(&pid).unwrap(), "1234567");
+    assert!(!Path::new(&log).exists());
+}
+
+/// A code span that begins with a flag speaks of one of our programs; a flag of another one stands behind its name.
+#[test]
+fn flags_that_the_documents_name_exist() {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    let mut known = std::collections::HashSet::new();
+    for (program, arguments) in [
+        (env!("CARGO_BIN_EXE_midge"), &["--help"][..]),
+        (env!("CARGO_BIN_EXE_midge"), &["stan", "--help"]),
+        (env!("CARGO_BIN_EXE_midge-top"), &["--help"]),
+    ] {
+        let output = Command::new(program).args(arguments).output().unwrap();
+        let help = text(&output.stdout);
+        let words = help
+            .split(|c: char| !is_word(c))
+            .filter(|word| word.starts_with('-'));
+        known.extend(words.map(|word| word.trim_start_matches('-').to_owned()));
+    }
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut documents = vec![root.join("README.md")];
+    for entry in std::fs::read_dir(root.join("docs")).unwrap() {
+        let path = entry.unwrap().path();
+        // That one tells of what was.
+        let history = path.ends_with("DECISIONS.md");
+        if !history && path.extension().is_some_and(|extension| extension == "md") {
+            documents.push(path);
+        }
+    }
+    let mut checked = 0;
+    for path in documents {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let spans = text.split('`').skip(1).step_by(2);
+        let commands = text.lines().filter_map(|line| line.strip_prefix("    "));
+        let ours = |span: &&str| span.starts_with("--") || span.starts_with("midge ");
+        for span in spans.chain(commands).filter(ours) {
+            let flags = span
+                .split_whitespace()
+                .filter_map(|word| word.strip_prefix("--"));
+            for flag in flags {
+                let name = flag.split(|c: char| !is_word(c)).next().unwrap_or("");
+                assert!(known.contains(name), "{}: {span:?}", path.display());
+                checked += 1;
+            }
+        }
+    }
+    assert!(checked > 50, "{checked}");
 }
 
 #[test]

@@ -99,6 +99,32 @@ async fn a_client_with_tls_of_either_kind() {
     }
 }
 
+/// It gets INFO and the error together, and both in plain text: there is no session yet.
+#[test]
+fn a_server_that_is_full_says_so_before_the_handshake() {
+    let authority = Authority::new();
+    authority.issue("server");
+    let config = authority.config("");
+    let text = std::fs::read_to_string(&config).unwrap();
+    std::fs::write(&config, text + "\nmax_connections: 1\n").unwrap();
+    let server = Server::start(&["--threads", "1", "-c", &config]);
+    let connect = || {
+        let socket = std::net::TcpStream::connect(("127.0.0.1", server.port)).unwrap();
+        let patience = Some(std::time::Duration::from_secs(60));
+        socket.set_read_timeout(patience).unwrap();
+        BufReader::new(socket)
+    };
+    let mut first = connect();
+    let mut info = String::new();
+    first.read_line(&mut info).unwrap();
+    let mut told = String::new();
+    connect().read_to_string(&mut told).unwrap();
+    let (info, error) = told.split_once("\r\n").unwrap();
+    assert!(info.starts_with("INFO {"), "{info}");
+    assert_eq!(error, "-ERR 'Maximum Connections Exceeded'\r\n");
+    server.stop();
+}
+
 /// Python's asyncio and others say that they are done, and close the socket when the server has.
 #[test]
 fn a_client_that_says_goodbye_is_let_go() {
@@ -426,10 +452,10 @@ fn a_check_of_the_configuration_reads_certificates() {
     let check = || {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_midge"));
         let output = command.args(["-t", "-c", &config]).output().unwrap();
-        (
-            output.status.success(),
-            String::from_utf8(output.stderr).unwrap(),
-        )
+        let said = String::from_utf8(output.stdout).unwrap();
+        let warnings = said.lines().filter(|line| line.starts_with("warning:"));
+        let told = warnings.collect::<String>() + &String::from_utf8(output.stderr).unwrap();
+        (output.status.success(), told)
     };
     assert_eq!(check(), (true, String::new()));
     let data = concat!(env!("CARGO_MANIFEST_DIR"), "/src/tls/testdata");

@@ -397,15 +397,17 @@ fn a_short_terminal_scrolls_the_help() {
     terminal.expect_order();
 }
 
-/// The process that was started with these arguments.
+/// The process whose command line begins so.
 fn running(arguments: &str) -> Option<Pid> {
-    let find = Command::new("pgrep")
-        .args(["-f", &format!("^{TOP} {arguments}")])
-        .output()
-        .unwrap();
-    let found = String::from_utf8_lossy(&find.stdout).into_owned();
-    let first = found.lines().next()?;
-    Some(Pid::from_raw(first.parse().expect("pgrep prints numbers")))
+    // The kernel ends each word with a zero.
+    let begin = format!("{TOP}\0{}", arguments.replace(' ', "\0"));
+    let mut processes = std::fs::read_dir("/proc").unwrap().flatten();
+    processes.find_map(|process| {
+        let pid = process.file_name().to_str()?.parse().ok()?;
+        let line = std::fs::read(process.path().join("cmdline")).ok()?;
+        line.starts_with(begin.as_bytes())
+            .then_some(Pid::from_raw(pid))
+    })
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The machine it all runs on: what it is, and whether it has time.
 
 use std::fs::read_to_string;
+use std::path::Path;
 use std::time::Duration;
 
 /// Of a CPU's time; more, and figures depend on what the rest does.
@@ -76,6 +77,32 @@ pub fn busy(cpus: &[usize]) -> Option<String> {
     })
 }
 
+/// Says that stores would not be on a disk, if so.
+pub fn stores_in_memory() -> Option<String> {
+    let folder = std::env::temp_dir();
+    let folder = folder.canonicalize().unwrap_or(folder);
+    let mounts = read_to_string("/proc/self/mounts").ok()?;
+    let kind = file_system(&mounts, &folder).filter(|kind| matches!(*kind, "tmpfs" | "ramfs"))?;
+    Some(format!(
+        "Stores go to {}, which is in memory ({kind}): syncs cost nothing there, and figures of file stores say \
+         nothing of a disk. Set TMPDIR to a folder that is on one.",
+        folder.display()
+    ))
+}
+
+/// The kind of file system a path is on. Of several mounts at one place the last is seen.
+fn file_system<'m>(mounts: &'m str, path: &Path) -> Option<&'m str> {
+    let mounts = mounts.lines().filter_map(|line| {
+        let mut words = line.split(' ');
+        let (place, kind) = (words.nth(1)?, words.next()?);
+        let place = place.replace("\\040", " ");
+        path.starts_with(&place).then_some((place.len(), kind))
+    });
+    mounts
+        .max_by_key(|(length, _)| *length)
+        .map(|(_, kind)| kind)
+}
+
 /// Idle and all time of a CPU since the start, in ticks.
 fn times(stat: &str, cpu: usize) -> Option<(u64, u64)> {
     let name = format!("cpu{cpu}");
@@ -114,6 +141,21 @@ mod tests {
             "{error}"
         );
         assert!(pair(None, Some(1), &[0, 2]).is_err());
+    }
+
+    #[test]
+    fn the_file_system_of_a_path_is_that_of_the_innermost_mount() {
+        let mounts = "rootfs / rootfs rw 0 0\n/dev/vda / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n\
+                      /dev/vdb /tmp/a\\040disk xfs rw 0 0\n";
+        for (path, kind) in [
+            ("/home/me", "ext4"),
+            ("/tmpfiles", "ext4"),
+            ("/tmp", "tmpfs"),
+            ("/tmp/x", "tmpfs"),
+            ("/tmp/a disk/x", "xfs"),
+        ] {
+            assert_eq!(file_system(mounts, Path::new(path)), Some(kind), "{path}");
+        }
     }
 
     #[test]

@@ -16,7 +16,7 @@ mod server;
 mod stan;
 mod stats;
 
-use bed::{Bed, Setup};
+use bed::{Bed, Setup, Store};
 use clap::{Parser, Subcommand};
 use progress::Progress;
 use report::{Report, Row};
@@ -235,6 +235,16 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
     let mut report = Report::new(&field.all());
     if !arguments.quick
         && let Some(warning) = machine::busy(&[server_cpu, load_cpu])
+    {
+        eprintln!("{warning}");
+    }
+    let on_disk = |scenario: &Scenario| match scenario.setup {
+        Setup::Streaming(store) => store != Store::Memory,
+        _ => false,
+    };
+    if !arguments.quick
+        && chosen.iter().any(on_disk)
+        && let Some(warning) = machine::stores_in_memory()
     {
         eprintln!("{warning}");
     }

@@ -2,13 +2,18 @@
 
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::unistd::Pid;
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
 use std::path::PathBuf;
 use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+/// More than any scenario has servers.
+const GIVEN_REMEMBERED: usize = 64;
 
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -63,17 +68,13 @@ impl Program {
         })
     }
 
-    /// The same with two event loops, where it has such a thing.
+    /// The same with two event loops, where it has such a thing: midge, or whatever is told of `--threads`.
     pub fn with_two_loops(&self) -> Self {
-        let mut program = self.clone();
-        let threads = program
-            .arguments
-            .iter()
-            .position(|word| word == "--threads");
-        if let Some(value) = threads.and_then(|at| program.arguments.get_mut(at + 1)) {
-            *value = "2".into();
+        let has_loops = self.version().starts_with("midge ");
+        Self {
+            arguments: two_loops(&self.arguments, has_loops),
+            ..self.clone()
         }
-        program
     }
 
     pub fn version(&self) -> String {
@@ -139,6 +140,23 @@ impl Program {
     }
 }
 
+/// These arguments, but for two event loops. `has_loops`: also where they do not say how many.
+fn two_loops(arguments: &[String], has_loops: bool) -> Vec<String> {
+    let (mut kept, mut told) = (Vec::new(), has_loops);
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        match word.strip_prefix("--").or(word.strip_prefix('-')) {
+            Some("threads") => told |= words.next().is_some(),
+            Some(flag) if flag.starts_with("threads=") => told = true,
+            _ => kept.push(word.clone()),
+        }
+    }
+    if told {
+        kept.extend(["--threads", "2"].map(String::from));
+    }
+    kept
+}
+
 /// Within it a server sends INFO.
 const START_GRACE: Duration = Duration::from_secs(10);
 const LAST_BYTES_MAX: usize = 4096;
@@ -167,8 +185,20 @@ fn last_words(mut stderr: ChildStderr) -> Receiver<String> {
     told
 }
 
+/// One that nobody listens at, and that was not given before: it may be that nobody listens there yet.
 pub fn free_port() -> std::io::Result<u16> {
-    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+    static GIVEN: Mutex<VecDeque<u16>> = Mutex::new(VecDeque::new());
+    let mut given = GIVEN.lock().unwrap_or_else(PoisonError::into_inner);
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();
+        if !given.contains(&port) {
+            given.push_back(port);
+            if given.len() > GIVEN_REMEMBERED {
+                given.pop_front();
+            }
+            return Ok(port);
+        }
+    }
 }
 
 pub struct Server {
@@ -330,6 +360,20 @@ mod tests {
         let program: Program = format!("x={}", path.display()).parse().unwrap();
         let cpu = usable_cpus().unwrap()[0];
         program.start(cpu, &[]).err().expect("it is no server")
+    }
+
+    #[test]
+    fn two_loops_whatever_was_told_before() {
+        let of = |arguments: &str, has_loops| {
+            let words: Vec<String> = arguments.split_whitespace().map(Into::into).collect();
+            two_loops(&words, has_loops).join(" ")
+        };
+        for told in ["--threads 1 -D", "-threads=1 -D", "-D --threads=4", "-D"] {
+            assert_eq!(of(told, true), "-D --threads 2", "{told}");
+        }
+        assert_eq!(of("", true), "--threads 2");
+        assert_eq!(of("--threads 1", false), "--threads 2");
+        assert_eq!(of("-D", false), "-D");
     }
 
     #[test]

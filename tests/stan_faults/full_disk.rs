@@ -184,7 +184,8 @@ fn files_that_may_not_grow_are_an_error_and_no_end() {
         let id = server.id().to_string();
         let size = format!("--fsize={bytes}:unlimited");
         let status = Command::new("prlimit").args(["--pid", &id, &size]).status();
-        assert!(status.unwrap().success());
+        let status = status.expect("prlimit, of util-linux, bounds the files of the server");
+        assert!(status.success());
     };
     limit("8192");
     let mut acknowledged = vec!["before".to_owned()];

@@ -6,7 +6,7 @@ pub mod stan;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -167,6 +167,46 @@ impl Drop for Server {
         if std::thread::panicking() {
             eprintln!("--- log of the server\n{}", self.log());
         }
+    }
+}
+
+/// The program as it is, for what `Server` does otherwise: its ports, where it listens, where its log goes. It does
+/// not outlive the test.
+pub struct Process(Child);
+
+impl Process {
+    /// Waits until it has told in the folder where it listens.
+    pub fn start(folder: &Path, stderr: Stdio, arguments: &[&str]) -> (Self, Ports) {
+        let child = Command::new(env!("CARGO_BIN_EXE_midge"))
+            .args(arguments)
+            .arg("--ports_file_dir")
+            .arg(folder)
+            .stdin(Stdio::null())
+            .stderr(stderr)
+            .spawn()
+            .unwrap();
+        let process = Self(child);
+        let ports = Ports::of(&process.0, folder);
+        (process, ports)
+    }
+
+    /// Asks it to end, and waits for that.
+    pub fn end(mut self) -> ExitStatus {
+        let pid = nix::unistd::Pid::from_raw(self.0.id() as i32);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        let mut status = None;
+        until("the end of the server", || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        });
+        status.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
@@ -399,7 +439,7 @@ pub struct Ports {
 
 impl Ports {
     /// Waits for it.
-    pub fn of(server: &Child, folder: &Path) -> Self {
+    fn of(server: &Child, folder: &Path) -> Self {
         let file = folder.join(format!("midge_{}.ports", server.id()));
         until("the ports file", || file.exists());
         let urls = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
