@@ -631,7 +631,7 @@ pub mod fuzz {
     /// a queue group.
     fn addressee(choice: usize, made: &[(u64, String)]) -> String {
         match made.get(choice / 4) {
-            Some((cid, sid)) if choice % 4 == 0 => format!("QRSID:{cid}:{sid} "),
+            Some((cid, sid)) if choice.is_multiple_of(4) => format!("QRSID:{cid}:{sid} "),
             _ => "RSID:1:1 ".into(),
         }
     }

@@ -249,7 +249,7 @@ fn what_the_store_refuses_is_answered_with_its_reason() {
     };
     world.send(Inlet::CONNECT, "", connect.encode_to_vec());
     let reason = "no space left on device".to_owned();
-    assert_eq!(connect_answers(&mut world), [reason.clone()]);
+    assert_eq!(connect_answers(&mut world), std::slice::from_ref(&reason));
     assert!(world.engine.clients.get("you").is_none());
     for durable in ["", "new", "offline"] {
         let request = pb::SubscriptionRequest {
