@@ -105,6 +105,8 @@ pub enum Record<'a> {
     /// SUB and UNSUB lines for one route, or for all there are. Routes live on loop 0.
     RouteLines {
         route: Option<RouteRef>,
+        /// That loop has begun to tell this route.
+        first: bool,
         /// There are more for this route, from this number of a subscription on.
         next: Option<u32>,
         lines: &'a [u8],
@@ -259,9 +261,16 @@ impl Batch {
         self.weight += 64 * run.count() + region.len();
     }
 
-    pub fn push_route_lines(&mut self, route: Option<RouteRef>, next: Option<u32>, lines: &[u8]) {
+    pub fn push_route_lines(
+        &mut self,
+        route: Option<RouteRef>,
+        first: bool,
+        next: Option<u32>,
+        lines: &[u8],
+    ) {
+        let flags = [u8::from(route.is_some()), u8::from(first)];
         self.bytes
-            .extend_from_slice(&[KIND_ROUTE_LINES, u8::from(route.is_some()), 0, 0]);
+            .extend_from_slice(&[KIND_ROUTE_LINES, flags[0], flags[1], 0]);
         self.bytes
             .extend_from_slice(&(lines.len() as u32).to_le_bytes());
         self.push_route(route.unwrap_or(RouteRef { slot: 0, cid: 0 }));
@@ -444,6 +453,7 @@ impl<'a> Iterator for Records<'a> {
                 let lines = self.take(length as usize);
                 Some(Record::RouteLines {
                     route: (flag == 1).then_some(route),
+                    first: low == 1,
                     next: (next > 0).then_some(next),
                     lines,
                 })
@@ -510,8 +520,8 @@ mod tests {
         batch.push_message(&small, None, envelope, [&b"q1"[..], b"q2"].into_iter());
         batch.push_interest(b"b", Some(b"q"), 4);
         let route = RouteRef { slot: 3, cid: 9 };
-        batch.push_route_lines(Some(route), Some(5), b"SUB a  RSID:1:1\r\n");
-        batch.push_route_lines(None, None, b"UNSUB RSID:1:1\r\n");
+        batch.push_route_lines(Some(route), true, Some(5), b"SUB a  RSID:1:1\r\n");
+        batch.push_route_lines(None, false, None, b"UNSUB RSID:1:1\r\n");
         batch.push_interest_wanted(route, 5);
         batch.push_mark(1 << 40);
         batch.push_taken_in(7);
@@ -552,9 +562,14 @@ mod tests {
                         queue.map(<[u8]>::escape_ascii).map(|q| q.to_string())
                     )
                 }
-                Record::RouteLines { route, next, lines } => {
+                Record::RouteLines {
+                    route,
+                    first,
+                    next,
+                    lines,
+                } => {
                     let cid = route.map(|route| route.cid);
-                    format!("lines {cid:?} {next:?} {}", lines.escape_ascii())
+                    format!("lines {cid:?} {first} {next:?} {}", lines.escape_ascii())
                 }
                 Record::Mark { position } => format!("mark {position}"),
                 Record::TakenIn { position } => format!("taken in {position}"),
@@ -597,8 +612,8 @@ mod tests {
                 "a.* None 1",
                 r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 5 ["q1", "q2"] false"#,
                 "b Some(\"q\") 4",
-                "lines Some(9) Some(5) SUB a  RSID:1:1\\r\\n",
-                "lines None None UNSUB RSID:1:1\\r\\n",
+                "lines Some(9) true Some(5) SUB a  RSID:1:1\\r\\n",
+                "lines None false None UNSUB RSID:1:1\\r\\n",
                 "wanted 9 5",
                 "mark 1099511627776",
                 "taken in 7",

@@ -166,9 +166,15 @@ impl Broker {
                 }
                 Record::RouteLines {
                     route: Some(route),
+                    first,
                     next,
                     lines,
-                } => self.pass_to_route(route, from, next, lines),
+                } => {
+                    self.pass_to_route(route, from, next, lines);
+                    if first {
+                        self.loop_has_begun(route);
+                    }
+                }
                 Record::RouteLines { lines, .. } => self.pass_to_routes(lines),
                 Record::InterestWanted { route, from } => self.tell_batch(route, from),
                 Record::Mark { position } => self.set_mark(Mark {

@@ -187,7 +187,7 @@ impl Broker {
             self.pass_to_routes(&line);
         } else {
             self.outgoing(ROUTE_LOOP)
-                .push_route_lines(None, None, &line);
+                .push_route_lines(None, false, None, &line);
         }
         self.note_told(line.len());
         self.route_line = line;
@@ -284,6 +284,7 @@ impl Broker {
     /// A route was registered: it is to hear of every subscription there is, on all loops.
     pub(super) fn tell_new_route(&mut self, slot: Slot) {
         let route = self.route_ref(slot);
+        self.route(slot).silent_loops = self.peers.len() - 1;
         for index in 0..self.peers.len() as u16 {
             if index != self.loop_index {
                 self.outgoing(index).push_interest_wanted(route, 0);
@@ -323,7 +324,7 @@ impl Broker {
             let until = self.now + CATCH_UP_TIME_MAX;
             self.catching_up.push((route, until));
         }
-        self.hand_over(route, next, &lines);
+        self.hand_over(route, from == 0, next, &lines);
     }
 
     /// Returns where to go on. Numbers are given to others when a subscription ends, but whoever comes
@@ -367,16 +368,34 @@ impl Broker {
         }
         // One that is cut off leaves the list.
         for (route, _) in self.catching_up.clone() {
-            self.hand_over(route, None, &lines);
+            self.hand_over(route, false, None, &lines);
         }
     }
 
-    fn hand_over(&mut self, route: RouteRef, next: Option<u32>, lines: &[u8]) {
+    /// `first`: of all that this loop tells it. It counts where there is nothing to tell, too.
+    fn hand_over(&mut self, route: RouteRef, first: bool, next: Option<u32>, lines: &[u8]) {
         if self.loop_index == ROUTE_LOOP {
             self.pass_to_route(route, ROUTE_LOOP, next, lines);
-        } else if !lines.is_empty() || next.is_some() {
+        } else if first || !lines.is_empty() || next.is_some() {
             self.outgoing(ROUTE_LOOP)
-                .push_route_lines(Some(route), next, lines);
+                .push_route_lines(Some(route), first, next, lines);
+        }
+    }
+
+    /// Another loop has begun to tell a route its subscriptions.
+    pub(super) fn loop_has_begun(&mut self, route: RouteRef) {
+        let RouteRef { slot, cid } = route;
+        let is_there = |client: &Client| client.cid == cid && client.phase != Phase::Closing;
+        if !self.client(slot).is_some_and(is_there) {
+            return;
+        }
+        let record = self.route(slot);
+        record.silent_loops -= 1;
+        if record.silent_loops == 0 {
+            for _ in 0..std::mem::take(&mut record.pongs_owed) {
+                self.append(slot, encode::PONG);
+            }
+            self.bound_what_is_told(slot);
         }
     }
 }

@@ -253,3 +253,48 @@ fn addresses() {
     assert_eq!(parsed(b"51"), None);
     assert_eq!(parsed(b":1"), None);
 }
+
+/// gnatsd tells all it has when a route joins, before it answers anything.
+#[test]
+fn a_new_route_has_a_pong_when_all_loops_have_begun_to_tell_it() {
+    for subscribed in [false, true] {
+        let now = Instant::now();
+        let settings = Arc::new(Settings {
+            cluster: Some(ClusterSettings::default()),
+            ..Settings::default()
+        });
+        let mut loops = [0, 1].map(|index| {
+            let region = RegionMut::map(1 << 20).unwrap();
+            Broker::new(settings.clone(), index, 2, region, Random::new(1), now)
+        });
+        let client = loops[1].open(2, PEER, now);
+        let hello: &[u8] = match subscribed {
+            true => b"CONNECT {\"verbose\":false}\r\nSUB a 1\r\n",
+            false => b"CONNECT {\"verbose\":false}\r\n",
+        };
+        loops[1].handle_bytes(client, hello, now);
+        let exchange = |loops: &mut [Broker; 2]| {
+            for (from, to) in [(0, 1), (1, 0)] {
+                loops[from].end_turn();
+                let batch = loops[from].take_mail(to as u16, Default::default());
+                loops[to].handle_mail(from as u16, &batch, now);
+            }
+        };
+        exchange(&mut loops);
+        let slot = loops[0].open_route(3, PEER, None, now);
+        written(&mut loops[0], slot, now);
+        let info = b"INFO {\"server_id\":\"other\"}\r\nPING\r\nPING\r\n";
+        loops[0].handle_bytes(slot, info, now);
+        assert_eq!(written(&mut loops[0], slot, now), "");
+        exchange(&mut loops);
+        let told = written(&mut loops[0], slot, now);
+        let lines = if subscribed {
+            "SUB a  RSID:2:1\r\n"
+        } else {
+            ""
+        };
+        assert_eq!(told, format!("{lines}PONG\r\nPONG\r\n"));
+        loops[0].handle_bytes(slot, b"PING\r\n", now);
+        assert_eq!(written(&mut loops[0], slot, now), "PONG\r\n");
+    }
+}

@@ -57,6 +57,10 @@ pub struct Route {
     pub given_up: bool,
     /// What its next PONGs are for.
     pub asked: VecDeque<Asked>,
+    /// Other loops that have not begun to tell their subscriptions.
+    pub silent_loops: usize,
+    /// PONGs that wait for them: whoever has one may rely on having been told, as gnatsd tells all on joining.
+    pub pongs_owed: u32,
 }
 
 /// Why a route got a PING.

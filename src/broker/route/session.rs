@@ -208,6 +208,11 @@ impl<const TRACE: bool> Sink for RouteSession<'_, TRACE> {
 
     fn ping(&mut self) -> Result<(), Stop> {
         self.trace(format_args!("PING"));
+        let route = self.broker.route(self.slot);
+        if route.silent_loops > 0 {
+            route.pongs_owed = route.pongs_owed.saturating_add(1);
+            return Ok(());
+        }
         self.broker.append(self.slot, encode::PONG);
         // It is read from whatever waits for it, so this too counts.
         self.broker.bound_what_is_told(self.slot);
