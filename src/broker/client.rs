@@ -99,6 +99,8 @@ pub struct Client {
     pub leaving: bool,
     /// The kernel holds nothing of it any more.
     pub released: bool,
+    /// Bytes of lines of our own, answers most of all, since little was pending.
+    pub own_lines: usize,
     /// Receivers whose backlog holds this publisher back.
     pub held_by: u32,
     pub kind: Kind,
@@ -156,6 +158,12 @@ impl Client {
         }
     }
 
+    pub fn is_registered_route(&self) -> bool {
+        self.route
+            .as_ref()
+            .is_some_and(|route| route.info.is_some())
+    }
+
     pub fn new(cid: u64, kind: Kind, peer: SocketAddr, unauthorized: bool) -> Self {
         let defaults = Connect::default();
         Self {
@@ -172,6 +180,7 @@ impl Client {
             no_responders: false,
             unauthorized,
             internal: false,
+            own_lines: 0,
             verifying: false,
             answer_connect: false,
             judged_again: false,

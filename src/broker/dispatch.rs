@@ -74,11 +74,10 @@ impl Broker {
         if messages > 0 {
             client.active_at = Some(now);
         }
-        // Its own answers are meant. What others send to a carrier has bounds of its own: were it not read from
-        // meanwhile, and its other end did the same, each would wait for the other.
-        client.choked = client.kind == Kind::Client
+        client.choked = client.own_lines > super::hold::HIGH_WATER_BYTES
+            && client.outbox.pending() > super::hold::HIGH_WATER_BYTES
             && !client.internal
-            && client.outbox.pending() > super::hold::HIGH_WATER_BYTES;
+            && !client.is_registered_route();
         if self.pace.changes() != changes_before {
             self.pace_client(slot, changes_before);
         }

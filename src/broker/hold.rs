@@ -8,8 +8,9 @@
 //!                     '------------------------------------------ stuck: holds nobody
 //! ```
 //!
-//! A client that far behind with its own output is not read from either: answers to its own
-//! PINGs, say, must not pile up without bound.
+//! A client that far behind with lines of our own is not read from either: answers to its
+//! PINGs, say, must not pile up without bound. Messages of others do not count there: its end may do the same, and each would
+//! wait for the other.
 //!
 //! A receiver alone behind among others that keep up may hold its publisher only for a small part
 //! of each second: the others lose a few percent at most, and it is cut off when its backlog
@@ -51,6 +52,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// that long.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
+/// Of thousands that wait for a part of this process each has a buffer full to say: these are let go when it has caught up,
+/// and so many more each time that it takes something, or after that long.
+const LET_GO_AT_ONCE: usize = 16;
+const LET_GO_EVERY: Duration = Duration::from_millis(1);
 
 /// One connection that was cut off because it did not read.
 #[derive(Clone, Debug)]
@@ -179,6 +184,7 @@ impl Broker {
                 .checked_sub(1)
                 .expect("every end follows its hold");
             if client.held_by == 0 {
+                client.pings_out = 0; // what it answered meanwhile is still to be read
                 self.effects.push(Effect::Resume {
                     slot: publisher.slot,
                 });
@@ -194,17 +200,27 @@ impl Broker {
             if std::mem::take(&mut client.choked) {
                 self.effects.push(Effect::Resume { slot: receiver });
             }
-            self.let_publishers_go(receiver);
+            let internal = client.internal;
+            self.let_first_go(receiver, if internal { LET_GO_AT_ONCE } else { usize::MAX });
         }
     }
 
     pub(super) fn let_publishers_go(&mut self, receiver: Slot) {
+        self.let_first_go(receiver, usize::MAX);
+    }
+
+    /// Those that came first, so many of them; whether there are others.
+    fn let_first_go(&mut self, receiver: Slot, count: usize) -> bool {
         let Some(holding) = &mut self.receivers.clients[receiver as usize].holding else {
-            return;
+            return false;
         };
-        for held in std::mem::take(&mut holding.publishers) {
+        let count = count.min(holding.publishers.len());
+        let go: Vec<Held> = holding.publishers.drain(..count).collect();
+        let others = !holding.publishers.is_empty();
+        for held in go {
             self.tell_publisher(held.publisher, false);
         }
+        others
     }
 
     pub(super) fn end_of_hold(&mut self, receiver: Slot) {
@@ -218,7 +234,11 @@ impl Broker {
         }
         holding.look_at = None;
         if client.outbox.pending() <= LOW_WATER_BYTES {
-            return; // nobody waits for it
+            // Nobody waits for it, but for those that are not let go all at once.
+            if self.let_first_go(receiver, LET_GO_AT_ONCE) {
+                self.look_again(receiver, now + LET_GO_EVERY);
+            }
+            return;
         }
         let progress = client
             .progress_at
@@ -489,6 +509,82 @@ mod tests {
         fill(&mut broker, publisher, internal, now);
         broker.handle_bytes(internal, b"PING\r\nPUB x 2\r\nhi\r\n", now);
         assert!(broker.wants_bytes(internal));
+    }
+
+    /// What others sent it is no reason not to listen to it: it may wait for that itself.
+    #[test]
+    fn whoever_gets_much_is_read_from_all_the_same() {
+        let mut cluster = ClusterSettings {
+            pending_bytes_max: usize::MAX,
+            ..ClusterSettings::default()
+        };
+        cluster.info.server_id = "own".into();
+        let settings = Settings {
+            cluster: Some(cluster),
+            ..Settings::default()
+        };
+        let (mut broker, now) = broker(settings);
+        let route = broker.open_route(50, PEER, None, now);
+        let hello = b"INFO {\"server_id\":\"another\"}\r\nSUB x RSID:9:1\r\n";
+        broker.handle_bytes(route, hello, now);
+        let client = open(&mut broker, 2, now);
+        broker.handle_bytes(client, b"SUB x 1\r\n", now);
+        let publisher = open(&mut broker, 3, now);
+        for _ in 0..3 {
+            broker.handle_bytes(publisher, &message("x", 600_000), now);
+        }
+        for receiver in [route, client] {
+            assert!(broker.client(receiver).unwrap().outbox.pending() > HIGH_WATER_BYTES);
+            broker.handle_bytes(receiver, b"PING\r\n", now);
+            assert!(broker.wants_bytes(receiver));
+        }
+    }
+
+    #[test]
+    fn many_that_wait_for_a_part_of_this_process_are_let_go_one_after_another() {
+        let (mut broker, now) = broker(Settings::default());
+        let internal = open_internal(&mut broker, now);
+        let publishers: Vec<Slot> = (0..100).map(|n| open(&mut broker, 1000 + n, now)).collect();
+        let message = message("x", 1_200_000 / 8);
+        for publisher in publishers.iter().cycle().take(108) {
+            broker.handle_bytes(*publisher, &message, now);
+        }
+        let waiting = |broker: &Broker| {
+            let waits = |slot: &&Slot| !broker.wants_bytes(**slot);
+            publishers.iter().filter(waits).count()
+        };
+        let before = waiting(&broker);
+        assert!(before > 90, "{before}");
+        drain(&mut broker, internal, now);
+        assert_eq!(waiting(&broker), before - LET_GO_AT_ONCE);
+        // Nobody says anything: the others go on as well.
+        let mut at = now + PROGRESS_EVERY;
+        for _ in 0..before / LET_GO_AT_ONCE {
+            broker.handle_timeouts(at);
+            at += LET_GO_EVERY;
+        }
+        assert_eq!(waiting(&broker), 0);
+    }
+
+    /// However long that is: its PONGs are not read meanwhile.
+    #[test]
+    fn whoever_is_held_back_is_not_stale() {
+        let settings = Settings::default();
+        let interval = settings.ping_interval;
+        let (mut broker, now) = broker(settings);
+        let internal = open_internal(&mut broker, now);
+        let publisher = open(&mut broker, 2, now);
+        fill(&mut broker, publisher, internal, now);
+        let mut at = now;
+        for _ in 0..10 {
+            at += interval;
+            broker.handle_timeouts(at);
+        }
+        assert_eq!(broker.client(publisher).unwrap().phase, Phase::Open);
+        drain(&mut broker, internal, at);
+        assert!(broker.wants_bytes(publisher));
+        broker.handle_timeouts(at + interval);
+        assert_eq!(broker.client(publisher).unwrap().phase, Phase::Open);
     }
 
     #[test]

@@ -357,6 +357,9 @@ impl Broker {
         let client = &mut self.receivers.clients[slot as usize];
         client.outbox.advance(&mut self.receivers.pool, bytes);
         client.progress_at = (!client.outbox.is_empty()).then_some(now);
+        if client.outbox.pending() <= hold::LOW_WATER_BYTES {
+            client.own_lines = 0;
+        }
         // A PING on its way is no activity, a message is.
         if client.messages_written != client.traffic.messages_out {
             client.messages_written = client.traffic.messages_out;
@@ -383,6 +386,7 @@ impl Broker {
                 client.trace_out(bytes);
             }
             client.outbox.append(&mut self.receivers.pool, bytes);
+            client.own_lines += bytes.len();
             mark_dirty(client, slot, &mut self.receivers.dirty);
         }
     }

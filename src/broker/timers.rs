@@ -88,6 +88,12 @@ impl Broker {
         match timer {
             // A part of this process may have much else to do, and does not go without the rest.
             Timer::Ping if client.internal => {}
+            // Its PONG may have come, and is not read.
+            Timer::Ping if client.held_by > 0 => {
+                let cid = client.cid;
+                self.timers
+                    .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
+            }
             Timer::Ping => {
                 client.pings_out += 1;
                 if client.pings_out > self.settings.pings_out_max {

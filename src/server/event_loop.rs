@@ -404,7 +404,8 @@ impl<I: Io> EventLoop<I> {
             return;
         };
         connection.receiving = false;
-        if result == Err(Errno::NOBUFS) {
+        // One that is closed by now wants no other buffer, and nothing else will look at it.
+        if result == Err(Errno::NOBUFS) && connection.stage != Stage::Closing {
             self.starved.push_back(slot);
             return;
         }
