@@ -66,7 +66,8 @@ pub struct Channel {
     pub departing: VecDeque<Departing>,
     /// Last publish, or end of the last subscription.
     pub active_at: i64,
-    pub age_timer: bool,
+    /// The timer of the oldest message that is set; others are stale.
+    pub age_timer: Option<i64>,
     pub inactivity_timer: bool,
 }
 
@@ -90,7 +91,7 @@ impl Channel {
             dead_letters: None,
             departing: VecDeque::new(),
             active_at: now,
-            age_timer: false,
+            age_timer: None,
             inactivity_timer: false,
         }
     }

@@ -12,6 +12,7 @@ mod answers;
 mod away;
 mod dead;
 mod deliver;
+mod ghosts;
 mod held_back;
 mod members;
 mod publish;
@@ -32,8 +33,8 @@ use super::store::{ChannelId, Recovered, Seq, Store, StoreError};
 use super::subs::Sub;
 use crate::util::random::Random;
 use answers::Answer;
+use dead::Buried;
 pub use dead::{DeadLetterRule, DeadLetters};
-use members::group_place;
 use prost::Message;
 use std::collections::{HashMap, VecDeque};
 pub use tell::Shown;
@@ -89,6 +90,9 @@ pub struct Engine {
     now: i64,
     /// How far the wall clock, by which messages are stamped and grow old, is ahead of that one.
     wall_ahead: i64,
+    /// How far it was, at least, when somebody looked at all messages that grow old.
+    ages_ahead: i64,
+    buried: Buried,
 }
 
 impl Engine {
@@ -135,6 +139,8 @@ impl Engine {
             away: false,
             now,
             wall_ahead: 0,
+            ages_ahead: 0,
+            buried: Buried::default(),
         };
         engine.recover(recovered.clients, recovered.channels);
         Ok(engine)
@@ -150,7 +156,9 @@ impl Engine {
 
     /// What the wall clock shows at this time. Without a word of it, it is taken to show the same.
     pub fn handle_clock(&mut self, now: i64, wall: i64) {
+        self.now = now;
         self.wall_ahead = wall.saturating_sub(now);
+        self.follow_wall_clock();
     }
 
     fn wall(&self) -> i64 {
@@ -290,9 +298,7 @@ impl Engine {
             for sub in others {
                 self.recover_sub(index, sub);
             }
-            for ghost in ghosts {
-                self.recover_ghost(index, ghost);
-            }
+            self.recover_ghosts(index, ghosts);
             self.watch_age(index);
             self.watch_inactivity(index);
         }
@@ -344,64 +350,6 @@ impl Engine {
             sub.note_recovered(seq, due, self.now);
             sub.state.last_sent = last_sent.max(seq);
         }
-    }
-
-    /// A member of a durable group whose client has gone: its own end was to be written next.
-    fn is_ghost(&self, state: &pb::SubState) -> bool {
-        let member = state.is_durable && !state.queue_group.is_empty();
-        let left = state.is_closed || state.client_id.is_empty();
-        member && !left && self.clients.get(&state.client_id).is_none()
-    }
-
-    /// As if it had left: another member gets what it had pending, or its record keeps the group's place. The original
-    /// drops it with what is pending.
-    fn recover_ghost(&mut self, index: ChannelIndex, mut ghost: super::store::RecoveredSub) {
-        log::info!(
-            "STREAM: WARN: Not recovering ghost durable queue subscriber: [{}]:[{}] subject={} inbox={}",
-            Shown(&ghost.state.client_id),
-            Shown(&ghost.state.queue_group),
-            Shown(&self.channel(index).name),
-            Shown(&ghost.state.inbox)
-        );
-        let channel = self.channel(index);
-        let store = channel.store;
-        let queue = channel.queues.get(ghost.state.queue_group.as_str());
-        let heir = queue.and_then(|queue| queue.members.front().copied().or(queue.shadow));
-        let Some(mut sub) = heir.and_then(|id| channel.subs.remove(&id)) else {
-            ghost.state.is_closed = true;
-            let result = self.store.update_sub(store, &group_place(&ghost.state));
-            self.log_error(result);
-            return self.recover_sub(index, ghost);
-        };
-        let of_group = channel.subs.values().chain([&sub]);
-        let held: Vec<Seq> = of_group
-            .filter(|member| member.group == sub.group)
-            .flat_map(|member| member.pending.keys().copied())
-            .collect();
-        ghost.pending.retain(|seq| !held.contains(seq));
-        self.recover_pending(store, &mut sub, &ghost.pending);
-        for seq in &ghost.pending {
-            let result = self.store.sub_sent(store, sub.id(), *seq);
-            self.log_error(result);
-        }
-        if sub.state.last_sent < ghost.state.last_sent {
-            sub.state.last_sent = ghost.state.last_sent;
-            let state = match sub.active {
-                true => sub.state.clone(),
-                false => group_place(&sub.state),
-            };
-            let result = self.store.update_sub(store, &state);
-            self.log_error(result);
-        }
-        let result = self.store.delete_sub(store, ghost.state.id);
-        self.log_error(result);
-        let channel = self.channel(index);
-        if let Some(queue) = channel.queues.get_mut(&sub.group) {
-            queue.last_sent = queue.last_sent.max(sub.state.last_sent);
-        }
-        let id = sub.id();
-        channel.subs.insert(id, sub);
-        self.arm(index, id);
     }
 
     /// Puts a subscription where delivery and acks find it.

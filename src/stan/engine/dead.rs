@@ -8,6 +8,7 @@
 //!
 //! The message stays pending until its copy is durable, so a crash in between repeats it and loses nothing.
 
+use super::deliver::WAIT_FOR_ROOM;
 use super::{Engine, Shown};
 use crate::stan::channel::Departing;
 use crate::stan::clients::ChannelIndex;
@@ -25,6 +26,19 @@ pub struct DeadLetterRule {
     pub max_redeliveries: u32,
     /// The channel it goes to then.
     pub target: String,
+}
+
+/// Letters of one turn, and bytes that wait for the disk at its end: nothing else bounds what is due at once, and a commit has
+/// room for so much only.
+const LETTERS_MAX: usize = 1024;
+const BYTES_MAX: usize = 64 << 20;
+
+/// What was buried in this turn.
+#[derive(Debug, Default)]
+pub(super) struct Buried {
+    letters: usize,
+    /// With what waited for the disk before it.
+    bytes: usize,
 }
 
 type RuleOf = dyn Fn(&str) -> Option<DeadLetterRule> + Send + Sync;
@@ -54,6 +68,25 @@ impl Engine {
         };
         let pending = channel.subs.get(&id).and_then(|sub| sub.pending.get(&seq));
         pending.is_some_and(|pending| pending.redeliveries >= rule.max_redeliveries)
+    }
+
+    /// How long what is due waits, where so much was buried that more of it has to.
+    pub(super) fn burial_wait(&mut self, index: ChannelIndex) -> Option<i64> {
+        self.channel(index).dead_letters.as_ref()?;
+        match self.buried {
+            Buried { bytes, .. } if bytes >= BYTES_MAX => Some(WAIT_FOR_ROOM),
+            // Until the next turn.
+            Buried { letters, .. } if letters >= LETTERS_MAX => Some(1),
+            _ => None,
+        }
+    }
+
+    /// A turn is over.
+    pub(super) fn end_burials(&mut self) {
+        self.buried = Buried {
+            letters: 0,
+            bytes: self.store.backlog_bytes(),
+        };
     }
 
     /// Stores the copy; the rest follows in `depart`. Where that cannot be done, the message is sent again
@@ -91,6 +124,8 @@ impl Engine {
                 return self.keep(index, id, seq);
             }
         };
+        self.buried.letters += 1;
+        self.buried.bytes += message.len();
         if let Some(sub) = self.channel(index).subs.get_mut(&id) {
             sub.note_leaving(seq);
         }

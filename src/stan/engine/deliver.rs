@@ -14,8 +14,8 @@ use prost::Message;
 /// A message this close to its deadline counts as due.
 const SLACK: i64 = 15 * SECOND / 1000;
 
-/// How long what is due again waits where the way out is full.
-const WAIT_FOR_ROOM: i64 = SECOND / 20;
+/// How long what is due again waits where the way out is full, or the way to the disk.
+pub(super) const WAIT_FOR_ROOM: i64 = SECOND / 20;
 
 /// Who of a group gets a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -227,12 +227,19 @@ impl Engine {
                 Shown(&client)
             ));
         }
-        if out.is_full() {
-            let again = now + WAIT_FOR_ROOM;
-            sub.timer_at = Some(again);
+        let wait = match out.is_full() {
+            true => Some(WAIT_FOR_ROOM),
+            false => self.burial_wait(index),
+        };
+        if let Some(wait) = wait {
+            let again = now + wait;
+            if let Some(sub) = self.channel(index).subs.get_mut(&id) {
+                sub.timer_at = Some(again);
+            }
             return self.timers.push(again, Timer::Due(index, id));
         }
         while !out.is_full()
+            && self.burial_wait(index).is_none()
             && let Some(sub) = self.channel(index).subs.get_mut(&id)
             && let Some((deadline, seq)) = sub.take_due(now + SLACK)
         {
@@ -343,7 +350,9 @@ impl Engine {
             ));
         }
         for (seq, redeliveries) in all {
-            if out.is_full() {
+            let no_room = out.is_full()
+                || (self.burial_wait(index).is_some() && self.is_spent(index, id, seq));
+            if no_room {
                 // Due at once, by the timer.
                 if let Some(sub) = self.channel(index).subs.get_mut(&id) {
                     sub.note_sent(seq, now, redeliveries, now);

@@ -131,6 +131,7 @@ impl Engine {
             idle &= !self.refuse_answers(out);
             self.release_answers(out);
             if idle && self.dirty.is_empty() {
+                self.end_burials();
                 return Ok(());
             }
         }

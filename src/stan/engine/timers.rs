@@ -54,7 +54,7 @@ impl Engine {
                 Timer::Heartbeat(serial) => self.handle_heartbeat(serial, at, out),
                 Timer::HeartbeatOver(serial) => self.heartbeat_over(serial, at, out),
                 Timer::ProbeOver(serial) => self.probe_over(serial, at, out),
-                Timer::Age(index) => self.handle_age(index),
+                Timer::Age(index) => self.handle_age(index, at),
                 Timer::Inactivity(index) => self.handle_inactivity(index, out),
             }
         }
@@ -84,17 +84,36 @@ impl Engine {
         let Some(at) = self.store.expire(store, wall) else {
             return;
         };
-        let at = at.saturating_sub(self.wall_ahead);
-        if !std::mem::replace(&mut self.channel(index).age_timer, true) {
-            self.timers
-                .push(at.max(now + SECOND / 10), Timer::Age(index));
+        let at = at.saturating_sub(self.wall_ahead).max(now + SECOND / 10);
+        let channel = self.channel(index);
+        if channel.age_timer.is_some_and(|set| set <= at) {
+            return; // it will look again
+        }
+        channel.age_timer = Some(at);
+        self.timers.push(at, Timer::Age(index));
+    }
+
+    fn handle_age(&mut self, index: ChannelIndex, at: i64) {
+        if let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut)
+            && channel.age_timer == Some(at)
+        {
+            channel.age_timer = None;
+            self.watch_age(index);
         }
     }
 
-    fn handle_age(&mut self, index: ChannelIndex) {
-        if let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut) {
-            channel.age_timer = false;
-            self.watch_age(index);
+    /// Where the wall clock was set forward, messages are too old before their timers say so. Where it was set back, those
+    /// come too early, and look again.
+    pub(super) fn follow_wall_clock(&mut self) {
+        self.ages_ahead = self.ages_ahead.min(self.wall_ahead);
+        if self.wall_ahead.saturating_sub(self.ages_ahead) <= SECOND {
+            return;
+        }
+        self.ages_ahead = self.wall_ahead;
+        for index in 0..self.channels.len() {
+            if self.channels[index].is_some() {
+                self.watch_age(index);
+            }
         }
     }
 

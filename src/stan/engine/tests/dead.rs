@@ -262,6 +262,40 @@ fn a_message_is_pending_until_its_copy_is_durable() {
 }
 
 #[test]
+fn what_is_spent_at_once_is_buried_turn_by_turn() {
+    for comes_back in [false, true] {
+        let (mut world, _) = world(1);
+        let durable = |r: &mut pb::SubscriptionRequest| {
+            r.durable_name = "d".into();
+            r.max_in_flight = 5000;
+        };
+        world.subscribe(durable);
+        for _ in 0..2500 {
+            world.publish("me", "foo");
+        }
+        world.wait(6 * SECOND);
+        match comes_back {
+            false => world.wait(6 * SECOND),
+            true => {
+                let close = pb::CloseRequest {
+                    client_id: "me".into(),
+                };
+                world.send(Inlet::CLOSE, "", close.encode_to_vec());
+                world.connect("me");
+                world.subscribe(durable);
+            }
+        }
+        world.took();
+        for buried in [1024, 2048, 2500] {
+            assert_eq!(world.letters("dead.foo").len(), buried);
+            assert_eq!(world.pending(), 2500 - buried);
+            world.wait(1);
+        }
+        assert_eq!(world.got("in"), []);
+    }
+}
+
+#[test]
 fn without_room_for_it_a_message_stays() {
     let (mut world, store) = world(1);
     world.subscribe(|r| r.max_in_flight = 1);

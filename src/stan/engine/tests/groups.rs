@@ -243,76 +243,109 @@ fn what_is_due_at_the_start_goes_to_whoever_had_it() {
     assert!(again.len() == 6 && to_b > 1, "{again:?}");
 }
 
-/// The end of a client is on the disk, that of its member of a durable group is not.
+/// A server that finds a group of six messages, some purged, and its members with client, durable or not, last sent and
+/// pending. Of the clients `a` is registered.
+fn found(members: &[(&str, bool, u64, &[u64])], purged: u64) -> (World, TestStore) {
+    let mut store = TestStore::new();
+    let id = store.create_channel("foo").unwrap();
+    for _ in 1..=6 {
+        let message = pb::MsgProto {
+            subject: "foo".into(),
+            ..Default::default()
+        };
+        store.append(id, message).unwrap();
+    }
+    store.purge(id, purged).unwrap();
+    let mut subscriptions = Vec::new();
+    for &(client, is_durable, last_sent, pending) in members {
+        let number = subscriptions.len() as u64 + 1;
+        let state = pb::SubState {
+            id: number,
+            client_id: client.into(),
+            inbox: client.into(),
+            ack_inbox: format!("ack.{number}"),
+            queue_group: "d:g".into(),
+            is_durable,
+            max_in_flight: 10,
+            ack_wait_seconds: 5,
+            last_sent,
+            ..Default::default()
+        };
+        let pending = pending.to_vec();
+        subscriptions.push(RecoveredSub { state, pending });
+    }
+    let recovered = Recovered {
+        clients: vec![pb::ClientInfo {
+            id: "a".into(),
+            heartbeat_inbox: "hb.a".into(),
+            ..Default::default()
+        }],
+        channels: vec![RecoveredChannel {
+            id,
+            name: "foo".into(),
+            last_sub_id: subscriptions.len() as u64,
+            subscriptions,
+        }],
+        ..Recovered::default()
+    };
+    let world = World::found(|_| {}, store.clone(), recovered);
+    (world, store)
+}
+
+/// What went to `a`; nothing goes to anybody else.
+fn got_by_a(world: &mut World) -> Vec<u64> {
+    let mut got = deliveries(world, &["gone", "a"]);
+    got.sort_unstable();
+    assert!(got.iter().all(|(inbox, _)| inbox == "a"), "{got:?}");
+    got.into_iter().map(|(_, seq)| seq).collect()
+}
+
+/// The end of a client is on the disk, that of its member of a group is not.
 #[test]
 fn what_a_member_without_its_client_had_pending_is_with_another_one() {
-    for others in [true, false] {
-        let mut store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
-        let id = store.create_channel("foo").unwrap();
-        for _ in 1..=6 {
-            let message = pb::MsgProto {
-                subject: "foo".into(),
-                ..Default::default()
-            };
-            store.append(id, message).unwrap();
-        }
-        let mut member = |number: u64, client: &str, last_sent: u64, pending: &[u64]| {
-            let state = pb::SubState {
-                id: number,
-                client_id: client.into(),
-                inbox: client.into(),
-                ack_inbox: format!("ack.{number}"),
-                queue_group: "d:g".into(),
-                durable_name: "d".into(),
-                is_durable: true,
-                max_in_flight: 10,
-                ack_wait_seconds: 5,
-                last_sent,
-                ..Default::default()
-            };
-            store.add_sub(id, &state).unwrap();
-            let pending = pending.to_vec();
-            RecoveredSub { state, pending }
-        };
+    for (gone, a) in [(true, true), (false, true), (false, false)] {
         // What the first one has of it was handed over already.
-        let mut subscriptions = vec![member(1, "gone", 6, &[1, 3, 6])];
-        if others {
-            subscriptions.push(member(2, "a", 4, &[3, 4]));
-        }
-        let recovered = Recovered {
-            clients: vec![pb::ClientInfo {
-                id: "a".into(),
-                heartbeat_inbox: "hb.a".into(),
-                ..Default::default()
-            }],
-            channels: vec![RecoveredChannel {
-                id,
-                name: "foo".into(),
-                subscriptions,
-                last_sub_id: 2,
-            }],
-            ..Recovered::default()
-        };
-        let mut world = World::found(|_| {}, store, recovered);
-        let expected = match others {
-            true => &[1, 3, 4, 6][..],
-            false => {
-                assert!(deliveries(&mut world, &["gone", "a"]).is_empty());
-                world.subscribe(|request| {
-                    request.client_id = "a".into();
-                    request.inbox = "a".into();
-                    request.queue_group = "g".into();
-                    request.durable_name = "d".into();
-                });
-                &[1, 3, 6]
-            }
-        };
-        let mut got = deliveries(&mut world, &["gone", "a"]);
-        got.sort_unstable();
-        let to_a: Vec<_> = expected.iter().map(|seq| ("a".to_owned(), *seq)).collect();
-        assert_eq!(got, to_a);
+        let members = [("gone", gone, 6, &[1, 3, 6][..]), ("a", a, 4, &[3, 4][..])];
+        let (mut world, _) = found(&members, 0);
+        assert_eq!(got_by_a(&mut world), [1, 3, 4, 6], "durable: {gone}, {a}");
         // The group stands where it stood.
         world.publish("a", "foo");
-        assert_eq!(deliveries(&mut world, &["a"]), [("a".to_owned(), 7)]);
+        assert_eq!(got_by_a(&mut world), [7]);
     }
+}
+
+#[test]
+fn what_members_without_their_clients_had_pending_waits_with_the_place_of_a_durable_group() {
+    let members = [
+        ("gone", false, 6, &[3, 6][..]),
+        ("gone", true, 5, &[1, 5][..]),
+        ("gone", true, 4, &[1, 4][..]),
+    ];
+    let (mut world, _) = found(&members, 0);
+    assert!(got_by_a(&mut world).is_empty());
+    assert_eq!(last_sent(&world), [(true, 6)]);
+    world.subscribe(|request| {
+        request.client_id = "a".into();
+        request.inbox = "a".into();
+        request.queue_group = "g".into();
+        request.durable_name = "d".into();
+    });
+    assert_eq!(got_by_a(&mut world), [1, 3, 4, 5, 6]);
+    world.publish("a", "foo");
+    assert_eq!(got_by_a(&mut world), [7]);
+}
+
+#[test]
+fn a_group_without_clients_that_is_not_durable_is_over() {
+    let (world, _) = found(&[("gone", false, 6, &[1, 3][..])], 0);
+    assert_eq!(last_sent(&world), []);
+}
+
+#[test]
+fn what_is_gone_from_the_store_is_pending_for_nobody_who_takes_over() {
+    let members = [("gone", true, 6, &[1, 3][..]), ("a", true, 6, &[6][..])];
+    let (mut world, store) = found(&members, 2);
+    assert_eq!(got_by_a(&mut world), [3, 6]);
+    let marks = ["sent 1 to 2", "sent 3 to 2", "acked 1 by 2"];
+    assert_eq!(store.take_marks(), marks);
 }

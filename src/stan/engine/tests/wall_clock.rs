@@ -69,6 +69,28 @@ fn messages_grow_old_by_it() {
 }
 
 #[test]
+fn messages_of_a_quiet_channel_grow_old_when_it_is_set_forward() {
+    let mut world = world();
+    world.publish("me", "foo");
+    world.set_wall_clock(AGE - 10 * SECOND);
+    world.wait(9 * SECOND);
+    assert_eq!(world.held(), 1);
+    world.wait(SECOND);
+    assert_eq!(world.held(), 0);
+    // By more than they may live.
+    world.publish("me", "foo");
+    world.set_wall_clock(3 * AGE);
+    assert_eq!(world.held(), 0);
+    // Set back, and forward again in steps.
+    world.publish("me", "foo");
+    world.set_wall_clock(0);
+    for step in 1..=1000 {
+        world.set_wall_clock(step * (5 * AGE / 1000));
+    }
+    assert_eq!(world.held(), 0);
+}
+
+#[test]
 fn a_subscription_from_a_time_on_begins_by_it() {
     let mut world = world();
     world.set_wall_clock(MONTH);

@@ -23,7 +23,7 @@ use super::records::{
     payload_of,
 };
 use super::scan::sequence_of;
-use super::{FileOptions, disk, io_error};
+use super::{FileOptions, disk, io_error, is_sync};
 use crate::stan::pb;
 use crate::stan::store::memory::tell_of_limit;
 use crate::stan::store::{Bounds, ChannelLimits, Seq, StoreError};
@@ -257,10 +257,11 @@ impl MessageLog {
         Ok(())
     }
 
-    /// The next message gets a number above this one, which somebody has seen.
-    pub fn go_on_after(&mut self, seq: Seq) {
+    /// The next message gets a number above this one, which somebody has seen. An error: it is not known whether the disk has
+    /// that.
+    pub fn go_on_after(&mut self, seq: Seq) -> Result<(), StoreError> {
         if seq <= self.last {
-            return;
+            return Ok(());
         }
         log::error!(
             "STREAM: channel {:?}: subscriptions were sent messages up to {seq}, the last one here is {}; the next one is {}",
@@ -270,9 +271,12 @@ impl MessageLog {
         );
         self.skip_to(seq);
         // Who has seen it may be gone at the next start.
-        if let Err(error) = purge::write(&self.folder, Mark::Given, &self.crc, seq) {
-            log::error!("STREAM: {error}");
+        match purge::write(&self.folder, Mark::Given, &self.crc, seq) {
+            Err(error) if is_sync(&error) => return Err(error),
+            Err(error) => log::error!("STREAM: {error}"),
+            Ok(()) => {}
         }
+        Ok(())
     }
 
     fn skip_to(&mut self, seq: Seq) {

@@ -380,7 +380,7 @@ pub fn channel(
     let file = files.file(folder.join("subs.dat"));
     let first = log.bounds().first;
     let subs = SubsLog::open(file, options, &damage, first, logged)?;
-    log.go_on_after(subs.highest_sent());
+    log.go_on_after(subs.highest_sent())?;
     Ok(Channel {
         name: name.to_owned(),
         folder: folder.to_owned(),

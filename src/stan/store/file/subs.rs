@@ -212,11 +212,17 @@ impl Replay {
             return;
         }
         let id = heir.state.id;
-        let is_lost = |seq: &&Seq| {
-            let mut members = self.state.members(group);
-            !members.any(|live| live.pending.contains(*seq))
-        };
-        let lost: Vec<Seq> = leaver.pending.iter().filter(is_lost).copied().collect();
+        // The smaller one of both is gone through: there may be many members, and many ends.
+        let mut lost = leaver.pending.clone();
+        for live in self.state.members(group) {
+            if live.pending.len() < lost.len() {
+                for seq in &live.pending {
+                    lost.remove(seq);
+                }
+            } else {
+                lost.retain(|seq| !live.pending.contains(seq));
+            }
+        }
         for sequence in lost {
             let update = pb::SubStateUpdate { id, sequence };
             self.state.mark(SENT, &update);

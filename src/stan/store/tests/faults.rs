@@ -558,6 +558,24 @@ fn a_log_is_not_emptied_while_there_are_no_descriptors() {
 }
 
 #[test]
+fn a_start_that_cannot_sync_the_last_number_given_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    prepared(root, options(|_| {}));
+    for name in ["msgs.1.dat", "msgs.1.idx"] {
+        std::fs::remove_file(root.join("foo").join(name)).unwrap();
+    }
+    let planted = plant(&root.join("foo"), Fault::FolderSync);
+    let wake: Wake = Arc::new(|| {});
+    let opened = FileStore::open(root, options(|_| {}), limits(0, 0, 0), &wake);
+    let error = opened.err().unwrap();
+    assert!(matches!(error, StoreError::Sync { .. }), "{error}");
+    drop(planted);
+    let (store, _) = open(root, options(|_| {}), limits(0, 0, 0));
+    assert_eq!(store.bounds(0).last, 4);
+}
+
+#[test]
 fn without_descriptors_what_needs_some_is_refused_and_nothing_is_over() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
