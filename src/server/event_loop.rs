@@ -531,7 +531,7 @@ impl<I: Io> EventLoop<I> {
             // With all others at the end of the turn, behind the mail: it may confirm what only mail tells the other loops.
             _ if self.has_output(slot) => self.dirty.push(slot),
             Stage::Flushing { .. } => self.drain(slot),
-            _ => {}
+            _ => self.rest_tls(slot),
         }
     }
 

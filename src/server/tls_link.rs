@@ -283,6 +283,15 @@ impl<I: Io> EventLoop<I> {
         self.segments.clear();
     }
 
+    /// Nothing is to be written: what was keeps no memory. Between two writes it may, which spares some.
+    pub(super) fn rest_tls(&mut self, slot: Slot) {
+        if let Some(link) = self.link(slot)
+            && link.out.is_empty()
+        {
+            link.out = Bytes::new();
+        }
+    }
+
     /// The kernel took ciphertext; returns the plain text that is out by now.
     pub(super) fn written_tls(&mut self, slot: Slot, bytes: usize) -> usize {
         let Some(link) = self.link(slot) else {
@@ -292,7 +301,6 @@ impl<I: Io> EventLoop<I> {
         if !link.out.is_empty() {
             return 0;
         }
-        link.out = Bytes::new(); // the empty rest would keep the memory
         std::mem::take(&mut link.out_plain)
     }
 }
