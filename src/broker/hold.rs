@@ -200,8 +200,7 @@ impl Broker {
             if std::mem::take(&mut client.choked) {
                 self.effects.push(Effect::Resume { slot: receiver });
             }
-            let internal = client.internal;
-            self.let_first_go(receiver, if internal { LET_GO_AT_ONCE } else { usize::MAX });
+            self.let_portion_go(receiver);
         }
     }
 
@@ -209,18 +208,25 @@ impl Broker {
         self.let_first_go(receiver, usize::MAX);
     }
 
-    /// Those that came first, so many of them; whether there are others.
-    fn let_first_go(&mut self, receiver: Slot, count: usize) -> bool {
+    /// It has caught up.
+    fn let_portion_go(&mut self, receiver: Slot) {
+        let internal = self.receivers.clients[receiver as usize].internal;
+        self.let_first_go(receiver, if internal { LET_GO_AT_ONCE } else { usize::MAX });
+    }
+
+    /// Those that came first, so many of them. The others follow.
+    fn let_first_go(&mut self, receiver: Slot, count: usize) {
         let Some(holding) = &mut self.receivers.clients[receiver as usize].holding else {
-            return false;
+            return;
         };
         let count = count.min(holding.publishers.len());
         let go: Vec<Held> = holding.publishers.drain(..count).collect();
-        let others = !holding.publishers.is_empty();
+        if !holding.publishers.is_empty() {
+            self.look_again(receiver, self.now + LET_GO_EVERY);
+        }
         for held in go {
             self.tell_publisher(held.publisher, false);
         }
-        others
     }
 
     pub(super) fn end_of_hold(&mut self, receiver: Slot) {
@@ -235,10 +241,7 @@ impl Broker {
         holding.look_at = None;
         if client.outbox.pending() <= LOW_WATER_BYTES {
             // Nobody waits for it, but for those that are not let go all at once.
-            if self.let_first_go(receiver, LET_GO_AT_ONCE) {
-                self.look_again(receiver, now + LET_GO_EVERY);
-            }
-            return;
+            return self.let_portion_go(receiver);
         }
         let progress = client
             .progress_at
@@ -310,406 +313,4 @@ impl Broker {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::propagate::tests::PEER;
-    use super::super::settings::{ClusterSettings, Settings};
-    use super::*;
-    use crate::util::random::Random;
-    use crate::util::region::RegionMut;
-    use std::sync::Arc;
-
-    fn broker(settings: Settings) -> (Broker, Instant) {
-        let now = Instant::now();
-        let region = RegionMut::map(1 << 20).unwrap();
-        (
-            Broker::new(Arc::new(settings), 0, 1, region, Random::new(1), now),
-            now,
-        )
-    }
-
-    fn open(broker: &mut Broker, cid: u64, now: Instant) -> Slot {
-        let slot = broker.open(cid, SocketAddr::from(([127, 0, 0, 1], 1)), now);
-        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
-        drain(broker, slot, now);
-        slot
-    }
-
-    fn drain(broker: &mut Broker, slot: Slot, now: Instant) -> usize {
-        let pending = broker.client(slot).unwrap().outbox.pending();
-        broker.handle_written(slot, pending, now);
-        pending
-    }
-
-    fn resumed(broker: &mut Broker) -> Vec<Slot> {
-        let mut effects = Vec::new();
-        broker.take_effects(&mut effects);
-        effects
-            .iter()
-            .filter_map(|e| {
-                if let Effect::Resume { slot } = e {
-                    Some(*slot)
-                } else {
-                    None
-                }
-            })
-            .collect()
-    }
-
-    #[test]
-    fn answers_nobody_reads_do_not_pile_up() {
-        let (mut broker, now) = broker(Settings::default());
-        let slot = open(&mut broker, 1, now);
-        let pings = b"PING\r\n".repeat(10_000);
-        let mut rounds = 0;
-        while broker.wants_bytes(slot) {
-            broker.handle_bytes(slot, &pings, now);
-            rounds += 1;
-            assert!(rounds < 100, "read from without end");
-        }
-        drain(&mut broker, slot, now);
-        assert_eq!(resumed(&mut broker), [slot]);
-        assert!(broker.wants_bytes(slot));
-    }
-
-    #[test]
-    fn a_publisher_waits_for_its_only_receiver_but_not_for_a_stuck_one() {
-        let (mut broker, now) = broker(Settings::default());
-        let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
-        broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
-        let message = [
-            b"PUB x 10000\r\n".to_vec(),
-            vec![b'.'; 10_000],
-            b"\r\n".to_vec(),
-        ]
-        .concat();
-        while broker.wants_bytes(publisher) {
-            broker.handle_bytes(publisher, &message, now);
-        }
-        assert!(drain(&mut broker, receiver, now) < 2 << 20);
-        assert_eq!(resumed(&mut broker), [publisher]);
-        // Again, but now the receiver takes nothing: the publisher is let go.
-        while broker.wants_bytes(publisher) {
-            broker.handle_bytes(publisher, &message, now);
-        }
-        let mut pieces = Vec::new();
-        broker.start_write(receiver, 64, usize::MAX, &mut pieces);
-        let later = now + Duration::from_millis(500);
-        broker.handle_timeouts(later);
-        assert_eq!(resumed(&mut broker), [publisher]);
-        broker.handle_bytes(publisher, &message, later);
-        assert!(broker.wants_bytes(publisher));
-        // And in the end the receiver is cut off.
-        broker.handle_timeouts(now + Duration::from_secs(3));
-        assert_eq!(broker.totals().slow_consumers, 1);
-    }
-
-    /// A part of this process that listens to `x`.
-    fn open_internal(broker: &mut Broker, now: Instant) -> Slot {
-        let slot = broker.open_internal(100, PEER, now);
-        broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\nSUB x 1\r\n", now);
-        drain(broker, slot, now);
-        slot
-    }
-
-    fn message(subject: &str, bytes: usize) -> Vec<u8> {
-        let head = format!("PUB {subject} {bytes}\r\n");
-        [head.as_bytes(), &vec![b'.'; bytes], b"\r\n"].concat()
-    }
-
-    /// Publishes until it is held back; returns how many bytes wait for the receiver then.
-    fn fill(broker: &mut Broker, publisher: Slot, receiver: Slot, now: Instant) -> usize {
-        let message = message("x", 10_000);
-        while broker.wants_bytes(publisher) {
-            broker.handle_bytes(publisher, &message, now);
-            let pending = broker.client(receiver).unwrap().outbox.pending();
-            assert!(pending < 100 << 20, "held back by nothing");
-        }
-        broker.client(receiver).unwrap().outbox.pending()
-    }
-
-    #[test]
-    fn clients_wait_for_a_part_of_this_process_as_long_as_it_takes() {
-        let (mut broker, now) = broker(Settings::default());
-        let internal = open_internal(&mut broker, now);
-        // Somebody who keeps up does not make it a minority.
-        let (other, quick) = (open(&mut broker, 3, now), open(&mut broker, 4, now));
-        broker.handle_bytes(quick, b"SUB x 1\r\n", now);
-        let publisher = open(&mut broker, 2, now);
-        let message = message("x", 10_000);
-        while broker.wants_bytes(publisher) {
-            broker.handle_bytes(publisher, &message, now);
-            drain(&mut broker, quick, now);
-        }
-        broker.start_write(internal, 64, usize::MAX, &mut Vec::new());
-        let mut at = now;
-        for _ in 0..600 {
-            at += Duration::from_millis(100);
-            broker.handle_timeouts(at);
-            assert!(!broker.wants_bytes(publisher));
-        }
-        // It is stuck by now, and others are held back all the same.
-        assert!(fill(&mut broker, other, internal, at) < 2 << 20);
-        drain(&mut broker, internal, at);
-        let mut released = resumed(&mut broker);
-        released.sort_unstable();
-        let mut expected = vec![publisher, other];
-        expected.sort_unstable();
-        assert_eq!(released, expected);
-    }
-
-    #[test]
-    fn a_route_waits_for_a_part_of_this_process_when_very_much_waits_there() {
-        let mut cluster = ClusterSettings {
-            pending_bytes_max: usize::MAX,
-            ..ClusterSettings::default()
-        };
-        cluster.info.server_id = "own".into();
-        let settings = Settings {
-            cluster: Some(cluster),
-            ..Settings::default()
-        };
-        let (mut broker, now) = broker(settings);
-        let internal = open_internal(&mut broker, now);
-        let route = broker.open_route(50, PEER, None, now);
-        let info = b"INFO {\"server_id\":\"another\",\"host\":\"0.0.0.0\",\"port\":6222}\r\n";
-        broker.handle_bytes(route, info, now);
-        assert!(broker.wants_bytes(route), "it is a route");
-        let head = b"MSG x RSID:100:1 100000\r\n";
-        let message = [&head[..], &[b'.'; 100_000], b"\r\n"].concat();
-        let pending = |broker: &Broker| broker.client(internal).unwrap().outbox.pending();
-        let mut at = now;
-        while pending(&broker) < ROUTES_WAIT_BYTES - 200_000 {
-            broker.handle_bytes(route, &message, at);
-            if !broker.wants_bytes(route) {
-                broker.start_write(internal, 64, usize::MAX, &mut Vec::new());
-                at += PROGRESS_EVERY;
-                broker.handle_timeouts(at);
-            }
-            assert!(broker.wants_bytes(route), "with {}", pending(&broker));
-        }
-        while broker.wants_bytes(route) {
-            broker.handle_bytes(route, &message, at);
-            assert!(pending(&broker) < ROUTES_WAIT_BYTES + 200_000);
-        }
-        at += 10 * CATCH_UP_WITHIN;
-        broker.handle_timeouts(at);
-        assert!(!broker.wants_bytes(route));
-        // Long before all of it is gone it goes on.
-        broker.handle_written(internal, 2 << 20, at);
-        at += PROGRESS_EVERY;
-        broker.handle_timeouts(at);
-        assert!(broker.wants_bytes(route));
-    }
-
-    #[test]
-    fn a_part_of_this_process_is_read_from_however_much_waits_for_it() {
-        let (mut broker, now) = broker(Settings::default());
-        let internal = open_internal(&mut broker, now);
-        let publisher = open(&mut broker, 2, now);
-        fill(&mut broker, publisher, internal, now);
-        broker.handle_bytes(internal, b"PING\r\nPUB x 2\r\nhi\r\n", now);
-        assert!(broker.wants_bytes(internal));
-    }
-
-    /// What others sent it is no reason not to listen to it: it may wait for that itself.
-    #[test]
-    fn whoever_gets_much_is_read_from_all_the_same() {
-        let mut cluster = ClusterSettings {
-            pending_bytes_max: usize::MAX,
-            ..ClusterSettings::default()
-        };
-        cluster.info.server_id = "own".into();
-        let settings = Settings {
-            cluster: Some(cluster),
-            ..Settings::default()
-        };
-        let (mut broker, now) = broker(settings);
-        let route = broker.open_route(50, PEER, None, now);
-        let hello = b"INFO {\"server_id\":\"another\"}\r\nSUB x RSID:9:1\r\n";
-        broker.handle_bytes(route, hello, now);
-        let client = open(&mut broker, 2, now);
-        broker.handle_bytes(client, b"SUB x 1\r\n", now);
-        let publisher = open(&mut broker, 3, now);
-        for _ in 0..3 {
-            broker.handle_bytes(publisher, &message("x", 600_000), now);
-        }
-        for receiver in [route, client] {
-            assert!(broker.client(receiver).unwrap().outbox.pending() > HIGH_WATER_BYTES);
-            broker.handle_bytes(receiver, b"PING\r\n", now);
-            assert!(broker.wants_bytes(receiver));
-        }
-    }
-
-    #[test]
-    fn many_that_wait_for_a_part_of_this_process_are_let_go_one_after_another() {
-        let (mut broker, now) = broker(Settings::default());
-        let internal = open_internal(&mut broker, now);
-        let publishers: Vec<Slot> = (0..100).map(|n| open(&mut broker, 1000 + n, now)).collect();
-        let message = message("x", 1_200_000 / 8);
-        for publisher in publishers.iter().cycle().take(108) {
-            broker.handle_bytes(*publisher, &message, now);
-        }
-        let waiting = |broker: &Broker| {
-            let waits = |slot: &&Slot| !broker.wants_bytes(**slot);
-            publishers.iter().filter(waits).count()
-        };
-        let before = waiting(&broker);
-        assert!(before > 90, "{before}");
-        drain(&mut broker, internal, now);
-        assert_eq!(waiting(&broker), before - LET_GO_AT_ONCE);
-        // Nobody says anything: the others go on as well.
-        let mut at = now + PROGRESS_EVERY;
-        for _ in 0..before / LET_GO_AT_ONCE {
-            broker.handle_timeouts(at);
-            at += LET_GO_EVERY;
-        }
-        assert_eq!(waiting(&broker), 0);
-    }
-
-    /// However long that is: its PONGs are not read meanwhile.
-    #[test]
-    fn whoever_is_held_back_is_not_stale() {
-        let settings = Settings::default();
-        let interval = settings.ping_interval;
-        let (mut broker, now) = broker(settings);
-        let internal = open_internal(&mut broker, now);
-        let publisher = open(&mut broker, 2, now);
-        fill(&mut broker, publisher, internal, now);
-        let mut at = now;
-        for _ in 0..10 {
-            at += interval;
-            broker.handle_timeouts(at);
-        }
-        assert_eq!(broker.client(publisher).unwrap().phase, Phase::Open);
-        drain(&mut broker, internal, at);
-        assert!(broker.wants_bytes(publisher));
-        broker.handle_timeouts(at + interval);
-        assert_eq!(broker.client(publisher).unwrap().phase, Phase::Open);
-    }
-
-    #[test]
-    fn a_slow_receiver_holds_a_carrier_when_it_is_on_its_way_to_the_bound() {
-        let settings = Settings::default();
-        let mark = settings.pending_bytes_max / HOLDS_CARRIERS_PART;
-        let (mut broker, now) = broker(settings);
-        let internal = open_internal(&mut broker, now);
-        let receiver = open(&mut broker, 2, now);
-        broker.handle_bytes(receiver, b"SUB y 1\r\n", now);
-        let message = message("y", 10_000);
-        while broker.wants_bytes(internal) {
-            broker.handle_bytes(internal, &message, now);
-            assert_eq!(broker.client(receiver).unwrap().phase, Phase::Open);
-        }
-        let pending = broker.client(receiver).unwrap().outbox.pending();
-        assert!((mark..mark + 20_000).contains(&pending), "{pending}");
-        // Somewhat less is enough.
-        broker.handle_written(receiver, GAP_BYTES + 20_000, now + PROGRESS_EVERY / 2);
-        broker.handle_timeouts(now + PROGRESS_EVERY);
-        assert_eq!(resumed(&mut broker), [internal]);
-        assert!(!broker.client(receiver).unwrap().stuck);
-    }
-
-    /// One that listens to `x` with eight others, and alone to `y`; who publishes to each of them; and the others.
-    fn two_kinds_of_publishers(broker: &mut Broker, now: Instant) -> (Slot, [Slot; 2], Vec<Slot>) {
-        let receiver = open(broker, 1, now);
-        broker.handle_bytes(receiver, b"SUB x 1\r\nSUB y 2\r\n", now);
-        let others: Vec<Slot> = (2..10).map(|cid| open(broker, cid, now)).collect();
-        for other in &others {
-            broker.handle_bytes(*other, b"SUB x 1\r\n", now);
-        }
-        let publishers = [open(broker, 10, now), open(broker, 11, now)];
-        (receiver, publishers, others)
-    }
-
-    /// Publishes once, with the others taking all of it.
-    fn publish(broker: &mut Broker, from: Slot, subject: &str, others: &[Slot], at: Instant) {
-        broker.handle_bytes(from, &message(subject, 600_000), at);
-        for other in others {
-            drain(broker, *other, at);
-        }
-    }
-
-    #[test]
-    fn publishers_wait_by_their_own_terms() {
-        for alone_first in [false, true] {
-            let (mut broker, now) = broker(Settings::default());
-            let (receiver, publishers, others) = two_kinds_of_publishers(&mut broker, now);
-            let [many, alone] = publishers;
-            let mut order = [(many, "x"), (alone, "y")];
-            if alone_first {
-                order.reverse();
-            }
-            publish(&mut broker, order[0].0, order[0].1, &others, now);
-            for (publisher, subject) in order {
-                publish(&mut broker, publisher, subject, &others, now);
-                assert!(!broker.wants_bytes(publisher), "{subject} is held");
-            }
-            // It takes a little all the time. Whose message has other receivers goes on soon.
-            let mut at = now;
-            for _ in 0..5 {
-                broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
-                at += ALLOWANCE;
-                broker.handle_written(receiver, 1000, at);
-                broker.handle_timeouts(at);
-                assert!(broker.wants_bytes(many) && !broker.wants_bytes(alone));
-            }
-            // In its next second it may be held again, and the other one still is.
-            publish(&mut broker, many, "x", &others, at);
-            assert!(broker.wants_bytes(many));
-            while at < now + PERIOD {
-                broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
-                at += ALLOWANCE;
-                broker.handle_written(receiver, 1000, at);
-                broker.handle_timeouts(at);
-            }
-            publish(&mut broker, many, "x", &others, at);
-            assert!(!broker.wants_bytes(many) && !broker.wants_bytes(alone));
-            // The time of the one runs out in the end, and from then on nobody waits.
-            while at < now + CATCH_UP_WITHIN {
-                broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
-                at += ALLOWANCE;
-                broker.handle_written(receiver, 1000, at);
-                broker.handle_timeouts(at);
-            }
-            publish(&mut broker, many, "x", &others, at);
-            assert!(broker.wants_bytes(many) && broker.wants_bytes(alone));
-        }
-    }
-
-    #[test]
-    fn one_receiver_of_many_holds_its_publisher_for_a_moment_only() {
-        let (mut broker, now) = broker(Settings::default());
-        let publisher = open(&mut broker, 1, now);
-        let receivers: Vec<Slot> = (2..10).map(|cid| open(&mut broker, cid, now)).collect();
-        for receiver in &receivers {
-            broker.handle_bytes(*receiver, b"SUB x 1\r\n", now);
-        }
-        let message = [
-            b"PUB x 10000\r\n".to_vec(),
-            vec![b'.'; 10_000],
-            b"\r\n".to_vec(),
-        ]
-        .concat();
-        let (mut at, mut held, step) = (now, Duration::ZERO, Duration::from_millis(1));
-        for _ in 0..3000 {
-            if broker.wants_bytes(publisher) {
-                broker.handle_bytes(publisher, &message, at);
-            } else {
-                held += step;
-            }
-            // All but the first keep up; that one takes a little.
-            for receiver in &receivers[1..] {
-                drain(&mut broker, *receiver, at);
-            }
-            let pending = broker.client(receivers[0]).unwrap().outbox.pending();
-            broker.handle_written(receivers[0], pending.min(1000), at);
-            at += step;
-            broker.handle_timeouts(at);
-            resumed(&mut broker);
-        }
-        assert!(
-            held < Duration::from_millis(150),
-            "held for {held:?} of 3 s"
-        );
-    }
-}
+mod tests;

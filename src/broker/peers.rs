@@ -169,12 +169,7 @@ impl Broker {
                     first,
                     next,
                     lines,
-                } => {
-                    self.pass_to_route(route, from, next, lines);
-                    if first {
-                        self.loop_has_begun(route);
-                    }
-                }
+                } => self.pass_to_route(route, from, first, next, lines),
                 Record::RouteLines { lines, .. } => self.pass_to_routes(lines),
                 Record::InterestWanted { route, from } => self.tell_batch(route, from),
                 Record::Mark { position } => self.set_mark(Mark {

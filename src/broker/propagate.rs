@@ -15,7 +15,7 @@
 //! The cid says which loop a client lives on (`loop_of`), so loop 0 need not know the clients of the
 //! others.
 
-use super::client::{Client, Phase};
+use super::client::Phase;
 use super::hold::HIGH_WATER_BYTES;
 use super::mail::RouteRef;
 use super::route::{Asked, Rest};
@@ -257,17 +257,19 @@ impl Broker {
         self.cut_off(slot, cause);
     }
 
-    /// Lines from any loop, for one route; there may be more of them.
+    /// Lines from any loop, for one route; there may be more of them. `first`: of all that this loop tells it, which counts
+    /// where there is nothing to tell, too.
     pub(super) fn pass_to_route(
         &mut self,
         route: RouteRef,
         loop_index: u16,
+        first: bool,
         next: Option<u32>,
         lines: &[u8],
     ) {
         let RouteRef { slot, cid } = route;
-        let has_gone = |client: &Client| client.cid != cid || client.phase == Phase::Closing;
-        if self.client(slot).is_none_or(has_gone) {
+        let client = self.client(slot);
+        if client.is_none_or(|client| client.cid != cid || client.phase == Phase::Closing) {
             return;
         }
         if !lines.is_empty() {
@@ -277,6 +279,9 @@ impl Broker {
             self.append(slot, encode::PING);
             let rest = Asked::Rest(Rest { loop_index, from });
             self.route(slot).asked.push_back(rest);
+        }
+        if first && loop_index != self.loop_index {
+            self.loop_has_begun(slot);
         }
         self.bound_what_is_told(slot);
     }
@@ -372,10 +377,9 @@ impl Broker {
         }
     }
 
-    /// `first`: of all that this loop tells it. It counts where there is nothing to tell, too.
     fn hand_over(&mut self, route: RouteRef, first: bool, next: Option<u32>, lines: &[u8]) {
         if self.loop_index == ROUTE_LOOP {
-            self.pass_to_route(route, ROUTE_LOOP, next, lines);
+            self.pass_to_route(route, ROUTE_LOOP, first, next, lines);
         } else if first || !lines.is_empty() || next.is_some() {
             self.outgoing(ROUTE_LOOP)
                 .push_route_lines(Some(route), first, next, lines);
@@ -383,19 +387,13 @@ impl Broker {
     }
 
     /// Another loop has begun to tell a route its subscriptions.
-    pub(super) fn loop_has_begun(&mut self, route: RouteRef) {
-        let RouteRef { slot, cid } = route;
-        let is_there = |client: &Client| client.cid == cid && client.phase != Phase::Closing;
-        if !self.client(slot).is_some_and(is_there) {
-            return;
-        }
+    fn loop_has_begun(&mut self, slot: Slot) {
         let record = self.route(slot);
         record.silent_loops -= 1;
         if record.silent_loops == 0 {
             for _ in 0..std::mem::take(&mut record.pongs_owed) {
                 self.append(slot, encode::PONG);
             }
-            self.bound_what_is_told(slot);
         }
     }
 }

@@ -88,13 +88,13 @@ impl Broker {
         match timer {
             // A part of this process may have much else to do, and does not go without the rest.
             Timer::Ping if client.internal => {}
-            // Its PONG may have come, and is not read.
-            Timer::Ping if client.held_by > 0 => {
-                let cid = client.cid;
-                self.timers
-                    .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
-            }
             Timer::Ping => {
+                let cid = client.cid;
+                let next = now + self.settings.ping_interval;
+                if client.held_by > 0 {
+                    // Its PONG may have come, and is not read.
+                    return self.timers.push(next, slot, cid, Timer::Ping);
+                }
                 client.pings_out += 1;
                 if client.pings_out > self.settings.pings_out_max {
                     log::debug!("{} - Stale Client Connection - Closing", client.label());
@@ -103,13 +103,11 @@ impl Broker {
                 }
                 let kind = client.kind.name();
                 log::debug!("{} - {kind} Ping Timer", client.label());
-                let cid = client.cid;
                 if let Some(route) = &mut client.route {
                     route.asked.push_back(Asked::Sign);
                 }
                 self.append(slot, encode::PING);
-                self.timers
-                    .push(now + self.settings.ping_interval, slot, cid, Timer::Ping);
+                self.timers.push(next, slot, cid, Timer::Ping);
             }
             Timer::Authorization => {
                 if client.unauthorized && !client.verifying {

@@ -136,7 +136,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         terms(&options.tls, false)?,
         terms(&options.cluster.tls, true)?,
     );
-    let (scheme, listeners) = Listeners::open(&options)?;
+    let listeners = Listeners::open(&options)?;
     log::debug!("Server id is {server_id}");
 
     let cluster_address = listeners.routes.as_ref().map(|listener| listener.address);
@@ -170,7 +170,7 @@ pub fn run(source: &Source, options: Options) -> Result<(), StartError> {
         .map_err(StartError::PortsFile)?;
     let monitor = Arc::new(Monitor::new(shared.clone(), &options, &identity));
     if let Some(listener) = listeners.monitor {
-        monitor_http::start(listener.fd, monitor.clone(), scheme == "https")?;
+        monitor_http::start(listener.fd, monitor.clone(), options.https_port != 0)?;
     }
     log::info!("Server is ready");
     if let Some(address) = cluster_address {
@@ -207,8 +207,7 @@ struct Listeners {
 }
 
 impl Listeners {
-    /// With the scheme of monitoring.
-    fn open(options: &Options) -> Result<(&'static str, Self), StartError> {
+    fn open(options: &Options) -> Result<Self, StartError> {
         let mut ports = Ports::default();
         let (monitor_port, scheme) = match options.https_port {
             0 => (options.http_port, "http"),
@@ -251,13 +250,12 @@ impl Listeners {
                 Some(listener)
             }
         };
-        let listeners = Self {
+        Ok(Self {
             monitor,
             clients,
             routes,
             ports,
-        };
-        Ok((scheme, listeners))
+        })
     }
 }
 

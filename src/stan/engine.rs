@@ -309,10 +309,7 @@ impl Engine {
         let (id, store) = (state.id, self.channel(index).store);
         let known = self.clients.get(&state.client_id).is_some();
         let active = known && !state.is_closed;
-        let group = !state.queue_group.is_empty();
-        let keep = active
-            || (state.is_durable && (!group || state.client_id.is_empty() || state.is_closed));
-        if !keep {
+        if !active && !state.is_durable {
             let result = self.store.delete_sub(store, id);
             self.log_error(result);
             return;

@@ -353,7 +353,7 @@ impl FakeIo {
                 socket.room > 0 || socket.write_error.is_some() || operation.snapshot.is_empty()
             }
             Kind::Watch => socket.signals > 0,
-            _ => true,
+            other => unreachable!("{other:?} is never in flight"),
         }
     }
 
@@ -393,10 +393,7 @@ impl FakeIo {
                 self.complete(token, Some(fd), result, false);
                 false
             }
-            _ => {
-                self.complete(token, Some(fd), Ok(0), false);
-                false
-            }
+            other => unreachable!("{other:?} is never in flight"),
         }
     }
 

@@ -667,11 +667,27 @@ pub mod fuzz {
     use super::*;
 
     /// A sink that writes everything down.
-    #[derive(Clone, Debug, Default, PartialEq, Eq)]
+    #[derive(Clone, Debug, PartialEq, Eq)]
     pub struct Record {
         pub events: Vec<String>,
         pub connect_only: bool,
         pub headers: bool,
+        pub payload_bytes_max: u64,
+        pub control_line_bytes_max: usize,
+    }
+
+    impl Default for Record {
+        fn default() -> Self {
+            Self {
+                events: Vec::new(),
+                connect_only: false,
+                headers: false,
+                payload_bytes_max: 1 << 20,
+                // Where the limit is checked depends on where reads end, so equivalence is judged
+                // without it; `endless_lines_end` below has the limit.
+                control_line_bytes_max: usize::MAX,
+            }
+        }
     }
 
     impl Record {
@@ -689,12 +705,10 @@ pub mod fuzz {
             self.headers
         }
         fn payload_bytes_max(&self) -> u64 {
-            1 << 20
+            self.payload_bytes_max
         }
         fn control_line_bytes_max(&self) -> usize {
-            // Where the limit is checked depends on where reads end, so equivalence is judged
-            // without it; `endless_lines_end` below has the limit.
-            usize::MAX
+            self.control_line_bytes_max
         }
         fn connect(&mut self, json: &[u8]) -> Result<(), Stop> {
             self.connect_only = false;
@@ -969,46 +983,10 @@ mod tests {
 
     #[test]
     fn endless_lines_end() {
-        struct Short(Record);
-        impl Sink for Short {
-            fn connect_only(&self) -> bool {
-                false
-            }
-            fn headers(&self) -> bool {
-                false
-            }
-            fn payload_bytes_max(&self) -> u64 {
-                100
-            }
-            fn control_line_bytes_max(&self) -> usize {
-                20
-            }
-            fn connect(&mut self, json: &[u8]) -> Result<(), Stop> {
-                self.0.connect(json)
-            }
-            fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
-                self.0.info(json)
-            }
-            fn message(&mut self, m: &Message<'_>, o: Option<Bytes>) -> Result<(), Stop> {
-                self.0.message(m, o)
-            }
-            fn subscribe(&mut self, s: &[u8], q: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop> {
-                self.0.subscribe(s, q, sid)
-            }
-            fn unsubscribe(&mut self, s: &[u8], m: Option<u64>) -> Result<(), Stop> {
-                self.0.unsubscribe(s, m)
-            }
-            fn ping(&mut self) -> Result<(), Stop> {
-                self.0.ping()
-            }
-            fn pong(&mut self) -> Result<(), Stop> {
-                self.0.pong()
-            }
-            fn error(&mut self, t: &[u8]) -> Result<(), Stop> {
-                self.0.error(t)
-            }
-        }
-        let mut sink = Short(Record::default());
+        let mut sink = Record {
+            control_line_bytes_max: 20,
+            ..Record::default()
+        };
         let mut parser = Parser::new(Kind::Client);
         // A whole line in one read is never measured, a piece of one is.
         parser
@@ -1031,52 +1009,17 @@ mod tests {
 
     #[test]
     fn sizes_beyond_32_bits_are_refused_without_a_limit_too() {
-        struct Unlimited(Record);
-        impl Sink for Unlimited {
-            fn connect_only(&self) -> bool {
-                false
-            }
-            fn headers(&self) -> bool {
-                true
-            }
-            fn payload_bytes_max(&self) -> u64 {
-                u64::MAX
-            }
-            fn control_line_bytes_max(&self) -> usize {
-                1024
-            }
-            fn connect(&mut self, json: &[u8]) -> Result<(), Stop> {
-                self.0.connect(json)
-            }
-            fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
-                self.0.info(json)
-            }
-            fn message(&mut self, m: &Message<'_>, o: Option<Bytes>) -> Result<(), Stop> {
-                self.0.message(m, o)
-            }
-            fn subscribe(&mut self, s: &[u8], q: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop> {
-                self.0.subscribe(s, q, sid)
-            }
-            fn unsubscribe(&mut self, s: &[u8], m: Option<u64>) -> Result<(), Stop> {
-                self.0.unsubscribe(s, m)
-            }
-            fn ping(&mut self) -> Result<(), Stop> {
-                self.0.ping()
-            }
-            fn pong(&mut self) -> Result<(), Stop> {
-                self.0.pong()
-            }
-            fn error(&mut self, t: &[u8]) -> Result<(), Stop> {
-                self.0.error(t)
-            }
-        }
         for (line, bytes) in [
             ("PUB foo {}", BODY_BYTES_MAX),
             ("HPUB foo 12 {}", BODY_BYTES_MAX),
             ("PUB foo {}", u64::from(u32::MAX) + 6),
         ] {
             let line = line.replace("{}", &bytes.to_string()) + "\r\n";
-            let mut sink = Unlimited(Record::default());
+            let mut sink = Record {
+                headers: true,
+                payload_bytes_max: u64::MAX,
+                ..Record::default()
+            };
             let result = Parser::new(Kind::Client).parse(line.as_bytes(), &mut sink);
             let refused = matches!(result, Err(Fault::PayloadTooBig { .. }));
             assert_eq!(refused, bytes > BODY_BYTES_MAX, "{line}");

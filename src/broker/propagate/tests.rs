@@ -126,7 +126,7 @@ fn a_route_that_goes_is_told_nothing_more() {
     broker.handle_gone(slot, now);
     assert!(broker.catching_up.is_empty());
     let stale = RouteRef { slot, cid: 99 };
-    broker.pass_to_route(stale, 0, Some(1), b"SUB x  RSID:1:1\r\n");
+    broker.pass_to_route(stale, 0, false, Some(1), b"SUB x  RSID:1:1\r\n");
     assert!(broker.route(slot).asked.is_empty());
 }
 
@@ -181,7 +181,8 @@ fn a_route_that_catches_up_and_takes_nothing_is_cut_off() {
     assert!(broker.catching_up.is_empty());
     // Nor does it get anything afterwards.
     let cid = 2;
-    broker.pass_to_route(RouteRef { slot, cid }, 0, Some(1), b"SUB x  RSID:1:1\r\n");
+    let route = RouteRef { slot, cid };
+    broker.pass_to_route(route, 0, false, Some(1), b"SUB x  RSID:1:1\r\n");
     assert!(broker.route(slot).asked.is_empty());
 }
 

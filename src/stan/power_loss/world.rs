@@ -246,6 +246,22 @@ impl World {
         }
     }
 
+    fn new_reply(&mut self) -> String {
+        self.last_reply += 1;
+        format!("reply.{}", self.last_reply)
+    }
+
+    /// Closes a subscription, or unsubscribes, as the inlet says.
+    fn end(&mut self, inlet: Inlet, client: &str, channel: &str, inbox: String, reply: &str) {
+        let request = pb::UnsubscribeRequest {
+            client_id: client.into(),
+            subject: channel.into(),
+            inbox,
+            ..Default::default()
+        };
+        self.send(inlet, "", reply, &request);
+    }
+
     pub fn send(&mut self, inlet: Inlet, subject: &str, reply: &str, request: &impl Message) {
         let payload = Bytes::from(request.encode_to_vec());
         let Self {
@@ -301,8 +317,7 @@ impl World {
     }
 
     pub fn subscribe(&mut self, channel: &str, durable: &str) -> String {
-        self.last_reply += 1;
-        let reply = format!("reply.{}", self.last_reply);
+        let reply = self.new_reply();
         let request = pb::SubscriptionRequest {
             client_id: "me".into(),
             subject: channel.into(),
@@ -319,8 +334,7 @@ impl World {
 
     /// A client becomes a member of the durable group.
     pub fn join(&mut self, client: &str) -> String {
-        self.last_reply += 1;
-        let reply = format!("reply.{}", self.last_reply);
+        let reply = self.new_reply();
         let request = pb::SubscriptionRequest {
             client_id: client.into(),
             subject: GROUP.into(),
@@ -346,15 +360,8 @@ impl World {
         let Some(inbox) = self.out.ack_inboxes.get(&came).cloned() else {
             return; // not confirmed yet
         };
-        self.last_reply += 1;
-        let reply = format!("reply.{}", self.last_reply);
-        let request = pb::UnsubscribeRequest {
-            client_id: "you".into(),
-            subject: GROUP.into(),
-            inbox,
-            ..Default::default()
-        };
-        self.send(Inlet::SUB_CLOSE, "", &reply, &request);
+        let reply = self.new_reply();
+        self.end(Inlet::SUB_CLOSE, "you", GROUP, inbox, &reply);
         self.group.came = None;
     }
 
@@ -423,23 +430,16 @@ impl World {
                 let Some(inbox) = self.out.ack_inboxes.get(made).cloned() else {
                     return; // not confirmed yet
                 };
-                self.last_reply += 1;
-                let reply = format!("reply.{}", self.last_reply);
-                let request = pb::UnsubscribeRequest {
-                    client_id: "me".into(),
-                    subject: channel.into(),
-                    inbox,
-                    ..Default::default()
-                };
+                let reply = self.new_reply();
                 // Closing keeps it, unsubscribing ends it.
                 match self.random.below(2) {
                     0 => {
                         let all = self.durables.get_mut(channel).unwrap();
                         all.last_mut().unwrap().ended = Some(reply.clone());
-                        self.send(Inlet::UNSUBSCRIBE, "", &reply, &request);
+                        self.end(Inlet::UNSUBSCRIBE, "me", channel, inbox, &reply);
                     }
                     _ => {
-                        self.send(Inlet::SUB_CLOSE, "", &reply, &request);
+                        self.end(Inlet::SUB_CLOSE, "me", channel, inbox, &reply);
                         let again = self.subscribe(channel, "d");
                         let all = self.durables.get_mut(channel).unwrap();
                         all.last_mut().unwrap().made.push(again);

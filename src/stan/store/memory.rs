@@ -1,5 +1,6 @@
 //! The store that forgets: everything in memory, nothing to recover.
 
+use super::channels::Channels;
 use super::*;
 use prost::Message;
 use std::collections::VecDeque;
@@ -9,8 +10,7 @@ const ROOM_MIN: usize = 64;
 
 pub struct MemoryStore {
     limits_of: LimitsOf,
-    /// Empty where one was deleted: nobody else gets its id.
-    channels: Vec<Option<Box<Channel>>>,
+    channels: Channels<Channel>,
 }
 
 #[derive(Default)]
@@ -29,18 +29,8 @@ impl MemoryStore {
     pub fn new(limits_of: LimitsOf) -> Self {
         Self {
             limits_of,
-            channels: Vec::new(),
+            channels: Channels::default(),
         }
-    }
-
-    fn channel(&self, channel: ChannelId) -> &Channel {
-        let channel = self.channels[channel as usize].as_deref();
-        channel.expect("the channel was not deleted")
-    }
-
-    fn channel_mut(&mut self, channel: ChannelId) -> &mut Channel {
-        let channel = self.channels[channel as usize].as_deref_mut();
-        channel.expect("the channel was not deleted")
     }
 }
 
@@ -108,26 +98,26 @@ impl Store for MemoryStore {
     }
 
     fn create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError> {
-        self.channels.push(Some(Box::new(Channel {
+        let channel = Channel {
             limits: (self.limits_of)(name),
             first: 1,
             name: name.to_owned(),
             ..Channel::default()
-        })));
-        Ok(self.channels.len() as ChannelId - 1)
+        };
+        Ok(self.channels.push(channel))
     }
 
     fn delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError> {
-        self.channels[channel as usize] = None;
+        self.channels.remove(channel);
         Ok(())
     }
 
     fn limits(&self, channel: ChannelId) -> ChannelLimits {
-        self.channel(channel).limits
+        self.channels.at(channel).limits
     }
 
     fn bounds(&self, channel: ChannelId) -> Bounds {
-        let channel = self.channel(channel);
+        let channel = self.channels.at(channel);
         let last = channel.last();
         Bounds {
             first: if last == 0 { 0 } else { channel.first },
@@ -139,7 +129,7 @@ impl Store for MemoryStore {
     }
 
     fn append(&mut self, channel: ChannelId, mut message: pb::MsgProto) -> Result<Seq, StoreError> {
-        let channel = self.channel_mut(channel);
+        let channel = self.channels.at_mut(channel);
         message.sequence = channel.last() + 1;
         let encoded: Bytes = message.encode_to_vec().into();
         channel.bytes += encoded.len() as u64;
@@ -150,20 +140,20 @@ impl Store for MemoryStore {
     }
 
     fn lookup(&mut self, channel: ChannelId, seq: Seq) -> Result<Option<Bytes>, StoreError> {
-        let channel = self.channel(channel);
+        let channel = self.channels.at(channel);
         let index = seq.checked_sub(channel.first);
         let found = index.and_then(|index| channel.messages.get(index as usize));
         Ok(found.map(|(_, message)| message.clone()))
     }
 
     fn first_since(&mut self, channel: ChannelId, timestamp: i64) -> Result<Seq, StoreError> {
-        let channel = self.channel(channel);
+        let channel = self.channels.at(channel);
         let older = channel.messages.partition_point(|(at, _)| *at < timestamp);
         Ok(channel.first + older as u64)
     }
 
     fn expire(&mut self, channel: ChannelId, now: i64) -> Option<i64> {
-        let channel = self.channel_mut(channel);
+        let channel = self.channels.at_mut(channel);
         let age = channel.limits.age;
         if age == 0 {
             return None;
@@ -182,7 +172,7 @@ impl Store for MemoryStore {
     }
 
     fn purge(&mut self, channel: ChannelId, up_to: Seq) -> Result<u64, StoreError> {
-        let channel = self.channel_mut(channel);
+        let channel = self.channels.at_mut(channel);
         let before = channel.messages.len();
         while !channel.messages.is_empty() && channel.first <= up_to {
             channel.drop_first();
@@ -219,7 +209,7 @@ impl Store for MemoryStore {
     }
 
     fn maintain(&mut self, _: i64) {
-        for channel in self.channels.iter_mut().flatten() {
+        for channel in self.channels.iter_mut() {
             channel.give_back();
         }
     }
@@ -240,7 +230,7 @@ mod tests {
             store.append(channel, message).unwrap();
         }
         store.purge(channel, 9_990).unwrap();
-        let room = |store: &MemoryStore| store.channel(channel).messages.capacity();
+        let room = |store: &MemoryStore| store.channels.at(channel).messages.capacity();
         assert!(room(&store) >= 10_000);
         store.maintain(0);
         assert!(room(&store) < 1000);

@@ -7,6 +7,7 @@
 //!
 //! May import `stan::pb`, util and config. Must not know clients, delivery, or how messages come.
 
+mod channels;
 pub mod file;
 pub mod memory;
 #[cfg(test)]

@@ -687,16 +687,17 @@ fn names_of_the_server_come_back_from_their_copy() {
     assert_eq!((recovered.server, recovered.channels.len()), (None, 1));
 }
 
+fn often_rewritten() -> FileOptions {
+    options(|o| {
+        o.compact_min_size = 0;
+        o.compact_interval = 0;
+    })
+}
+
 #[test]
 fn files_of_subscriptions_are_rewritten() {
     let folder = tempfile::tempdir().unwrap();
-    let small = || {
-        options(|o| {
-            o.compact_min_size = 0;
-            o.compact_interval = 0;
-        })
-    };
-    let (mut store, _) = open(folder.path(), small(), limits(0, 0, 0));
+    let (mut store, _) = open(folder.path(), often_rewritten(), limits(0, 0, 0));
     store.save_server(&info()).unwrap();
     let channel = store.create_channel("foo").unwrap();
     let state = pb::SubState {
@@ -716,20 +717,14 @@ fn files_of_subscriptions_are_rewritten() {
         .unwrap()
         .len();
     assert!(size < 1000, "{size} bytes");
-    let (_, recovered) = open(folder.path(), small(), limits(0, 0, 0));
+    let (_, recovered) = open(folder.path(), often_rewritten(), limits(0, 0, 0));
     assert_eq!(recovered.channels[0].subscriptions[0].pending, [500]);
 }
 
 #[test]
 fn a_rewritten_file_repeats_nothing_to_a_group() {
     let folder = tempfile::tempdir().unwrap();
-    let small = || {
-        options(|o| {
-            o.compact_min_size = 0;
-            o.compact_interval = 0;
-        })
-    };
-    let (mut store, _) = open(folder.path(), small(), limits(0, 0, 0));
+    let (mut store, _) = open(folder.path(), often_rewritten(), limits(0, 0, 0));
     store.save_server(&info()).unwrap();
     let channel = store.create_channel("foo").unwrap();
     fill(&mut store, channel, 1..=100);
@@ -752,7 +747,7 @@ fn a_rewritten_file_repeats_nothing_to_a_group() {
         store.flush(channel).unwrap();
     }
     drop(store);
-    let (_, recovered) = open(folder.path(), small(), limits(0, 0, 0));
+    let (_, recovered) = open(folder.path(), often_rewritten(), limits(0, 0, 0));
     let subs = recovered.channels[0].subscriptions.iter();
     let pending: Vec<Vec<Seq>> = subs.map(|sub| sub.pending.clone()).collect();
     assert_eq!(pending, [vec![], vec![50]]);

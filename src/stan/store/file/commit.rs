@@ -6,11 +6,11 @@
 //!
 //! Nothing is in a channel's files that the log has not on the disk, and nothing is acknowledged that is not in both.
 
-use super::channels::Channels;
 use super::files::StoreFile;
 use super::log_format::{BATCH_HEADER_BYTES, ENTRY_HEADER_BYTES, Entry};
 use super::shared_log::{Event, SharedLog};
 use super::{Channel, FileStore};
+use crate::stan::store::channels::Channels;
 use crate::stan::store::{ChannelId, Completion, StoreError};
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -79,7 +79,7 @@ impl Commits {
         }
     }
 
-    pub fn queued_bytes(&self, channels: &Channels) -> usize {
+    pub fn queued_bytes(&self, channels: &Channels<Channel>) -> usize {
         let queued = self.queued.iter().filter_map(|id| channels.get(*id));
         queued.map(|channel| channel.log.gathered_size().1).sum()
     }

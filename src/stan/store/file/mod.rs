@@ -3,7 +3,6 @@
 
 mod ahead;
 mod auto_sync;
-mod channels;
 mod commit;
 #[cfg(test)]
 pub mod crash;
@@ -245,7 +244,7 @@ pub struct FileStore {
     root: PathBuf,
     options: FileOptions,
     limits_of: LimitsOf,
-    channels: Channels,
+    channels: Channels<Channel>,
     clients: TypedLog,
     /// Registered clients, for rewriting their file.
     registered: BTreeMap<String, pb::ClientInfo>,

@@ -1,13 +1,17 @@
 //! The channels of a store, by their ids. A deleted one leaves an empty place: nobody else gets its id, which commits under
 //! way and completions may still name.
 
-use super::Channel;
-use crate::stan::store::ChannelId;
+use super::ChannelId;
 
-#[derive(Default)]
-pub struct Channels(Vec<Option<Box<Channel>>>);
+pub struct Channels<Channel>(Vec<Option<Box<Channel>>>);
 
-impl Channels {
+impl<Channel> Default for Channels<Channel> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+impl<Channel> Channels<Channel> {
     pub fn push(&mut self, channel: Channel) -> ChannelId {
         self.0.push(Some(Box::new(channel)));
         self.0.len() as ChannelId - 1
