@@ -1,7 +1,7 @@
 //! Two reports of the same comparison side by side: how far their ratios are apart.
 
 use crate::report::short;
-use crate::stats::{scatter, spread};
+use crate::stats::{ratios, spread, uncertainty};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -27,14 +27,6 @@ impl Measured {
         let figures = self.figures.iter();
         figures.map(|figure| figure.unwrap_or(f64::NAN)).collect()
     }
-
-    fn median(&self) -> f64 {
-        spread(&self.figures()).median
-    }
-
-    fn scatter(&self) -> f64 {
-        scatter(&self.figures())
-    }
 }
 
 /// Which ratio.
@@ -49,9 +41,9 @@ struct Key {
 
 /// How many times more one server needs than the first.
 struct Ratio {
-    of_medians: f64,
-    /// How far the runs of either server are apart from each other, whichever are further, as part of their median.
-    scatter: f64,
+    median: f64,
+    /// How wide the interval is that it lies in, as part of it.
+    uncertainty: Option<f64>,
 }
 
 impl Run {
@@ -71,9 +63,10 @@ impl Run {
                     server: other.server.clone(),
                     unit: first.unit.clone(),
                 };
+                let rounds = ratios(&first.figures(), &other.figures());
                 let ratio = Ratio {
-                    of_medians: other.median() / first.median(),
-                    scatter: first.scatter().max(other.scatter()),
+                    median: spread(&rounds).median,
+                    uncertainty: uncertainty(&rounds),
                 };
                 (key, ratio)
             })
@@ -96,8 +89,8 @@ fn table(
     within: f64,
 ) -> (String, bool) {
     let mut text = format!(
-        "{:<35} {:<22} {:>8} {:>8} {:>7} {:>9}\n",
-        "scenario", "server", "first", "second", "apart", "its runs"
+        "{:<35} {:<22} {:>8} {:>8} {:>7} {:>11}\n",
+        "scenario", "server", "first", "second", "apart", "interval"
     );
     let (mut far, mut missing) = (0, 0);
     for (key, one) in first {
@@ -107,10 +100,11 @@ fn table(
             let _ = writeln!(text, "{name} missing in the second report");
             continue;
         };
-        let (a, b) = (one.of_medians, other.of_medians);
+        let (a, b) = (one.median, other.median);
         // The same whichever of the two is the larger one.
         let apart = ((a / b).max(b / a) - 1.0) * 100.0;
-        let scatter = one.scatter.max(other.scatter) * 100.0;
+        let both = one.uncertainty.zip(other.uncertainty);
+        let uncertainty = both.map(|(one, other)| one.max(other));
         let note = match apart <= within {
             true => "",
             // What is not a number is not near anything.
@@ -120,11 +114,11 @@ fn table(
         far += usize::from(!note.is_empty());
         let _ = writeln!(
             text,
-            "{name} {:>8} {:>8} {:>6}% {:>8}%{note}",
+            "{name} {:>8} {:>8} {:>6}% {:>10}%{note}",
             short(a),
             short(b),
             short(apart),
-            short(scatter),
+            uncertainty.map_or("-".into(), |width| short(width * 100.0)),
         );
     }
     for key in second.keys().filter(|key| !first.contains_key(key)) {
@@ -160,9 +154,9 @@ mod tests {
     }
 
     #[test]
-    fn ratios_of_medians_are_compared() {
+    fn ratios_of_rounds_are_compared() {
         let folder = tempfile::tempdir().unwrap();
-        let first = written(&folder, "1", ["[10, 11, 90]", "[110, 1, 200]"]);
+        let first = written(&folder, "1", ["[10, 11, 90, null]", "[100, 1, 9000, 5]"]);
         let near = written(&folder, "2", ["[20.0]", "[200]"]);
         let far = written(&folder, "3", ["[10]", "[120]"]);
         assert!(compare(&first, &near, 1.0).unwrap().1);

@@ -19,7 +19,7 @@ mod stats;
 use bed::{Bed, Setup, Store};
 use clap::{Parser, Subcommand};
 use progress::Progress;
-use report::{Report, Row};
+use report::{Report, Row, is_settled};
 use scenarios::{Scenario, Setting};
 use server::Program;
 use std::fs::{File, OpenOptions};
@@ -83,9 +83,9 @@ struct RunArguments {
     /// Measured seconds per run
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
-    /// Runs per server and scenario; up to three times as many where the figures of a server differ by 8 % and more, three times
-    /// as many where the worst of a run is the figure
-    #[arg(long, default_value_t = 3, value_parser = repeat)]
+    /// Runs per server and scenario; up to five times as many where the ratios of the rounds differ so much that another report
+    /// could well say something else
+    #[arg(long, default_value_t = 5, value_parser = repeat)]
     repeat: usize,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]
@@ -258,11 +258,10 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
             .iter()
             .map(|program| Row::new(scenario, &program.name))
             .collect();
-        let rounds_max = if arguments.quick { 1 } else { 3 * repeat };
+        let rounds_max = if arguments.quick { 1 } else { 5 * repeat };
         for round in 0..rounds_max {
             let failed = failures.len() > failed_before;
-            let settled = !scenario.extreme && rows.iter().all(Row::is_settled);
-            if round >= repeat && (failed || settled) {
+            if round >= repeat && (failed || is_settled(&rows)) {
                 break;
             }
             for (program, row) in programs.iter().zip(&mut rows) {
@@ -280,6 +279,7 @@ fn run(arguments: &RunArguments) -> Result<(), String> {
                     Ok((outcome, peak_memory)) => row.add(outcome, peak_memory),
                     // The others are worth having all the same.
                     Err(error) => {
+                        row.fail();
                         progress.say(&format!("{what}: {error}"));
                         failures.push(format!("{what}: {error}"));
                     }

@@ -111,7 +111,7 @@ impl Program {
                 Some(status) => format!("ended ({status}) before it sent INFO on port {port}"),
                 None if Instant::now() > end => format!("does not send INFO on port {port}"),
                 None => {
-                    std::thread::sleep(Duration::from_millis(20));
+                    std::thread::sleep(ASK_EVERY);
                     continue;
                 }
             };
@@ -128,7 +128,11 @@ impl Program {
             ));
         }
         for task in server.tasks() {
-            pin(task, cpu)?;
+            match pin(task, cpu) {
+                // It has ended since it was listed.
+                Err(_) if !server.tasks().contains(&task) => {}
+                pinned => pinned?,
+            }
         }
         Ok(server)
     }
@@ -159,6 +163,8 @@ fn two_loops(arguments: &[String], has_loops: bool) -> Vec<String> {
 
 /// Within it a server sends INFO.
 const START_GRACE: Duration = Duration::from_secs(10);
+/// How often it is asked meanwhile: what a server that joins goes through is timed from its first answer.
+const ASK_EVERY: Duration = Duration::from_millis(2);
 const LAST_BYTES_MAX: usize = 4096;
 const LAST_LINES_MAX: usize = 8;
 

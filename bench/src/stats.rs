@@ -9,9 +9,9 @@ pub struct Spread {
     pub max: f64,
 }
 
+/// Of those that are numbers: a run that failed has none.
 pub fn spread(values: &[f64]) -> Spread {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
+    let sorted = sorted(values);
     let middle = sorted.len() / 2;
     let median = match sorted.len() {
         0 => f64::NAN,
@@ -25,13 +25,44 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
-/// How far values are apart, but for the outermost quarter at each end, as part of their median; not a number where there are none.
-pub fn scatter(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let outer = sorted.len() / 4;
+/// How wide the interval is that holds the median of all that might have been measured, to 92 % at least, as part of the median of what was; None: there
+/// are too few values to say.
+///
+/// The ends are two of the values, whatever these are spread like: each lies above that median or below it, as a coin falls.
+pub fn uncertainty(values: &[f64]) -> Option<f64> {
+    let sorted = sorted(values);
+    let outer = outer(sorted.len()).checked_sub(1)?;
     let inner = spread(&sorted[outer..sorted.len() - outer]);
-    (inner.max - inner.min) / inner.median
+    Some((inner.max - inner.min) / inner.median)
+}
+
+/// The largest rank from either end beyond which the median lies in less than 8 % of cases, of so many values; 0: none.
+fn outer(count: usize) -> usize {
+    // How likely it is that so many values lie below the median.
+    let mut exactly = 0.5f64.powi(count as i32);
+    let mut fewer = 0.0;
+    for rank in 0..count {
+        fewer += exactly;
+        if 2.0 * fewer > 0.08 {
+            return rank;
+        }
+        exactly *= (count - rank) as f64 / (rank + 1) as f64;
+    }
+    0
+}
+
+/// How many times more one server needed than the first, round by round: what the machine has to do beside the servers changes with time, and turns that
+/// follow each other meet about the same of it. Not a number where a run of either failed.
+pub fn ratios(first: &[f64], other: &[f64]) -> Vec<f64> {
+    let rounds = first.iter().zip(other);
+    rounds.map(|(first, other)| other / first).collect()
+}
+
+fn sorted(values: &[f64]) -> Vec<f64> {
+    let numbers = values.iter().copied().filter(|value| !value.is_nan());
+    let mut sorted: Vec<f64> = numbers.collect();
+    sorted.sort_by(f64::total_cmp);
+    sorted
 }
 
 /// Nanoseconds up to a minute, to three digits.
@@ -82,6 +113,27 @@ mod tests {
         );
         assert_eq!(spread(&[4.0, 1.0]).median, 2.5);
         assert!(spread(&[]).median.is_nan());
+        assert_eq!(spread(&[1.0, f64::NAN, 2.0, 3.0]).median, 2.0);
+    }
+
+    #[test]
+    fn rounds_are_compared_each_by_itself() {
+        // The machine was twice as slow in the second and third, one run failed.
+        let (first, other) = ([10.0, 20.0, 20.0, 10.0], [30.0, 60.0, f64::NAN, 30.0]);
+        let ratios = ratios(&first, &other);
+        assert_eq!((spread(&ratios).median, ratios.len()), (3.0, 4));
+    }
+
+    #[test]
+    fn how_sure_a_median_is_depends_on_how_many_values_there_are() {
+        // Of tables of the sign test: 6.3 % outside for 5 values, 7.0 % for 8, 7.8 % for 17.
+        assert_eq!([4, 5, 7, 8, 11, 17, 25].map(outer), [0, 1, 1, 2, 3, 5, 8]);
+        let values = [90.0, 95.0, 100.0, 105.0, 110.0];
+        assert_eq!(uncertainty(&values), Some(0.2));
+        assert_eq!(uncertainty(&values[1..]), None);
+        // The outermost of eight do not count.
+        let more = [&values[..], &[1.0, 100.0, 1000.0]].concat();
+        assert_eq!(uncertainty(&more), Some(0.2));
     }
 
     #[test]

@@ -195,7 +195,7 @@ fn settles(
         publisher.write(ask.collect::<String>().as_bytes())?;
         publisher.settle()?;
         let next = Instant::now() + ASK_EVERY;
-        while Instant::now() < next {
+        while !missing.is_empty() && Instant::now() < next {
             let wait = next.saturating_duration_since(Instant::now());
             holder.serve_ready(wait, |_, line, answer| {
                 let number = line

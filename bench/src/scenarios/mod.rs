@@ -62,8 +62,6 @@ pub struct Scenario {
     pub setup: Setup,
     /// Where it stands on the axis of its group's plot.
     pub x: Option<f64>,
-    /// The figure is the worst of what happened in a run, as the longest delay is, and so differs from run to run on any server.
-    pub extreme: bool,
     pub run: Run,
 }
 
@@ -121,7 +119,6 @@ impl Scenario {
             target: None,
             setup: Setup::One,
             x: None,
-            extreme: false,
             run: Box::new(run),
         }
     }
@@ -149,13 +146,6 @@ impl Scenario {
 
     fn x(self, x: f64) -> Self {
         Self { x: Some(x), ..self }
-    }
-
-    fn extreme(self) -> Self {
-        Self {
-            extreme: true,
-            ..self
-        }
     }
 }
 
@@ -471,8 +461,7 @@ fn clusters() -> Vec<Scenario> {
             "the same: longest delay of a message meanwhile, on each server and across",
             50.0,
             |bed, setting| cluster::storm_delay(bed, setting, Burst::Join),
-        )
-        .extreme(),
+        ),
         new(
             "arrive-100k",
             "a client makes 100000 subscriptions: until the other server knows them",
@@ -484,15 +473,13 @@ fn clusters() -> Vec<Scenario> {
             "the same: longest delay of a message meanwhile, on each server and across",
             50.0,
             |bed, setting| cluster::storm_delay(bed, setting, Burst::Arrive),
-        )
-        .extreme(),
+        ),
         new(
             "leave-100k-delay",
             "a client with 100000 subscriptions goes: longest delay of a message meanwhile",
             50.0,
             |bed, setting| cluster::storm_delay(bed, setting, Burst::Leave),
-        )
-        .extreme(),
+        ),
     ]
 }
 
@@ -505,14 +492,12 @@ fn streaming() -> Vec<Scenario> {
         target,
         setup: Setup::Streaming(store),
         x: None,
-        extreme: false,
         run,
     };
     let publish = |channels| -> Run {
         Box::new(move |bed, setting| streaming::publish(bed, setting, channels, 1024))
     };
     let recovery = |name: &str, channels, what| Scenario {
-        extreme: what == Recovery::PeakMegabytes,
         unit: match what {
             Recovery::Milliseconds => "ms",
             Recovery::PeakMegabytes => "MB",
