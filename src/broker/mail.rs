@@ -19,6 +19,8 @@
 //!   wanted:   kind u8 | - | route's slot u32, cid u64 | from u32
 //! ```
 //!
+//! Messages in a row are often for the same groups: `groups` says so, and the names stand with the first of them only.
+//!
 //! What is counted or measured fits: a message is smaller than 4 GiB (`BODY_BYTES_MAX` of the parser), so
 //! is what a read brings, and a run has few messages. Of groups there may be any number, with names as
 //! long as a line may get.
@@ -28,6 +30,7 @@ use crate::wire::parser::{Message, Padded};
 use crate::wire::run::{RUN_MESSAGES_MAX, Run, Tail};
 use bytes::Bytes;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::RawFd;
 
 const KIND_INTEREST: u8 = 1;
@@ -39,6 +42,8 @@ const KIND_MARK: u8 = 6;
 const KIND_TAKEN_IN: u8 = 7;
 const RUN_HEAD_BYTES: usize = 32;
 const NO_HEADERS: u32 = u32::MAX;
+/// In place of the number of groups: those of the message before that has any.
+const SAME_GROUPS: u32 = u32::MAX;
 const _: () = assert!(RUN_MESSAGES_MAX <= u16::MAX as usize);
 
 /// A connection accepted by one loop for another.
@@ -52,6 +57,8 @@ pub struct Arrival {
 #[derive(Debug, Default)]
 pub struct Batch {
     bytes: Vec<u8>,
+    /// Where in `bytes` the latest names of groups stand.
+    groups: Range<usize>,
     /// Tails of large messages, in the order in which records name them.
     shared: Vec<Bytes>,
     /// Where in their regions the tails of runs lie, in the order of the records.
@@ -149,6 +156,7 @@ impl Batch {
     /// Makes an emptied batch ready for another turn; its memory is kept unless it grew large.
     pub fn clear(&mut self) {
         self.bytes.clear();
+        self.groups = 0..0;
         self.bytes.shrink_to(256 << 10);
         self.shared.clear();
         self.tails.clear();
@@ -222,8 +230,19 @@ impl Batch {
             self.bytes.extend_from_slice(name);
             count += 1;
         }
-        self.bytes[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes());
+        // Also what is not repeated is work for the receiver.
         self.weight += 64 + (self.bytes.len() - groups_at) + tail.len();
+        if count > 0 {
+            let (before, names) = self.bytes.split_at(groups_at);
+            match before[self.groups.clone()] == *names {
+                true => {
+                    self.bytes.truncate(groups_at);
+                    count = SAME_GROUPS;
+                }
+                false => self.groups = groups_at..self.bytes.len(),
+            }
+        }
+        self.bytes[count_at..count_at + 4].copy_from_slice(&count.to_le_bytes());
         self.bytes.extend_from_slice(message.sid);
         match owned {
             Some(owned) => self.shared.push(owned.clone()),
@@ -307,6 +326,7 @@ impl Batch {
     pub fn records(&self) -> Records<'_> {
         Records {
             bytes: &self.bytes,
+            groups: Groups::default(),
             shared: self.shared.iter(),
             tails: &self.tails,
         }
@@ -318,6 +338,8 @@ impl Batch {
 pub struct Records<'a> {
     /// What is still to be read.
     bytes: &'a [u8],
+    /// Of the latest message that came with names.
+    groups: Groups<'a>,
     shared: std::slice::Iter<'a, Bytes>,
     tails: &'a [Tail],
 }
@@ -340,6 +362,22 @@ impl<'a> Records<'a> {
             slot: self.number(),
             cid: self.long_number(),
         }
+    }
+
+    #[inline]
+    fn groups(&mut self, count: u32) -> Groups<'a> {
+        match count {
+            0 => return Groups::default(),
+            SAME_GROUPS => return self.groups.clone(),
+            _ => {}
+        }
+        let from = self.bytes;
+        for _ in 0..count {
+            let length = self.number();
+            self.take(length as usize);
+        }
+        self.groups = Groups(&from[..from.len() - self.bytes.len()]);
+        self.groups.clone()
     }
 
     #[inline]
@@ -382,12 +420,7 @@ impl<'a> Iterator for Records<'a> {
                 let sid_len = self.number();
                 let subject = Padded::new(self.bytes, subject_len as usize);
                 self.take(subject_len as usize);
-                let groups = self.bytes;
-                for _ in 0..count {
-                    let length = self.number();
-                    self.take(length as usize);
-                }
-                let groups = Groups(&groups[..groups.len() - self.bytes.len()]);
+                let groups = self.groups(count);
                 let sid = self.take(sid_len as usize);
                 let owned = (shared == 1).then(|| self.shared.next().expect("named by the record"));
                 let tail = match owned {
@@ -625,18 +658,54 @@ mod tests {
         assert!(batch.is_empty() && batch.records().next().is_none());
     }
 
-    /// More groups than 16 bits count, and a name longer than they tell.
     #[test]
-    fn many_groups_and_long_names_come_back() {
-        let message = Message {
+    fn names_of_groups_are_not_repeated() {
+        let mut batch = Batch::default();
+        let names: Vec<Vec<u8>> = (0..100).map(|n| format!("group{n}").into_bytes()).collect();
+        let all = || names.iter().map(Vec::as_slice);
+        let mut push = |groups: &mut dyn Iterator<Item = &[u8]>| {
+            batch.push_message(&plain_message(), None, plain_envelope(), groups);
+            (batch.bytes.len(), batch.weight)
+        };
+        let first = push(&mut all());
+        push(&mut std::iter::empty());
+        let before = push(&mut all());
+        let repeated = push(&mut all());
+        assert_eq!(repeated.1 - before.1, first.1);
+        assert!(repeated.0 - before.0 < 100, "{before:?} {repeated:?}");
+        push(&mut all().skip(1));
+        push(&mut all());
+        let counts = |batch: &Batch| -> Vec<usize> {
+            let groups = batch.records().map(|record| match record {
+                Record::Message { groups, .. } => groups,
+                _ => unreachable!("messages were pushed"),
+            });
+            let known = |groups: Groups<'_>| {
+                let groups: Vec<_> = groups.collect();
+                assert!(all().skip(100 - groups.len()).eq(groups.iter().copied()));
+                groups.len()
+            };
+            groups.map(known).collect()
+        };
+        assert_eq!(counts(&batch), [100, 0, 100, 100, 99, 100]);
+        batch.clear();
+        batch.push_message(&plain_message(), None, plain_envelope(), all());
+        assert_eq!(counts(&batch), [100]);
+    }
+
+    fn plain_message() -> Message<'static> {
+        Message {
             subject: Padded::exact(b"foo"),
             tail: Padded::exact(b"2\r\nhi\r\n"),
             reply_bytes: 0,
             header_bytes: None,
             body_bytes: 2,
             sid: b"7:1",
-        };
-        let envelope = Envelope {
+        }
+    }
+
+    fn plain_envelope() -> Envelope {
+        Envelope {
             plain: true,
             hops: 1,
             others: 0,
@@ -645,7 +714,13 @@ mod tests {
                 cid: 9,
                 carrier: false,
             },
-        };
+        }
+    }
+
+    /// More groups than 16 bits count, and a name longer than they tell.
+    #[test]
+    fn many_groups_and_long_names_come_back() {
+        let (message, envelope) = (plain_message(), plain_envelope());
         let mut names: Vec<Vec<u8>> = (0..70_000u32)
             .map(|number| number.to_string().into_bytes())
             .collect();
