@@ -26,6 +26,9 @@ use crate::util::region::Region;
 const FIRST_FD: RawFd = 1_000_000;
 const RING_FD: RawFd = FIRST_FD - 1;
 
+/// Looks at the bytes of a write.
+type Look = Box<dyn FnMut(&[u8])>;
+
 /// How adverse the kernel is. Each is a chance out of 256.
 #[derive(Clone, Copy, Debug)]
 pub struct Adversity {
@@ -59,6 +62,7 @@ pub struct FakeIo {
     due: BTreeMap<u64, VecDeque<(Option<RawFd>, Completion)>>,
     doorbells_rung: Vec<(RawFd, Token)>,
     when_rung: Option<Box<dyn FnMut()>>,
+    when_writing: Option<Look>,
     last_wait: Option<Wait>,
     now: Instant,
 }
@@ -105,6 +109,7 @@ impl FakeIo {
             due: BTreeMap::new(),
             doorbells_rung: Vec::new(),
             when_rung: None,
+            when_writing: None,
             last_wait: None,
             now: Instant::now(),
         }
@@ -201,6 +206,11 @@ impl FakeIo {
     /// What another ring's loop does at once when it is rung.
     pub fn when_rung(&mut self, act: impl FnMut() + 'static) {
         self.when_rung = Some(Box::new(act));
+    }
+
+    /// Looks at the bytes of each write when it is asked for.
+    pub fn when_writing(&mut self, look: impl FnMut(&[u8]) + 'static) {
+        self.when_writing = Some(Box::new(look));
     }
 
     // ---- what the test looks at
@@ -470,6 +480,9 @@ impl Io for FakeIo {
         assert!(!segments.is_empty(), "a write of nothing");
         assert!(segments.len() <= super::SEGMENTS_MAX, "too many segments");
         self.start(token, Kind::Write, fd, segments);
+        if let (Some(look), Some(operation)) = (&mut self.when_writing, self.in_flight.last()) {
+            look(&operation.snapshot);
+        }
     }
 
     fn shut_down_writes(&mut self, fd: RawFd) {

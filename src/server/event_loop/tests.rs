@@ -204,6 +204,28 @@ fn mail_without_end_keeps_nobody_from_an_answer() {
     assert!(has_mail, "it was answered when the mail was over");
 }
 
+/// A PONG says that the other loops hear of what came before its PING, also where it has to wait for another write.
+#[test]
+fn what_waited_for_a_write_leaves_behind_the_mail() {
+    let (mut event_loop, listener) = one_of(2, 1, Adversity::NONE);
+    let fd = connect(&mut event_loop, listener);
+    turns(&mut event_loop, 10);
+    event_loop.io.set_room(fd, 0);
+    event_loop.io.deliver(fd, b"PING\r\n");
+    turns(&mut event_loop, 10);
+    // In one turn the loop hears of these and of the end of its write, in that order.
+    event_loop.io.deliver(fd, b"SUB a 1\r\nPING\r\n");
+    event_loop.io.set_room(fd, usize::MAX);
+    let shared = event_loop.shared.clone();
+    assert!(!shared.mesh.has_mail(1));
+    event_loop.io.when_writing(move |bytes| {
+        assert_eq!(bytes, b"PONG\r\n");
+        assert!(shared.mesh.has_mail(1), "written before the mail is sent");
+    });
+    turns(&mut event_loop, 10);
+    assert_eq!(got(&event_loop, fd), b"PONG\r\nPONG\r\n");
+}
+
 #[test]
 fn a_turn_tells_one_part_of_a_list() {
     let (mut event_loop, _) = event_loop(1, Adversity::NONE);
