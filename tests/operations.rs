@@ -672,6 +672,50 @@ fn varz_counts_itself_and_knows_where_clients_may_connect() {
     a.stop();
 }
 
+/// One that wants to hear of changes.
+fn client_of_today(server: &Server) -> Client {
+    let mut client = Client::raw(server.port);
+    client.send(b"CONNECT {\"verbose\":false,\"protocol\":1}\r\n");
+    client.ping();
+    client
+}
+
+#[test]
+fn a_lame_duck_tells_its_clients_and_minds_its_signals() {
+    let file = File::new("lame_duck_duration: '30m'\nlame_duck_grace_period: '20m'");
+    let server = Server::start(&["-c", file.path()]);
+    let mut client = client_of_today(&server);
+    server.signal(Signal::SIGUSR2);
+    let Op::Info(info) = client.op() else {
+        panic!("expected an INFO");
+    };
+    assert!(info.contains(r#""ldm":true"#), "{info}");
+    let refused = || std::net::TcpStream::connect(("127.0.0.1", server.port)).is_err();
+    until("nobody listens", refused);
+    server.signal(Signal::SIGUSR1);
+    server.wait_log("File log re-open ignored, not a file logger");
+    server.signal(Signal::SIGHUP);
+    server.wait_log("The configuration is not reloaded in lame duck mode");
+    client.ping();
+    server.stop();
+}
+
+#[test]
+fn a_lame_duck_ends_when_its_clients_have_gone() {
+    let file = File::new("lame_duck_duration: '2s'\nlame_duck_grace_period: '0s'");
+    let mut server = Server::start(&["-c", file.path()]);
+    let mut clients: Vec<Client> = (0..5).map(|_| client_of_today(&server)).collect();
+    server.signal(Signal::SIGUSR2);
+    for client in &mut clients {
+        let mut told = Vec::new();
+        while told.last() != Some(&Op::Eof) {
+            told.push(client.op());
+        }
+        assert!(matches!(&told[0], Op::Info(_)), "{told:?}");
+    }
+    until("the end of the server", || !server.is_running());
+}
+
 #[test]
 fn signals_that_come_in_a_burst_are_survived() {
     let file = File::new("debug: true");

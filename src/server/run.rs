@@ -492,10 +492,15 @@ fn lame_duck(running: &Running, signals: &SigSet) -> Result<(), StartError> {
                 return Ok(false);
             }
             std::thread::sleep(left);
-            let pending = super::signals::pending()?;
-            if pending.contains(Signal::SIGINT) || pending.contains(Signal::SIGTERM) {
-                signals.wait()?;
-                return Ok(true);
+            while super::signals::is_pending(signals)? {
+                match signals.wait()? {
+                    Signal::SIGINT | Signal::SIGTERM => return Ok(true),
+                    Signal::SIGUSR1 => crate::logging::reopen(),
+                    Signal::SIGHUP => {
+                        log::warn!("The configuration is not reloaded in lame duck mode");
+                    }
+                    _ => {}
+                }
             }
         }
     };
