@@ -149,8 +149,15 @@ impl World {
             headers: true,
             ..Record::default()
         };
-        let (_, outcome) = record(Kind::Route, false, &sink, &[&sent]);
-        assert_eq!(outcome, "more", "{}", sent.escape_ascii());
+        // A message that is not whole would take this for a part of itself.
+        let (read, outcome) = record(Kind::Route, false, &sink, &[&sent, b"PING\r\n"]);
+        let last = read.events.last().map(String::as_str);
+        assert_eq!(
+            (outcome.as_str(), last),
+            ("more", Some("PING")),
+            "{}",
+            sent.escape_ascii()
+        );
     }
 
     fn take(&mut self, slot: Slot) -> Vec<u8> {
@@ -227,7 +234,32 @@ pub fn routes(data: &[u8]) {
     world.feed(publisher, b"PUB own.group 2\r\nhi\r\n");
     world.turn();
     assert!(world.broker.totals_out() > before, "nobody of the group");
+    world.serve_another(publisher, data);
     world.end();
+}
+
+impl World {
+    /// One more server comes, with manners: it hears of what we want, and gets what it asks for, once.
+    fn serve_another(&mut self, publisher: Slot, data: &[u8]) {
+        // Nobody may have called itself so.
+        let mut names = (0..).map(|number| format!("another-{number}"));
+        let taken = |name: &str| data.windows(name.len()).any(|part| part == name.as_bytes());
+        let name = names.find(|name| !taken(name)).expect("data is finite");
+        let route = self.route(false);
+        let hello = format!(
+            "CONNECT {{\"verbose\":false,\"user\":\"user\",\"pass\":\"password\"}}\r\nINFO {{\"server_id\":\"{name}\"}}\r\nPING\r\n"
+        );
+        self.feed(route, hello.as_bytes());
+        self.turn();
+        let told = String::from_utf8_lossy(&self.take(route)).into_owned();
+        for wanted in ["SUB own.check  RSID:", "SUB own.group q QRSID:", "PONG\r\n"] {
+            assert!(told.contains(wanted), "{wanted} is missing in {told}");
+        }
+        self.feed(route, b"SUB a.b  RSID:1:1\r\n");
+        self.feed(publisher, b"PUB a.b 2\r\nhi\r\n");
+        self.turn();
+        assert_eq!(self.take(route), b"MSG a.b RSID:1:1 2\r\nhi\r\n");
+    }
 }
 
 impl Broker {

@@ -154,21 +154,96 @@ pub fn masked(json: &[u8]) -> String {
     Value::Object(object).to_string()
 }
 
-/// The body of a fuzz target: no panic, and what was read once reads the same again.
+/// The body of a fuzz target: no panic; what was read is what the JSON says, and reads the same again; in what is fit for the
+/// log secrets are masked, and nothing else.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
+    let object = match serde_json::from_str(&go_text(data)) {
+        Ok(Value::Object(object)) => Some(object),
+        _ => None,
+    };
     let mut first = Connect::default();
     if first.update(data).is_ok() {
         let mut again = first.clone();
         again.update(data).expect("the same body");
-        assert_eq!(first, again);
+        assert!(first == again);
+        assert_said(&first, &object.clone().unwrap_or_default());
     }
-    masked(data);
+    let masked = masked(data);
+    let Some(object) = object else {
+        assert!(masked.ends_with(" bytes that are no JSON object)"));
+        return;
+    };
+    let masked: serde_json::Map<String, Value> =
+        serde_json::from_str(&masked).expect("our own JSON");
+    assert_eq!(masked.len(), object.len());
+    for ((key, shown), (_, value)) in masked.iter().zip(&object) {
+        const SECRETS: [&str; 4] = ["pass", "auth_token", "sig", "jwt"];
+        match SECRETS.iter().any(|name| key.eq_ignore_ascii_case(name)) {
+            true => assert_eq!(shown, "***", "{key}"),
+            false => assert_eq!(shown, value, "{key}"),
+        }
+    }
+}
+
+/// Of keys that differ in case only the last one counts, in the order of the object.
+fn assert_said(connect: &Connect, object: &serde_json::Map<String, Value>) {
+    let said = |name: &str| {
+        let named = object
+            .iter()
+            .filter(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null());
+        named.map(|(_, value)| value).next_back()
+    };
+    let default = Connect::default();
+    let flags = |connect: &Connect| {
+        [
+            ("verbose", connect.verbose),
+            ("pedantic", connect.pedantic),
+            ("tls_required", connect.tls_required),
+            ("echo", connect.echo),
+            ("headers", connect.headers),
+            ("no_responders", connect.no_responders),
+        ]
+    };
+    for ((name, flag), (_, default)) in flags(connect).into_iter().zip(flags(&default)) {
+        let expected = said(name).map_or(Some(default), Value::as_bool);
+        assert_eq!(Some(flag), expected, "{name}");
+    }
+    let texts = [
+        ("auth_token", &connect.auth_token),
+        ("user", &connect.user),
+        ("pass", &connect.pass),
+        ("nkey", &connect.nkey),
+        ("sig", &connect.sig),
+        ("name", &connect.name),
+        ("lang", &connect.lang),
+        ("version", &connect.version),
+    ];
+    for (name, text) in texts {
+        let expected = said(name).map_or(Some(""), Value::as_str);
+        assert_eq!(Some(&**text), expected, "{name}");
+    }
+    let protocol = said("protocol").map_or(Some(0), Value::as_i64);
+    assert_eq!(Some(connect.protocol), protocol, "protocol");
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bodies_are_read_as_they_say() {
+        for body in [
+            r#"{"verbose":false,"USER":"a","user":"b","Pass":"c","jwt":5,"protocol":1,"x":[1,{"sig":"d"}]}"#,
+            r#"{"echo":false,"no_responders":true,"headers":true,"auth_token":"t","sig":null,"lang":"\u00e9"}"#,
+            "null",
+            "{}",
+            "[]",
+            r#"{"pass":"s"#,
+        ] {
+            fuzz(body.as_bytes());
+        }
+    }
 
     #[test]
     fn keys_match_in_any_case_and_values_add_up() {

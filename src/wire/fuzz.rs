@@ -6,7 +6,8 @@ use super::parser::fuzz::{Record, record};
 use super::parser::{Kind, Message, Parser, Sink, Stop};
 use bytes::Bytes;
 
-const PAYLOAD_BYTES_MAX: u64 = 64 << 10;
+/// An input can hold several of them.
+const PAYLOAD_BYTES_MAX: u64 = 1024;
 const CONTROL_LINE_BYTES_MAX: usize = 1024;
 /// A CONNECT may be longer than other lines.
 const LINE_BYTES_MAX: usize = 4096;

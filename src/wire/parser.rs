@@ -781,7 +781,7 @@ pub mod fuzz {
     }
 
     /// The first byte chooses the kind of connection and the settings; the rest is the stream,
-    /// which must mean the same whole, byte by byte, in the given chunk size, and without the
+    /// which must mean the same whole, byte by byte, in pieces of several sizes, and without the
     /// fast path.
     pub fn check(data: &[u8]) {
         let Some((&flags, stream)) = data.split_first() else {
@@ -801,8 +801,31 @@ pub mod fuzz {
         assert_eq!(record(kind, true, &sink, &[stream]), expect, "fast path");
         let bytes: Vec<&[u8]> = stream.chunks(1).collect();
         assert_eq!(record(kind, true, &sink, &bytes), expect, "byte by byte");
-        let pieces: Vec<&[u8]> = stream.chunks(usize::from(flags >> 3) + 2).collect();
-        assert_eq!(record(kind, true, &sink, &pieces), expect, "in pieces");
+        // The fast path looks 36 bytes ahead: there are pieces in which it has nothing to do, and pieces that it
+        // leaves to the machine at their end and takes up again in the next.
+        let chosen = usize::from(flags >> 3);
+        for sizes in [
+            [chosen + 2; 2],
+            [16 * (chosen + 3); 2],
+            [7, 64 + 8 * chosen],
+        ] {
+            let pieces = cut(stream, sizes);
+            assert_eq!(record(kind, true, &sink, &pieces), expect, "in {sizes:?}");
+        }
+    }
+
+    /// In pieces of these sizes in turn.
+    fn cut(mut stream: &[u8], sizes: [usize; 2]) -> Vec<&[u8]> {
+        let mut pieces = Vec::new();
+        for size in sizes.into_iter().cycle() {
+            let (piece, rest) = stream.split_at(size.min(stream.len()));
+            pieces.push(piece);
+            stream = rest;
+            if stream.is_empty() {
+                break;
+            }
+        }
+        pieces
     }
 }
 

@@ -7,6 +7,7 @@ use crate::broker::perms::{Permissions, Responses, Rule, Rules};
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
+use crate::wire::parser::SHARED_BYTES_MIN;
 use bytes::Bytes;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -22,6 +23,11 @@ const ROUTES: usize = 2;
 const FLOOD_BYTES: usize = hold::HIGH_WATER_BYTES + 1;
 /// Around the longest subject of which the head is made once per receiver, with sids of clients and of routes.
 const LONG_SUBJECT_BYTES: usize = HEAD_BYTES_MAX - 18;
+/// More than a run may have, of messages and of bytes.
+const MANY: usize = RUN_MESSAGES_MAX + 16;
+const MUCH: usize = 4096;
+/// With more subscriptions so much for each of them would bring others than those flooded above the mark.
+const MADE_FOR_MUCH_MAX: usize = 16;
 
 fn cid(home: usize, slot: usize) -> u64 {
     1 + home as u64 + u64::from(LOOPS) * slot as u64
@@ -273,7 +279,13 @@ pub fn check(data: &[u8]) {
                         at => SUBJECTS[at % SUBJECTS.len()].to_owned(),
                     };
                     let reply = ["", "", "", "b ", "nobody "][next() % 5];
-                    let body = "x".repeat(next() % 40 * (next() % 4));
+                    let much = lines.is_empty() && made.len() <= MADE_FOR_MUCH_MAX;
+                    let body_bytes = match (next(), next()) {
+                        (255, _) if much => SHARED_BYTES_MIN,
+                        (252.., _) if much => MUCH,
+                        (tens, times) => tens % 40 * (times % 4),
+                    };
+                    let body = "x".repeat(body_bytes);
                     let with_headers = next() % 8 == 0;
                     let to = match routed {
                         false => String::new(),
@@ -297,13 +309,20 @@ pub fn check(data: &[u8]) {
                             format!("{verb} {subject} {to}{reply}{bytes}\r\n{body}\r\n")
                         }
                     };
-                    for _ in 0..next() % 6 {
-                        lines.push(line.clone());
-                    }
+                    let copies = match next() % 6 {
+                        5 if much && body_bytes < MUCH => MANY,
+                        copies if body_bytes < SHARED_BYTES_MIN => copies,
+                        copies => copies.min(1),
+                    };
+                    lines.extend(std::iter::repeat_n(line, copies));
                 }
             }
         }
-        together.feed(home, slot, lines.concat().as_bytes());
+        // Runs end where reads do.
+        let all = lines.concat();
+        let (first, second) = all.split_at(all.len() * usize::from(op / 4 % 8) / 8);
+        together.feed(home, slot, first.as_bytes());
+        together.feed(home, slot, second.as_bytes());
         for line in &lines {
             apart.feed(home, slot, line.as_bytes());
         }
