@@ -437,12 +437,9 @@ impl Broker {
         self.close(slot, CloseReason::Told);
     }
 
-    /// Closes a connection from outside, with a text or without.
-    pub fn dismiss(&mut self, slot: Slot, text: Option<&str>) {
-        match text {
-            Some(text) => self.refuse(slot, text),
-            None => self.close(slot, CloseReason::Silently),
-        }
+    /// Closes a connection over which nothing may leave any more.
+    pub fn drop_silently(&mut self, slot: Slot) {
+        self.close(slot, CloseReason::Silently);
     }
 
     fn publisher(&self, slot: Slot) -> PublisherRef {

@@ -198,7 +198,7 @@ impl<I: Io> EventLoop<I> {
             Ok(session) => Some(TlsLink::new(session, greeting)),
             Err(error) => {
                 log::error!("{} - TLS: {error}", self.label(slot));
-                self.broker.dismiss(slot, None);
+                self.broker.drop_silently(slot);
                 None
             }
         }

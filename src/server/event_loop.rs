@@ -19,7 +19,8 @@ use crate::broker::snapshot::{ConnectionInfo, Page};
 use crate::broker::{Broker, Slot, SlowConsumer, Totals};
 use crate::uring::{Completion, Errno, Io, Kind, Segment, Token, Wait};
 use crate::wire;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::{IntoRawFd, OwnedFd};
 use std::sync::Arc;
@@ -29,6 +30,8 @@ use std::time::{Duration, Instant};
 
 /// Received bytes acted on before output is flushed, so that no burst delays everybody else's.
 const TURN_BYTES_MAX: usize = 1 << 20;
+/// A new connection is as much work as so many received bytes: thousands that come at once are for many turns.
+const ACCEPT_COSTS: usize = TURN_BYTES_MAX / 64;
 /// One write: enough to keep a socket busy, little enough to be fair.
 const WRITE_BYTES_MAX: usize = 1 << 20;
 const WRITE_PIECES_MAX: usize = 64;
@@ -133,6 +136,9 @@ pub struct EventLoop<I: Io> {
     reaped: Vec<Completion>,
     /// Connections whose recv found no buffer, oldest first.
     starved: VecDeque<Slot>,
+    /// Connections to be read from again. They come behind those that starve, or as many as there are buffers could take all
+    /// of them each turn.
+    served: Vec<Slot>,
     /// Connections on their way out, and some that have gone since the last look.
     leaving: Vec<Token>,
     look_after_at: Option<Instant>,
@@ -142,8 +148,8 @@ pub struct EventLoop<I: Io> {
     pub(super) segments: Vec<Segment>,
     /// Plain text of the TLS connection at hand.
     pub(super) plain: Vec<u8>,
-    /// Handshakes not done yet, or done since the last look.
-    pub(super) handshakes: Vec<(Instant, Token)>,
+    /// When handshakes are to be done, the next one first; some are.
+    pub(super) handshakes: BinaryHeap<Reverse<(Instant, Token)>>,
     /// A part of a list was told in this turn, and commands may be left behind it.
     list_told: bool,
     commands_left: bool,
@@ -164,6 +170,7 @@ impl<I: Io> EventLoop<I> {
             completions: VecDeque::new(),
             reaped: Vec::new(),
             starved: VecDeque::new(),
+            served: Vec::new(),
             leaving: Vec::new(),
             look_after_at: None,
             dirty: Vec::new(),
@@ -171,7 +178,7 @@ impl<I: Io> EventLoop<I> {
             pieces: Vec::new(),
             segments: Vec::new(),
             plain: Vec::new(),
-            handshakes: Vec::new(),
+            handshakes: BinaryHeap::new(),
             list_told: false,
             commands_left: false,
             now,
@@ -201,7 +208,7 @@ impl<I: Io> EventLoop<I> {
             self.shared.mesh.door(self.index).sleep.over();
         }
         self.now = self.io.now();
-        self.completions.extend(self.reaped.drain(..));
+        self.sort_in_reaped();
         self.take_in_mail();
         self.list_told = false;
         if self.commands_left {
@@ -216,11 +223,24 @@ impl<I: Io> EventLoop<I> {
         }
         self.run_timers();
         self.run_effects();
-        self.feed_starved();
+        self.receive_again();
         self.broker.end_turn();
         self.send_mail();
         self.flush();
         Ok(())
+    }
+
+    /// Writes that went well are acted on at once. Behind what was received, a turn or more, receivers that read as fast as
+    /// they can would look as if they stood still; and what there is to write next leaves at the end of the turn anyhow.
+    fn sort_in_reaped(&mut self) {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        for completion in reaped.drain(..) {
+            match (completion.token.kind, completion.result) {
+                (Kind::Write, Ok(_)) => self.written(completion.token, completion.result),
+                _ => self.completions.push_back(completion),
+            }
+        }
+        self.reaped = reaped;
     }
 
     /// How long this turn may wait. Unless it is not at all, the other loops have been told that a
@@ -302,7 +322,7 @@ impl<I: Io> EventLoop<I> {
         }
     }
 
-    /// Acts on one completion; returns the received bytes it brought.
+    /// Acts on one completion; returns the received bytes it brought, or how many that are as much work.
     fn handle(&mut self, completion: Completion) -> usize {
         let Completion {
             token,
@@ -311,7 +331,10 @@ impl<I: Io> EventLoop<I> {
             more,
         } = completion;
         match token.kind {
-            Kind::Accept => self.accepted(token, result, more),
+            Kind::Accept => {
+                self.accepted(token, result, more);
+                return ACCEPT_COSTS;
+            }
             Kind::Watch => self.run_commands(more),
             Kind::Recv => {
                 let bytes = buf.as_ref().map_or(0, |buf| buf.len());
@@ -390,10 +413,8 @@ impl<I: Io> EventLoop<I> {
         };
         let stage = connection.stage;
         match stage {
-            Stage::Open if self.broker.wants_bytes(slot) => self.receive(slot),
-            Stage::Draining { .. } => self.receive(slot),
-            Stage::Open | Stage::Flushing { .. } => {}
             Stage::Closing => self.close_if_quiet(slot),
+            _ => self.served.push(slot),
         }
     }
 
@@ -432,26 +453,34 @@ impl<I: Io> EventLoop<I> {
     }
 
     /// Arms those again that found no buffer, as many as there are buffers now: each of them has
-    /// bytes waiting, and none waits behind one that came later.
-    fn feed_starved(&mut self) {
-        let mut free = self.io.free_bufs();
-        while free > 0 {
-            let Some(slot) = self.starved.pop_front() else {
-                break;
-            };
-            let wanted = self.places[slot as usize]
-                .connection
-                .as_ref()
-                .is_some_and(|connection| match connection.stage {
-                    Stage::Open => self.broker.wants_bytes(slot),
-                    Stage::Draining { .. } => true,
-                    _ => false,
-                });
-            if wanted {
-                self.receive(slot);
-                free -= 1;
+    /// bytes waiting, and none waits behind one that came later. Then those that were read from in this turn.
+    fn receive_again(&mut self) {
+        if !self.starved.is_empty() {
+            let mut free = self.io.free_bufs();
+            while free > 0
+                && let Some(slot) = self.starved.pop_front()
+            {
+                free -= usize::from(self.receive_if_wanted(slot));
             }
         }
+        let mut served = std::mem::take(&mut self.served);
+        for slot in served.drain(..) {
+            self.receive_if_wanted(slot);
+        }
+        self.served = served;
+    }
+
+    fn receive_if_wanted(&mut self, slot: Slot) -> bool {
+        let connection = self.places[slot as usize].connection.as_ref();
+        let wanted = connection.is_some_and(|connection| match connection.stage {
+            Stage::Open => self.broker.wants_bytes(slot),
+            Stage::Draining { .. } => true,
+            Stage::Flushing { .. } | Stage::Closing => false,
+        });
+        if wanted {
+            self.receive(slot);
+        }
+        wanted
     }
 
     // ---- bytes go
@@ -528,7 +557,7 @@ impl<I: Io> EventLoop<I> {
         }
         match stage {
             Stage::Closing => self.close_if_quiet(slot),
-            // With all others at the end of the turn, behind the mail: it may confirm what only mail tells the other loops.
+            // With all others at the end of the turn.
             _ if self.has_output(slot) => self.dirty.push(slot),
             Stage::Flushing { .. } => self.drain(slot),
             _ => self.rest_tls(slot),
@@ -543,15 +572,7 @@ impl<I: Io> EventLoop<I> {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Close { slot, why } => self.begin_close(slot, why),
-                Effect::Resume { slot } => {
-                    let open = self.places[slot as usize]
-                        .connection
-                        .as_ref()
-                        .is_some_and(|c| c.stage == Stage::Open);
-                    if open && self.broker.wants_bytes(slot) {
-                        self.receive(slot);
-                    }
-                }
+                Effect::Resume { slot } => self.served.push(slot),
                 Effect::Dial(dial) => Dialer::dial(&self.shared, dial),
                 Effect::ClientUrls(urls) => {
                     for door in self.shared.mesh.doors() {
@@ -679,9 +700,7 @@ impl<I: Io> EventLoop<I> {
             self.look_after();
         }
         self.acceptor.arm(&mut self.io, self.now);
-        if !self.handshakes.is_empty() {
-            self.end_late_handshakes();
-        }
+        self.end_late_handshakes();
     }
 
     fn run_commands(&mut self, more: bool) {
@@ -733,7 +752,11 @@ impl<I: Io> EventLoop<I> {
                     .take(count)
                     .collect();
                 for slot in slots {
-                    self.broker.dismiss(slot, text);
+                    match text {
+                        Some(text) => self.broker.refuse(slot, text),
+                        // What was delivered to it in this turn is not written yet.
+                        None => self.broker.hang_up(slot),
+                    }
                 }
             }
             Command::Snapshot(reply) => {

@@ -20,6 +20,7 @@ use crate::util::lock;
 use crate::wire::errors;
 use crate::wire::parser::Kind as Peer;
 use bytes::{Buf, Bytes};
+use std::cmp::Reverse;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -126,27 +127,22 @@ impl<I: Io> EventLoop<I> {
     /// The handshake of a new connection is to be done by then.
     pub(super) fn expect_handshake(&mut self, slot: Slot, timeout: Duration) {
         let token = self.token(slot, Kind::Recv);
-        self.handshakes.push((self.now + timeout, token));
+        self.handshakes.push(Reverse((self.now + timeout, token)));
     }
 
     pub(super) fn next_handshake_deadline(&self) -> Option<Instant> {
-        self.handshakes.iter().map(|(at, _)| *at).min()
+        self.handshakes.peek().map(|Reverse((at, _))| *at)
     }
 
     pub(super) fn end_late_handshakes(&mut self) {
-        let now = self.now;
-        let mut index = 0;
-        while let Some((at, token)) = self.handshakes.get(index).copied() {
+        while let Some(Reverse((at, token))) = self.handshakes.peek().copied()
+            && at <= self.now
+        {
+            self.handshakes.pop();
             let link = self.connection(token).and_then(|c| c.tls.as_deref());
-            let pending = link.is_some_and(|link| !link.established && !link.failed);
-            if pending && at > now {
-                index += 1;
-                continue;
-            }
-            self.handshakes.swap_remove(index);
-            if pending {
+            if link.is_some_and(|link| !link.established && !link.failed) {
                 log::debug!("{} - TLS handshake timeout", self.label(token.slot));
-                self.broker.dismiss(token.slot, None);
+                self.broker.drop_silently(token.slot);
             }
         }
     }

@@ -11,7 +11,7 @@
 //! completion whose generation is not the present one belongs to a tenant that has left.
 
 /// The operation a completion answers. Closed: the event loop matches on it and nothing else.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 #[repr(u8)]
 pub enum Kind {
     Accept = 1,
@@ -46,7 +46,7 @@ impl Kind {
 }
 
 /// Names one operation in flight. At most one operation with a given token may be in flight.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Hash)]
 pub struct Token {
     pub kind: Kind,
     pub slot: u32,

@@ -344,7 +344,7 @@ impl Broker {
             .collect();
         for slot in slots {
             self.route(slot).unwanted = true;
-            self.close(slot, CloseReason::Silently);
+            self.close(slot, CloseReason::Told);
         }
     }
 

@@ -14,6 +14,10 @@ fn one_of(loops: u16, seed: u64, adversity: Adversity) -> (EventLoop<FakeIo>, Ra
     let region = RegionMut::map(1 << 20).unwrap();
     let mut io = FakeIo::new(seed, region.keep_alive());
     io.set_adversity(adversity);
+    on(io, region, loops, seed)
+}
+
+fn on(mut io: FakeIo, region: RegionMut, loops: u16, seed: u64) -> (EventLoop<FakeIo>, RawFd) {
     let listener = io.open();
     let settings = Settings {
         write_deadline: Duration::from_secs(3600),
@@ -213,7 +217,7 @@ fn what_waited_for_a_write_leaves_behind_the_mail() {
     event_loop.io.set_room(fd, 0);
     event_loop.io.deliver(fd, b"PING\r\n");
     turns(&mut event_loop, 10);
-    // In one turn the loop hears of these and of the end of its write, in that order.
+    // In one turn the loop hears of these and of the end of its write.
     event_loop.io.deliver(fd, b"SUB a 1\r\nPING\r\n");
     event_loop.io.set_room(fd, usize::MAX);
     let shared = event_loop.shared.clone();
@@ -247,6 +251,25 @@ fn a_turn_tells_one_part_of_a_list() {
     assert_eq!(answers.try_iter().count(), 1);
     turns(&mut event_loop, 1);
     assert!(is_done.try_recv().is_ok() && !event_loop.commands_left);
+}
+
+/// There are fewer receive buffers than connections that always have something to say.
+#[test]
+fn buffers_go_round() {
+    let region = RegionMut::map(1 << 20).unwrap();
+    let mut io = FakeIo::with_buffers(1, region.keep_alive(), 2, 65536);
+    io.set_adversity(Adversity::NONE);
+    let (mut event_loop, listener) = on(io, region, 1, 1);
+    let fds: Vec<RawFd> = (0..5).map(|_| connect(&mut event_loop, listener)).collect();
+    for _ in 0..100 {
+        for fd in &fds {
+            event_loop.io.deliver(*fd, b"PING\r\n");
+        }
+        turns(&mut event_loop, 1);
+    }
+    let answered = fds.iter().map(|fd| got(&event_loop, *fd).len() / 6);
+    let answered: Vec<usize> = answered.collect();
+    assert!(answered.iter().all(|count| *count > 25), "{answered:?}");
 }
 
 /// What many clients bring at once is worked off a client or so per turn, with output between.
@@ -316,6 +339,30 @@ fn a_client_that_has_said_all_still_gets_what_is_pending() {
     turns(&mut event_loop, 10);
     assert_eq!(got(&event_loop, fd), b"MSG a 1 5\r\nhello\r\n");
     assert!(!event_loop.io.is_open(fd));
+}
+
+#[test]
+fn whoever_is_let_go_gets_what_is_pending() {
+    let (mut event_loop, listener) = event_loop(1, Adversity::NONE);
+    let fd = connect(&mut event_loop, listener);
+    turns(&mut event_loop, 10);
+    event_loop.io.set_room(fd, 0);
+    event_loop
+        .io
+        .deliver(fd, b"SUB a 1\r\nPUB a 5\r\nhello\r\n");
+    turns(&mut event_loop, 10);
+    let (count, text) = (1, None);
+    let shared = event_loop.shared.clone();
+    shared
+        .mesh
+        .door(0)
+        .command(Command::Dismiss { count, text });
+    event_loop.run_commands(true);
+    turns(&mut event_loop, 10);
+    event_loop.io.set_room(fd, usize::MAX);
+    turns(&mut event_loop, 10);
+    assert_eq!(got(&event_loop, fd), b"MSG a 1 5\r\nhello\r\n");
+    assert!(event_loop.io.is_shut_down(fd));
 }
 
 #[test]
