@@ -22,7 +22,6 @@ mod process;
 mod reload;
 mod run;
 mod settings;
-mod signals;
 mod streaming;
 mod streaming_probe;
 mod tls_link;

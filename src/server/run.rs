@@ -22,6 +22,7 @@ use crate::uring::{self, Io, Ring, RingConfig};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
 use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::Pid;
 use std::os::fd::{IntoRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
@@ -278,13 +279,16 @@ fn look_after(
     source: &Source,
     signals: &SigSet,
 ) -> Result<Running, StartError> {
+    // Made now: when it is wanted clients may have all descriptors.
+    let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+    let signals_read = SignalFd::with_flags(signals, flags)?;
     loop {
         match signals.wait()? {
             Signal::SIGINT | Signal::SIGTERM => break,
             Signal::SIGUSR1 => crate::logging::reopen(),
             Signal::SIGHUP => reload::reload(source, &mut running),
             Signal::SIGUSR2 => {
-                lame_duck(&running, signals)?;
+                lame_duck(&running, &signals_read)?;
                 break;
             }
             _ => {}
@@ -468,7 +472,7 @@ impl Ports {
 
 /// Takes no new clients, tells those it has, and lets them go one by one so that they do not all
 /// arrive elsewhere at once. Ends early when told to stop.
-fn lame_duck(running: &Running, signals: &SigSet) -> Result<(), StartError> {
+fn lame_duck(running: &Running, signals: &SignalFd) -> Result<(), StartError> {
     log::info!("Entering lame duck mode, stop accepting new clients");
     let doors = running.shared.mesh.doors();
     doors[0].command(Command::CloseListener);
@@ -492,11 +496,11 @@ fn lame_duck(running: &Running, signals: &SigSet) -> Result<(), StartError> {
                 return Ok(false);
             }
             std::thread::sleep(left);
-            while super::signals::is_pending(signals)? {
-                match signals.wait()? {
-                    Signal::SIGINT | Signal::SIGTERM => return Ok(true),
-                    Signal::SIGUSR1 => crate::logging::reopen(),
-                    Signal::SIGHUP => {
+            while let Some(come) = signals.read_signal()? {
+                match Signal::try_from(come.ssi_signo as i32) {
+                    Ok(Signal::SIGINT | Signal::SIGTERM) => return Ok(true),
+                    Ok(Signal::SIGUSR1) => crate::logging::reopen(),
+                    Ok(Signal::SIGHUP) => {
                         log::warn!("The configuration is not reloaded in lame duck mode");
                     }
                     _ => {}
