@@ -72,12 +72,33 @@ struct Configured {
     dials: u64,
 }
 
+impl Configured {
+    fn wants(&self, dial: &Dial, number: u64) -> bool {
+        let Dial { url, explicit, .. } = dial;
+        if !explicit {
+            return self.latest.get(&url.address()) == Some(&number);
+        }
+        let mut routes = self.routes.iter();
+        self.version == number && routes.any(|route| route.same_place(&url.host, url.port))
+    }
+
+    fn forget(&mut self, dial: &Dial, number: u64) {
+        let address = dial.url.address();
+        if !dial.explicit && self.latest.get(&address) == Some(&number) {
+            self.latest.remove(&address);
+        }
+    }
+}
+
 impl Dialer {
-    /// Takes over a new list of routes and dials all of them.
+    /// Takes over a new list of routes: those of the one before are dropped, and all of it is dialled.
     pub fn configure(shared: &Arc<Shared>, routes: &[RouteUrl]) {
         let mut configured = shared.dialer.lock();
         configured.routes = routes.to_vec();
         configured.version += 1;
+        // Whoever is dialled from the list before gives up from here on, and what came of that goes.
+        let door = shared.mesh.door(ROUTE_LOOP);
+        door.command(Command::DropConfiguredRoutes);
         drop(configured);
         for url in routes {
             let dial = Dial {
@@ -130,12 +151,7 @@ impl Dialer {
         while self.is_wanted(&dial, number) {
             log::debug!("Trying to connect to route on {}", dial.url.address());
             match connect(&dial.url) {
-                Ok((stream, peer)) => {
-                    self.forget(&dial, number);
-                    let fd = stream.into();
-                    let door = shared.mesh.door(ROUTE_LOOP);
-                    return door.command(Command::Route { fd, peer, dial });
-                }
+                Ok((stream, peer)) => return self.hand_over(shared, dial, number, stream, peer),
                 Err(error) => log::error!(
                     "Error trying to connect to route: dial tcp {}: {error}",
                     dial.url.address()
@@ -150,22 +166,31 @@ impl Dialer {
         }
     }
 
-    fn is_wanted(&self, dial: &Dial, number: u64) -> bool {
-        let configured = self.lock();
-        let Dial { url, explicit, .. } = dial;
-        if !explicit {
-            return configured.latest.get(&url.address()) == Some(&number);
+    /// Under the lock: a list that changes meanwhile drops what was handed over before.
+    fn hand_over(
+        &self,
+        shared: &Shared,
+        dial: Dial,
+        number: u64,
+        stream: TcpStream,
+        peer: SocketAddr,
+    ) {
+        let mut configured = self.lock();
+        if !configured.wants(&dial, number) {
+            return;
         }
-        let mut routes = configured.routes.iter();
-        configured.version == number && routes.any(|route| route.same_place(&url.host, url.port))
+        configured.forget(&dial, number);
+        let fd = stream.into();
+        let door = shared.mesh.door(ROUTE_LOOP);
+        door.command(Command::Route { fd, peer, dial });
+    }
+
+    fn is_wanted(&self, dial: &Dial, number: u64) -> bool {
+        self.lock().wants(dial, number)
     }
 
     fn forget(&self, dial: &Dial, number: u64) {
-        let address = dial.url.address();
-        let mut configured = self.lock();
-        if !dial.explicit && configured.latest.get(&address) == Some(&number) {
-            configured.latest.remove(&address);
-        }
+        self.lock().forget(dial, number);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Configured> {

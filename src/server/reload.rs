@@ -5,7 +5,6 @@ use super::event_loop::Command;
 use super::run::{Running, connections_max, write_pid_file};
 use super::settings::settings;
 use super::tls_link::Terms;
-use crate::broker::propagate::ROUTE_LOOP;
 use crate::config::Options;
 use crate::config::cli::Source;
 use crate::config::diff::{self, Change};
@@ -76,11 +75,6 @@ fn apply(running: &mut Running, new: Options, warnings: &[String]) -> Result<(),
         door.command(Command::Reconfigure(settings.clone()));
     }
     if routes && running.identity.cluster_port.is_some() {
-        running
-            .shared
-            .mesh
-            .door(ROUTE_LOOP)
-            .command(Command::DropConfiguredRoutes);
         Dialer::configure(&running.shared, &new.cluster.routes);
     }
     settle(running);
