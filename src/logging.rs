@@ -191,6 +191,10 @@ fn open(options: &Options) -> Result<Sink, String> {
     if !options.remote_syslog.is_empty() {
         let url = &options.remote_syslog;
         let (network, address) = url.split_once("://").unwrap_or((url, ""));
+        let address = match network {
+            "udp" | "tcp" => address.trim_end_matches('/'),
+            _ => address,
+        };
         let failed = |error: io::Error| format!("error connecting to syslog {url}: {error}");
         let wire = match network {
             "udp" => {

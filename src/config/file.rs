@@ -406,7 +406,7 @@ impl<'a> Reader<'a> {
             Some('"') => Data::Text(self.double_quoted()?),
             Some('\'') => Data::Text(self.single_quoted()?),
             Some('(') => Data::Text(self.block_text()?),
-            Some(',' | ';' | ']' | '}' | '=' | ':') => return self.error(&at, "expected a value"),
+            Some(',' | ';' | ']' | '}') => return self.error(&at, "expected a value"),
             Some('$') if !self.starts_with("$2a$") => return self.variable(scopes),
             Some(_) => self.bare()?,
         };
@@ -519,7 +519,7 @@ impl<'a> Reader<'a> {
         loop {
             match self.peek() {
                 // The newline is left where it is: it ends the value.
-                None | Some('\n') if line.trim() == ")" => return Ok(text),
+                None | Some('\n') if line.trim_end() == ")" => return Ok(text),
                 None => return self.error(&at, "a '(' without a ')' on a line of its own"),
                 Some(c) => {
                     self.next();

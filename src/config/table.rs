@@ -533,7 +533,13 @@ fn cluster_url(cluster: &mut ClusterOptions, text: &str) -> Result<(), String> {
         Some(rest) => (format!("{rest}:1"), true),
         None => (text.to_owned(), false),
     };
-    let url = RouteUrl::parse(&text)?;
+    let url = match without_host(&text) {
+        Some(completed) => RouteUrl {
+            host: String::new(),
+            ..RouteUrl::parse(&completed)?
+        },
+        None => RouteUrl::parse(&text)?,
+    };
     if !url.user.is_empty() && url.password.0.is_empty() {
         return Err("expected cluster password to be set".into());
     }
@@ -542,6 +548,13 @@ fn cluster_url(cluster: &mut ClusterOptions, text: &str) -> Result<(), String> {
     cluster.user = url.user;
     cluster.password = url.password;
     Ok(())
+}
+
+/// A URL that names a port alone, with some host: to listen everywhere, which only a URL of ours can ask for.
+fn without_host(text: &str) -> Option<String> {
+    let (before, port) = text.rsplit_once(':')?;
+    let bare = before.ends_with("://") || before.ends_with('@');
+    bare.then(|| format!("{before}anywhere:{port}"))
 }
 
 fn cluster_authorization(cluster: &mut ClusterOptions, value: &Value) -> Result<(), Trouble> {
@@ -773,7 +786,8 @@ static CORE: &[Row] = &[
     row!("cluster.no_advertise" [], ["no_advertise"], Bool, Cluster, "false", (quiet "Reloaded: cluster"), "Neither tell other servers our client addresses nor our clients theirs.",
         |o, v| { o.cluster.no_advertise = boolean(v)?; Ok(()) }, cluster.no_advertise),
     row!("cluster.connect_retries" [], ["connect_retries"], Int, Cluster, "0", (quiet "Reloaded: cluster"), "Further tries to reach a server that another one told of.",
-        |o, v| { o.cluster.connect_retries = int(v, 0..=i64::from(u32::MAX))? as u32; Ok(()) }, cluster.connect_retries),
+        // Less than none is none there.
+        |o, v| { o.cluster.connect_retries = int(v, i64::MIN..=i64::from(u32::MAX))?.max(0) as u32; Ok(()) }, cluster.connect_retries),
     row!("cluster.tls" [], [], Block, Cluster, "", (quiet "Reloaded: cluster"), "TLS of routes: the keys of the tls block; certificates are verified both ways.",
         |o, v| tls_block(&mut o.cluster.tls, v), cluster.tls),
     row!("cluster.max_pending" [], [], Int, Cluster, "256mb", (quiet "Reloaded: cluster"), "Bytes kept for a route that reads too slowly, before it is cut off.",

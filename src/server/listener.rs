@@ -29,11 +29,9 @@ impl Listener {
             address: shown.clone(),
             error,
         };
-        let address = (host, wanted)
-            .to_socket_addrs()
-            .map_err(failed)?
-            .next()
-            .ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
+        let found = (host, wanted).to_socket_addrs().map_err(failed)?;
+        let address =
+            preferred(found).ok_or_else(|| failed(std::io::ErrorKind::AddrNotAvailable.into()))?;
         // The kernel gives the port of a ring that was killed back a moment after its process has gone, so
         // a server that is started again at once has to wait for it.
         let until = Instant::now() + PORT_TIME_MAX;
@@ -103,5 +101,31 @@ impl Listener {
             .collect();
         urls.dedup();
         urls
+    }
+}
+
+/// As Go does: of a name with addresses of both kinds, such as `localhost`, the first of IPv4.
+fn preferred(found: impl Iterator<Item = SocketAddr>) -> Option<SocketAddr> {
+    let found: Vec<SocketAddr> = found.collect();
+    let of_ipv4 = found.iter().find(|address| address.is_ipv4());
+    of_ipv4.or(found.first()).copied()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_both_kinds_is_listened_at_as_ipv4() {
+        let found = |addresses: &[&str]| {
+            let parsed = addresses.iter().map(|address| address.parse().unwrap());
+            preferred(parsed).map(|address| address.to_string())
+        };
+        assert_eq!(
+            found(&["[::1]:1", "127.0.0.1:1"]).as_deref(),
+            Some("127.0.0.1:1")
+        );
+        assert_eq!(found(&["[::1]:1"]).as_deref(), Some("[::1]:1"));
+        assert_eq!(found(&[]), None);
     }
 }

@@ -12,6 +12,41 @@ fn fails(arguments: &[&str]) -> String {
 }
 
 #[test]
+fn addresses_without_a_host_are_all_addresses() {
+    for (file, host) in [
+        (
+            "listen: :8922\nhttp: :8222\ncluster { listen: :6222 }",
+            "0.0.0.0",
+        ),
+        ("listen = 127.0.0.1:8922", "127.0.0.1"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("midge.conf");
+        std::fs::write(&path, file).unwrap();
+        let options = run(&["-c", path.to_str().unwrap()]);
+        assert_eq!(
+            (options.host.as_str(), options.port),
+            (host, 8922),
+            "{file}"
+        );
+    }
+    for (url, user) in [
+        ("nats://:6222", ""),
+        ("nats://a:b@:6222", "a"),
+        ("nats://:-1", ""),
+    ] {
+        let options = run(&["--cluster", url]);
+        let cluster = &options.cluster;
+        let port = if url.ends_with("-1") { -1 } else { 6222 };
+        assert_eq!(
+            (cluster.host.as_str(), cluster.port, cluster.user.as_str()),
+            ("0.0.0.0", port, user),
+            "{url}"
+        );
+    }
+}
+
+#[test]
 fn flags_in_all_forms() {
     for form in [
         &["-p", "77"][..],
