@@ -74,10 +74,12 @@ impl<'a> Address<'a> {
     /// A sid may have colons of its own (the original gets those wrong).
     pub fn parse(text: &'a [u8]) -> Option<Self> {
         let colon = text.iter().position(|byte| *byte == b':')?;
-        Some(Self {
-            cid: number(&text[..colon])?,
-            sid: &text[colon + 1..],
-        })
+        let sid = &text[colon + 1..];
+        if sid.is_empty() {
+            return None;
+        }
+        let cid = number(&text[..colon])?;
+        Some(Self { cid, sid })
     }
 }
 

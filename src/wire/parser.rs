@@ -30,6 +30,8 @@ pub const SHARED_BYTES_MIN: usize = 16 << 10;
 /// Clients of later servers send CONNECT lines longer than gnatsd's limit of 1024 bytes (names,
 /// signatures), so a CONNECT may always be this long.
 const CONNECT_BYTES_MAX: usize = 4096;
+/// gnatsd reads so much of a new connection at once, in which it checks no length.
+const FIRST_READ_BYTES: usize = 512;
 
 /// Sizes of messages are kept in 32 bits: a body may not be larger than this, whatever the limit is.
 /// What is left is for the line in front of it.
@@ -401,14 +403,10 @@ impl Parser {
             };
         }
         // gnatsd checks the limit where a read ends inside an argument, and nowhere else.
-        if let State::Argument(verb) = self.state {
-            let mut max = sink.control_line_bytes_max();
-            if verb == Verb::Connect {
-                max = max.max(CONNECT_BYTES_MAX);
-            }
-            if self.held.len() > max {
-                return Err(Fault::ControlLineTooLong);
-            }
+        if let State::Argument(verb) = self.state
+            && self.held.len() > line_bytes_max(verb, sink)
+        {
+            return Err(Fault::ControlLineTooLong);
         }
         Ok(())
     }
@@ -475,6 +473,12 @@ impl Parser {
             self.held.extend_from_slice(&input[at..]);
             return Ok(input.len());
         };
+        // Its reads of a new connection bring that much; ours bring more, and what such a line says (a subject) would be
+        // told to other servers, which do not take it.
+        let max = line_bytes_max(verb, sink).saturating_add(FIRST_READ_BYTES);
+        if self.kind == Kind::Client && self.held.len() + length > max {
+            return Err(Fault::ControlLineTooLong);
+        }
         let end = at + length + 1;
         self.state = State::Start;
         if self.held.is_empty() {
@@ -650,6 +654,13 @@ impl Parser {
             message(&held, sink, None)?;
         }
         Ok(end)
+    }
+}
+
+fn line_bytes_max(verb: Verb, sink: &impl Sink) -> usize {
+    match verb {
+        Verb::Connect => sink.control_line_bytes_max().max(CONNECT_BYTES_MAX),
+        _ => sink.control_line_bytes_max(),
     }
 }
 
@@ -1011,10 +1022,16 @@ mod tests {
             ..Record::default()
         };
         let mut parser = Parser::new(Kind::Client);
-        // A whole line in one read is never measured, a piece of one is.
+        // A whole line in one read may be as long as a first read of gnatsd, a piece of one may not.
         parser
             .parse(b"SUB 0123456789.0123456789.0123456789 1\r\n", &mut sink)
             .unwrap();
+        let long = |bytes| format!("SUB {} 1\r\nPING\r\n", "a".repeat(bytes));
+        let whole = |kind, bytes| record(kind, true, &sink, &[long(bytes).as_bytes()]).1;
+        assert_eq!(whole(Kind::Client, 500), "more");
+        let too_long = Fault::ControlLineTooLong.to_string();
+        assert_eq!(whole(Kind::Client, 600), too_long);
+        assert_eq!(whole(Kind::Route, 600), "more");
         parser
             .parse(b"SUB 0123456789.012345678", &mut sink)
             .unwrap();

@@ -250,7 +250,7 @@ fn addresses() {
     let parsed = |text: &'static [u8]| Address::parse(text).map(|a| (a.cid, a.sid));
     assert_eq!(parsed(b"5:1"), Some((5, &b"1"[..])));
     assert_eq!(parsed(b"5:x:1"), Some((5, &b"x:1"[..])));
-    assert_eq!(parsed(b"5:"), Some((5, &b""[..])));
+    assert_eq!(parsed(b"5:"), None);
     assert_eq!(parsed(b"51"), None);
     assert_eq!(parsed(b":1"), None);
 }
