@@ -187,13 +187,13 @@ impl Bed {
     }
 
     /// Starts to count the CPU time of one server.
-    pub fn meter(&self, server: usize) -> Meter<'_> {
+    pub fn meter(&self, server: usize) -> Result<Meter<'_>> {
         let server = &self.servers[server];
-        Meter {
+        Ok(Meter {
             server,
-            cpu: server.cpu_ns(),
+            cpu: server.cpu_ns()?,
             start: Instant::now(),
-        }
+        })
     }
 }
 
@@ -205,15 +205,26 @@ pub struct Meter<'b> {
 
 impl Meter<'_> {
     /// Nanoseconds of CPU so far; not a number where the server is not ours.
-    pub fn cpu_ns(&self) -> f64 {
-        match (self.cpu, self.server.cpu_ns()) {
-            (Some(before), Some(now)) => (now - before) as f64,
-            _ => f64::NAN,
+    pub fn cpu_ns(&self) -> Result<f64> {
+        match (self.cpu, self.server.cpu_ns()?) {
+            (Some(before), Some(now)) => used(before, now, self.server.id()),
+            _ => Ok(f64::NAN),
         }
     }
 
     pub fn elapsed(&self) -> Duration {
         self.start.elapsed()
+    }
+}
+
+/// Nanoseconds that a server under load used: none at all would make it the best there is.
+fn used(before: u64, now: u64, id: i32) -> Result<f64> {
+    match now.checked_sub(before) {
+        None => Err(format!("the CPU time of process {id} went back")),
+        Some(0) => Err(format!(
+            "process {id} used no CPU time: it is not the server, and a script that starts one must `exec` it"
+        )),
+        Some(used) => Ok(used as f64),
     }
 }
 
@@ -239,4 +250,20 @@ fn certificate(folder: &std::path::Path) -> Result<Arc<rustls::ClientConfig>> {
     let mut config = config;
     config.resumption = rustls::client::Resumption::disabled();
     Ok(Arc::new(config))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_time_is_not_the_best_time() {
+        assert_eq!(used(3, 10, 1), Ok(7.0));
+        assert!(used(10, 3, 1).is_err());
+        let error = used(10, 10, 4711).unwrap_err();
+        assert!(
+            error.contains("4711") && error.contains("`exec`"),
+            "{error}"
+        );
+    }
 }

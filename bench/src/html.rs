@@ -1,6 +1,6 @@
 //! The report as one page with plots, for a browser; nothing in it comes from outside.
 
-use crate::report::{Report, Row, rate, ratio, short};
+use crate::report::{Ratio, Report, Row, rate, ratio, short};
 use crate::scenarios::Group;
 use crate::stats::Latency;
 use plotters::prelude::*;
@@ -41,7 +41,8 @@ pub fn page(report: &Report) -> Result<String, String> {
         escaped(&report.provenance())
     );
     page += "<p class=\"dim\">Figures are medians; less is better. CPU is what the server used, as the kernel accounts it. \
-             The ratio says how many times less the first server needs than the second.</p>";
+             The ratio says how many times less the first server needs than this one: the median over the rounds, and half of the interval it lies in; \
+             a question mark where that is too wide to be sure.</p>";
     for (group, section) in report.sections() {
         let _ = write!(page, "<h2>{}</h2>", group.title());
         page += &table(&section);
@@ -61,24 +62,27 @@ fn escaped(text: &str) -> String {
 
 fn table(section: &[&Vec<Row>]) -> String {
     let mut text = String::from("<div class=\"scroll\"><table><tr><th>scenario</th><th>unit</th>");
-    for row in section[0] {
+    for (index, row) in section[0].iter().enumerate() {
         let name = escaped(&row.server);
         let _ = write!(
             text,
             "<th>{name}</th><th>min-max</th><th>per second</th><th>payload B/s</th><th>peak MB</th>"
         );
+        if index > 0 {
+            text += "<th>ratio</th>";
+        }
     }
-    text += "<th>ratio</th><th>target</th></tr>";
+    text += "<th>rounds</th><th>target</th></tr>";
     for rows in section {
         let about = escaped(&rows[0].about);
         let _ = write!(text, "<tr><td>{about}</td><td>{}</td>", rows[0].unit);
-        for row in *rows {
+        for (index, row) in rows.iter().enumerate() {
             let figure = row.figure();
             let missed = row.target.is_some_and(|target| figure.median > target);
             let _ = write!(
                 text,
                 "<td{}>{}</td><td class=\"dim\">{}-{}</td><td>{}</td><td>{}</td><td>{:.1}</td>",
-                if missed && std::ptr::eq(row, &rows[0]) {
+                if missed && index == 0 {
                     " class=\"missed\""
                 } else {
                     ""
@@ -90,13 +94,28 @@ fn table(section: &[&Vec<Row>]) -> String {
                 rate(row.bytes_rate()),
                 row.peak_memory as f64 / 1e6
             );
+            if index > 0 {
+                text += &ratio_cell(ratio(rows, index));
+            }
         }
         let target = rows[0]
             .target
             .map_or("-".into(), |target| target.to_string());
-        let _ = write!(text, "<td>{}</td><td>{target}</td></tr>", ratio(rows));
+        let rounds = rows[0].rounds();
+        let _ = write!(
+            text,
+            "<td class=\"dim\">{rounds}</td><td>{target}</td></tr>"
+        );
     }
     text + "</table></div>"
+}
+
+fn ratio_cell(ratio: Option<Ratio>) -> String {
+    let Some(ratio) = ratio else {
+        return "<td>-</td>".into();
+    };
+    let uncertainty = ratio.uncertainty().unwrap_or_default();
+    format!("<td>{ratio} <span class=\"dim\">{uncertainty}</span></td>")
 }
 
 fn plots(group: Group, section: &[&Vec<Row>]) -> Result<Vec<String>, String> {
@@ -274,6 +293,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_ratio_tells_how_sure_it_is() {
+        let cell = |width| ratio_cell(Some(Ratio { median: 4.0, width }));
+        let dim = |text: &str| format!("<span class=\"dim\">{text}</span></td>");
+        assert_eq!(cell(Some(0.08)), format!("<td>4.0x {}", dim("±4.0 %")));
+        assert_eq!(cell(Some(0.4)), format!("<td>4.0x ? {}", dim("±20 %")));
+        assert_eq!(ratio_cell(None), "<td>-</td>");
+    }
+
+    #[test]
     fn a_page_with_every_section_and_its_plots() {
         let page = page(&crate::report::tests::report()).unwrap();
         for group in Group::ALL {
@@ -286,6 +314,7 @@ mod tests {
             page.matches("<svg").count()
         );
         assert!(page.contains("class=\"missed\"") || page.contains("4.0x"));
+        assert!(page.contains("<td>4.0x ? <span class=\"dim\"></span></td>"));
         let address = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!address.contains("http://") && !address.contains("https://"));
     }

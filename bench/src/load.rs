@@ -2,12 +2,14 @@
 //!
 //! All messages of a subscriber have the same length on the wire (subjects and sids have fixed
 //! widths), so that counting bytes counts messages. A payload begins with a number, where there is
-//! room; of the first messages of each read, content and order are checked.
+//! room; of the first messages of each read, content and order are checked, and of messages that no
+//! read holds whole the front of each read and every number.
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use rustls::{ClientConnection, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -20,6 +22,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const BATCHES_AHEAD: usize = 4;
 /// Digits of the number a payload begins with, where it is no shorter.
 const NUMBER_BYTES: usize = 8;
+/// Messages a publisher prepares at least: were there one, its number would say nothing of order.
+const PREPARED_MIN: usize = 16;
+/// What a receiver reads at a time, at most.
+const READ_BYTES: usize = 256 << 10;
+/// Longer messages are looked at in pieces, as a read seldom holds a whole one.
+const WHOLE_BYTES_MAX: usize = 16 << 10;
+/// Of such a piece so much is compared.
+const PIECE_BYTES: usize = 4096;
 
 /// Where to connect, and how.
 #[derive(Clone)]
@@ -89,6 +99,10 @@ impl Connection {
             self = self.secured(config)?;
         }
         self.write(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\nPING\r\n")?;
+        // The first write is behind the handshake.
+        if let Wire::Tls(stream) = &self.wire {
+            is_tls_1_3(stream.conn.protocol_version())?;
+        }
         Ok(self)
     }
 
@@ -139,7 +153,7 @@ impl Connection {
         }
     }
 
-    fn pong(&mut self) -> Result<()> {
+    pub fn pong(&mut self) -> Result<()> {
         loop {
             match self.line()?.as_str() {
                 "PONG" => return Ok(()),
@@ -255,6 +269,44 @@ impl Connection {
     }
 }
 
+/// The titles of these scenarios say so.
+fn is_tls_1_3(version: Option<rustls::ProtocolVersion>) -> Result<()> {
+    match version {
+        Some(rustls::ProtocolVersion::TLSv1_3) => Ok(()),
+        other => Err(format!(
+            "the server talks {} and not TLS 1.3",
+            other
+                .and_then(|version| version.as_str())
+                .unwrap_or("an unknown version")
+        )),
+    }
+}
+
+/// Publishes of numbered messages, to the subjects in turn; each batch ends with a PING.
+pub fn batches(
+    subjects: &[String],
+    payload: usize,
+    per_batch: usize,
+    count: usize,
+) -> Vec<Vec<u8>> {
+    let mut all = subjects.iter().cycle().zip(0u64..);
+    let batch = |_| {
+        let mut batch = Vec::new();
+        for (subject, number) in all.by_ref().take(per_batch) {
+            batch.extend_from_slice(format!("PUB {subject} {payload}\r\n").as_bytes());
+            let end = batch.len() + payload;
+            if payload >= NUMBER_BYTES {
+                batch.extend_from_slice(format!("{number:08}").as_bytes());
+            }
+            batch.resize(end, b'x');
+            batch.extend_from_slice(b"\r\n");
+        }
+        batch.extend_from_slice(b"PING\r\n");
+        batch
+    };
+    (0..count).map(batch).collect()
+}
+
 /// Writes its batches round and round.
 pub struct Publisher {
     connection: Connection,
@@ -270,24 +322,8 @@ impl Publisher {
         let message_bytes = subjects[0].len() + payload + 20;
         let per_batch = (BATCH_BYTES / message_bytes).max(1);
         // Enough batches to get through all subjects.
-        let count = subjects.len().div_ceil(per_batch).max(1);
-        let mut all = subjects.iter().cycle().zip(0u64..);
-        let batches = (0..count)
-            .map(|_| {
-                let mut batch = Vec::new();
-                for (subject, number) in all.by_ref().take(per_batch) {
-                    batch.extend_from_slice(format!("PUB {subject} {payload}\r\n").as_bytes());
-                    let end = batch.len() + payload;
-                    if payload >= NUMBER_BYTES {
-                        batch.extend_from_slice(format!("{number:08}").as_bytes());
-                    }
-                    batch.resize(end, b'x');
-                    batch.extend_from_slice(b"\r\n");
-                }
-                batch.extend_from_slice(b"PING\r\n");
-                batch
-            })
-            .collect();
+        let count = subjects.len().max(PREPARED_MIN).div_ceil(per_batch);
+        let batches = batches(subjects, payload, per_batch, count);
         Ok(Self {
             connection: Connection::open(target)?,
             batches,
@@ -334,7 +370,7 @@ impl Publisher {
 pub struct Subscriber {
     received: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<Result<()>>>,
+    thread: JoinHandle<Result<()>>,
     stream: TcpStream,
 }
 
@@ -356,53 +392,84 @@ impl Subscriber {
         Ok(Self {
             received,
             stop,
-            thread: Some(thread),
+            thread,
             stream,
         })
     }
 
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
         self.stop.store(true, SeqCst);
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
-        self.thread
-            .take()
-            .expect("joined once")
-            .join()
-            .unwrap_or_else(|_| Err("a subscriber panicked".into()))
+        self.thread.join().expect("it does not panic")
     }
 }
 
 /// What a subscriber's messages look like.
 pub struct Expected {
-    pub message: Vec<u8>,
+    message: Vec<u8>,
     /// They are all of one publisher's, so they come in its order.
-    pub ordered: bool,
+    ordered: bool,
+    /// Where the number is; None: the payload is too short for one.
+    number: Option<Range<usize>>,
+    /// What is the same in all messages: not subject and sid, nor the number.
+    fixed: [Range<usize>; 3],
 }
 
 impl Expected {
-    /// The number in a message, if it looks as it should; subject and sid may differ from message to
-    /// message. None: the payload is too short for one.
-    fn check(&self, message: &[u8]) -> Result<Option<u64>> {
-        let wrong = || format!("a message came wrong: {}", message.escape_ascii());
-        let line_end = self.message.iter().position(|byte| *byte == b'\n');
+    pub fn new(message: Vec<u8>, ordered: bool) -> Self {
+        let line_end = message.iter().position(|byte| *byte == b'\n');
         let payload_at = line_end.map_or(0, |at| at + 1);
-        let mut words = self.message[..payload_at].rsplitn(2, |byte| *byte == b' ');
+        let mut words = message[..payload_at].rsplitn(2, |byte| *byte == b' ');
         let size_at = payload_at - words.next().map_or(0, <[u8]>::len);
-        let payload_bytes = self.message.len() - payload_at - 2;
-        let number =
-            (payload_bytes >= NUMBER_BYTES).then_some(payload_at..payload_at + NUMBER_BYTES);
+        let payload_bytes = message.len() - payload_at - 2;
+        let number_end = payload_at + NUMBER_BYTES;
+        let number = (payload_bytes >= NUMBER_BYTES).then_some(payload_at..number_end);
         let rest_at = number.as_ref().map_or(payload_at, |number| number.end);
-        for part in [0..4, size_at..payload_at, rest_at..message.len()] {
-            if message[part.clone()] != self.message[part] {
-                return Err(wrong());
+        Self {
+            fixed: [0..4, size_at..payload_at, rest_at..message.len()],
+            message,
+            ordered,
+            number,
+        }
+    }
+
+    /// Whether a piece of a message, which begins at this place of it, looks as it should.
+    fn check_piece(&self, at: usize, piece: &[u8]) -> Result<()> {
+        for part in &self.fixed {
+            let (from, to) = (part.start.max(at), part.end.min(at + piece.len()));
+            if from < to && piece[from - at..to - at] != self.message[from..to] {
+                return Err(wrong(piece));
             }
         }
-        let Some(number) = number else {
+        Ok(())
+    }
+
+    /// The number in a message, or in as much of its front as holds one, if it looks as it should.
+    fn check(&self, message: &[u8]) -> Result<Option<u64>> {
+        self.check_piece(0, message)?;
+        let Some(number) = self.number.clone() else {
             return Ok(None);
         };
-        let digits = std::str::from_utf8(&message[number]).map_err(|_| wrong())?;
-        digits.parse().map(Some).map_err(|_| wrong())
+        let digits = std::str::from_utf8(&message[number]).map_err(|_| wrong(message))?;
+        digits.parse().map(Some).map_err(|_| wrong(message))
     }
+
+    /// Numbers begin anew when a publisher has come to the end of what it prepared.
+    fn check_order(&self, first: Option<u64>, second: Option<u64>) -> Result<()> {
+        match (first, second) {
+            (Some(first), Some(second)) if self.ordered && second != first + 1 && second != 0 => {
+                Err(format!("message {second} came right after {first}"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn wrong(message: &[u8]) -> String {
+    const SHOWN: usize = 200;
+    let front = &message[..message.len().min(SHOWN)];
+    let more = if message.len() > SHOWN { "..." } else { "" };
+    format!("a message came wrong: {}{more}", front.escape_ascii())
 }
 
 /// A server may ask between messages whether a subscriber that says nothing is still there.
@@ -436,16 +503,82 @@ impl Pings {
     }
 }
 
+/// What one connection got so far.
+#[derive(Default)]
+struct Tally {
+    /// Bytes of messages.
+    total: usize,
+    pings: Pings,
+    /// Of the last message whose number was read: its place among all, and the number.
+    numbered: Option<(usize, u64)>,
+}
+
+impl Tally {
+    /// Counts what a read brought, and looks at some of it.
+    fn take(&mut self, expected: &Expected, bytes: &mut [u8]) -> Result<()> {
+        let kept = self.pings.take_out(bytes)?;
+        let bytes = &bytes[..kept];
+        match expected.message.len() <= WHOLE_BYTES_MAX {
+            true => self.check_messages(expected, bytes)?,
+            false => self.check_pieces(expected, bytes)?,
+        }
+        self.total += kept;
+        Ok(())
+    }
+
+    /// Bytes that are missing of the message the last read ended with.
+    fn rest(&self, length: usize) -> usize {
+        (length - self.total % length) % length
+    }
+
+    /// The first whole message of a read, and the one behind it.
+    fn check_messages(&self, expected: &Expected, bytes: &[u8]) -> Result<()> {
+        let length = expected.message.len();
+        let messages = bytes.get(self.rest(length)..).unwrap_or_default();
+        let mut messages = messages.chunks_exact(length);
+        let (Some(first), second) = (messages.next(), messages.next()) else {
+            return Ok(());
+        };
+        let first = expected.check(first)?;
+        let second = second.map(|second| expected.check(second)).transpose()?;
+        expected.check_order(first, second.flatten())
+    }
+
+    /// The piece that a read begins with, and the fronts of the messages that begin in it.
+    fn check_pieces(&mut self, expected: &Expected, bytes: &[u8]) -> Result<()> {
+        let length = expected.message.len();
+        let rest = self.rest(length);
+        let piece = bytes.len().min(rest).min(PIECE_BYTES);
+        expected.check_piece(self.total % length, &bytes[..piece])?;
+        for start in (rest..bytes.len()).step_by(length) {
+            let front = &bytes[start..bytes.len().min(start + PIECE_BYTES)];
+            if expected
+                .number
+                .as_ref()
+                .is_some_and(|number| front.len() < number.end)
+            {
+                // A read that ends within a head leaves nothing to compare.
+                continue;
+            }
+            let index = (self.total + start) / length;
+            let number = expected.check(front)?;
+            let before = self.numbered.filter(|(at, _)| at + 1 == index);
+            expected.check_order(before.map(|(_, number)| number), number)?;
+            self.numbered = number.map(|number| (index, number));
+        }
+        Ok(())
+    }
+}
+
 fn count(
     mut connection: Connection,
     expected: &Expected,
     received: &AtomicU64,
     stop: &AtomicBool,
 ) -> Result<()> {
-    let mut buffer = vec![0; 256 << 10];
-    let length = expected.message.len();
-    let mut total = connection.buffer.len();
-    let mut pings = Pings::default();
+    let mut buffer = vec![0; READ_BYTES];
+    let mut tally = Tally::default();
+    tally.take(expected, &mut std::mem::take(&mut connection.buffer))?;
     loop {
         let read = match connection.read(&mut buffer) {
             Ok(0) if stop.load(SeqCst) => return Ok(()),
@@ -454,36 +587,26 @@ fn count(
             Err(_) if stop.load(SeqCst) => return Ok(()),
             Err(error) => return Err(failed(error)),
         };
-        let read = pings.take_out(&mut buffer[..read])?;
-        // The first whole message of this read, and the one behind it.
-        let at = (length - total % length) % length;
-        let messages = buffer[..read].get(at..).unwrap_or_default();
-        let mut numbers = Vec::new();
-        for message in messages.chunks_exact(length).take(2) {
-            numbers.extend(expected.check(message)?);
-        }
-        // Numbers begin anew when a publisher has come to the end of what it prepared.
-        if let [first, second] = numbers[..]
-            && expected.ordered
-            && second != first + 1
-            && second != 0
-        {
-            return Err(format!("message {second} came right after {first}"));
-        }
-        total += read;
-        received.store(total as u64, SeqCst);
+        tally.take(expected, &mut buffer[..read])?;
+        received.store(tally.total as u64, SeqCst);
     }
 }
 
 /// Counts what many connections get, in one thread.
 pub struct Audience {
-    received: Arc<AtomicU64>,
+    /// By connection.
+    received: Arc<[AtomicU64]>,
     stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
 }
 
 impl Audience {
-    pub fn new(target: &Target, size: usize, subscription: &str) -> Result<Self> {
+    pub fn new(
+        target: &Target,
+        size: usize,
+        subscription: &str,
+        expected: Expected,
+    ) -> Result<Self> {
         let mut connections = Vec::new();
         for _ in 0..size {
             let mut connection = Connection::open(target)?;
@@ -492,11 +615,11 @@ impl Audience {
             connection.stream().set_nonblocking(true).map_err(failed)?;
             connections.push(connection);
         }
-        let received = Arc::new(AtomicU64::new(0));
+        let received: Arc<[AtomicU64]> = (0..size).map(|_| AtomicU64::new(0)).collect();
         let stop = Arc::new(AtomicBool::new(false));
         let thread = std::thread::spawn({
             let (received, stop) = (received.clone(), stop.clone());
-            move || count_all(connections, &received, &stop)
+            move || count_all(connections, &expected, &received, &stop)
         });
         Ok(Self {
             received,
@@ -507,38 +630,40 @@ impl Audience {
 
     pub fn finish(self) -> Result<()> {
         self.stop.store(true, SeqCst);
-        self.thread
-            .join()
-            .unwrap_or_else(|_| Err("the audience panicked".into()))
+        self.thread.join().expect("it does not panic")
     }
 }
 
 fn count_all(
     mut connections: Vec<Connection>,
-    received: &AtomicU64,
+    expected: &Expected,
+    received: &[AtomicU64],
     stop: &AtomicBool,
 ) -> Result<()> {
     let epoll = Epoll::new(EpollCreateFlags::empty()).map_err(|error| error.to_string())?;
-    for (index, connection) in connections.iter().enumerate() {
+    let mut tallies = Vec::new();
+    for (index, connection) in connections.iter_mut().enumerate() {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);
         epoll
             .add(connection.stream(), event)
             .map_err(|error| error.to_string())?;
+        let mut tally = Tally::default();
+        tally.take(expected, &mut std::mem::take(&mut connection.buffer))?;
+        tallies.push(tally);
     }
     let mut events = vec![EpollEvent::empty(); 256];
-    let mut buffer = vec![0; 256 << 10];
+    let mut buffer = vec![0; READ_BYTES];
     while !stop.load(SeqCst) {
         let ready = epoll
             .wait(&mut events, 50u16)
             .map_err(|error| error.to_string())?;
         for event in &events[..ready] {
-            match connections[event.data() as usize].read(&mut buffer) {
+            let index = event.data() as usize;
+            match connections[index].read(&mut buffer) {
                 Ok(0) => return Err("the server cut a subscriber off".into()),
                 Ok(read) => {
-                    // A server may ask whether a subscriber that says nothing is still there.
-                    let asks = buffer[..read].windows(6).filter(|w| *w == b"PING\r\n");
-                    let messages = read - 6 * asks.count();
-                    received.fetch_add(messages as u64, SeqCst);
+                    tallies[index].take(expected, &mut buffer[..read])?;
+                    received[index].store(tallies[index].total as u64, SeqCst);
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(failed(error)),
@@ -550,39 +675,84 @@ fn count_all(
 
 /// Something that counts the bytes it gets.
 pub trait Receives {
-    fn received(&self) -> u64;
+    /// By connection.
+    fn counters(&self) -> &[AtomicU64];
+    /// It stopped counting: there is something that `finish` tells.
+    fn has_ended(&self) -> bool;
 }
 
 impl Receives for Subscriber {
-    fn received(&self) -> u64 {
-        self.received.load(SeqCst)
+    fn counters(&self) -> &[AtomicU64] {
+        std::slice::from_ref(&self.received)
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 }
 
 impl Receives for Audience {
-    fn received(&self) -> u64 {
-        self.received.load(SeqCst)
+    fn counters(&self) -> &[AtomicU64] {
+        &self.received
+    }
+
+    fn has_ended(&self) -> bool {
+        self.thread.is_finished()
     }
 }
 
-/// Waits until the subscribers together have received that many bytes.
-pub fn wait_for(subscribers: &[impl Receives], bytes: u64) -> Result<()> {
-    let (mut last, mut since) = (0, Instant::now());
+/// What each connection of the receivers has got so far.
+pub fn received(receivers: &[impl Receives]) -> Vec<u64> {
+    let counters = receivers.iter().flat_map(Receives::counters);
+    counters.map(|counter| counter.load(SeqCst)).collect()
+}
+
+/// How many bytes are to come.
+pub enum Due {
+    /// To each connection its own share.
+    Each(Vec<u64>),
+    /// To all together: who gets a message of a queue group is the server's choice.
+    Together(u64),
+}
+
+impl Due {
+    /// What is missing still of what is due. That somebody got more is wrong, also where another got less.
+    fn missing(&self, received: &[u64]) -> Result<u64> {
+        let more = |more: u64| format!("{more} bytes more than were published came");
+        match self {
+            Self::Each(shares) => {
+                assert_eq!(shares.len(), received.len(), "everybody has a share");
+                let pairs = shares.iter().zip(received);
+                let missing = pairs.map(|(share, received)| {
+                    let missing = share.checked_sub(*received);
+                    missing.ok_or_else(|| more(received - share))
+                });
+                missing.sum()
+            }
+            Self::Together(bytes) => {
+                let received: u64 = received.iter().sum();
+                let missing = bytes.checked_sub(received);
+                missing.ok_or_else(|| more(received - bytes))
+            }
+        }
+    }
+}
+
+/// Waits until the receivers have got what is due.
+pub fn wait_for(receivers: &[impl Receives], due: &Due) -> Result<()> {
+    let (mut last, mut since) = (u64::MAX, Instant::now());
     loop {
-        let received: u64 = subscribers.iter().map(Receives::received).sum();
-        if received == bytes {
+        let missing = due.missing(&received(receivers))?;
+        if missing == 0 {
             return Ok(());
         }
-        if received > bytes {
-            return Err(format!(
-                "{} bytes more than were published came",
-                received - bytes
-            ));
+        if receivers.iter().any(Receives::has_ended) {
+            return Err("a subscriber ended early".into());
         }
-        if received > last {
-            (last, since) = (received, Instant::now());
+        if missing < last {
+            (last, since) = (missing, Instant::now());
         } else if since.elapsed() > Duration::from_secs(10) {
-            return Err(format!("{} of {bytes} bytes were lost", bytes - received));
+            return Err(format!("{missing} bytes were lost"));
         }
         std::thread::sleep(Duration::from_micros(500));
     }
@@ -697,20 +867,113 @@ mod tests {
 
     #[test]
     fn messages_are_checked() {
-        let expected = Expected {
-            message: b"MSG b.000000 000000 10\r\nxxxxxxxxxx\r\n".to_vec(),
-            ordered: true,
-        };
+        let expected = expected(10);
         let check = |message: &str| expected.check(message.as_bytes()).ok();
         let good = "MSG b.000007 000123 10\r\n00000042xx\r\n";
         assert_eq!(check(good), Some(Some(42)));
         for (from, to) in [("MSG", "MSh"), (" 10", " 11"), ("xx", "xy"), ("42", "4?")] {
             assert_eq!(check(&good.replace(from, to)), None, "{to}");
         }
-        let short = Expected {
-            message: b"MSG b.000000 000000 2\r\nxx\r\n".to_vec(),
-            ordered: true,
-        };
+        let short = self::expected(2);
         assert_eq!(short.check(&short.message), Ok(None));
+    }
+    fn expected(payload: usize) -> Expected {
+        let mut message = format!("MSG b.000000 000000 {payload}\r\n").into_bytes();
+        message.resize(message.len() + payload, b'x');
+        message.extend_from_slice(b"\r\n");
+        Expected::new(message, true)
+    }
+
+    /// What a receiver of messages of these numbers gets.
+    fn stream(payload: usize, numbers: &[u64]) -> Vec<u8> {
+        let message = |number| format!("MSG b.000000 000001 {payload}\r\n{number:08}");
+        let mut bytes = Vec::new();
+        for number in numbers {
+            let at = bytes.len();
+            bytes.extend_from_slice(message(number).as_bytes());
+            bytes.resize(at + expected(payload).message.len() - 2, b'x');
+            bytes.extend_from_slice(b"\r\n");
+        }
+        bytes
+    }
+
+    /// What is counted of it, read in chunks of that size.
+    fn tally(payload: usize, bytes: &[u8], chunk: usize) -> Result<usize> {
+        let (mut tally, expected) = (Tally::default(), expected(payload));
+        for read in bytes.to_vec().chunks_mut(chunk) {
+            tally.take(&expected, read)?;
+        }
+        Ok(tally.total)
+    }
+
+    #[test]
+    fn bytes_are_counted_however_they_are_read() {
+        for payload in [16, 40_000] {
+            let sent = stream(payload, &[0, 1, 2, 0, 1]);
+            let with_ping = [&sent, &b"PING\r\n"[..], &sent].concat();
+            for chunk in [1, 3, 50, 4097, 65_536, 1 << 20] {
+                assert_eq!(tally(payload, &with_ping, chunk), Ok(2 * sent.len()));
+            }
+        }
+    }
+
+    #[test]
+    fn long_messages_are_looked_at_though_no_read_holds_one() {
+        let sent = stream(40_000, &[0, 1, 2]);
+        let at = |place: usize| {
+            let mut sent = sent.clone();
+            sent[place] = b'?';
+            tally(40_000, &sent, 30_000).is_err()
+        };
+        // Fronts of messages, and of reads; not what is far behind either.
+        assert!(at(0) && at(100) && at(30_000) && at(33_000) && at(60_001));
+        assert!(!at(29_000) && at(sent.len() / 3 + 24));
+    }
+
+    #[test]
+    fn order_is_looked_at() {
+        for payload in [16, 40_000] {
+            for (numbers, fine) in [
+                ([3, 4, 5], true),
+                ([3, 4, 0], true),
+                ([3, 5, 6], false),
+                ([3, 3, 4], false),
+            ] {
+                let read = tally(payload, &stream(payload, &numbers), 30_000);
+                assert_eq!(read.is_ok(), fine, "{payload} {numbers:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn nobody_gets_the_share_of_another() {
+        let each = Due::Each(vec![10, 20]);
+        assert_eq!(each.missing(&[10, 20]), Ok(0));
+        assert_eq!(each.missing(&[4, 20]), Ok(6));
+        assert!(each.missing(&[20, 10]).is_err() && each.missing(&[0, 30]).is_err());
+        let together = Due::Together(30);
+        assert_eq!(together.missing(&[30, 0]), Ok(0));
+        assert_eq!(together.missing(&[0, 1]), Ok(29));
+        assert!(together.missing(&[30, 1]).is_err());
+    }
+
+    #[test]
+    fn numbers_of_long_messages_differ() {
+        let prepared = batches(&["b.000000".into()], 64 << 10, 1, PREPARED_MIN);
+        assert_eq!(prepared.len(), 16);
+        let numbers: Vec<&[u8]> = prepared.iter().map(|batch| &batch[20..28]).collect();
+        assert_eq!(
+            (numbers[0], numbers[15]),
+            (&b"00000000"[..], &b"00000015"[..])
+        );
+        assert!(prepared[3].ends_with(b"xx\r\nPING\r\n"));
+    }
+
+    #[test]
+    fn older_tls_is_refused() {
+        use rustls::ProtocolVersion::{TLSv1_2, TLSv1_3};
+        assert_eq!(is_tls_1_3(Some(TLSv1_3)), Ok(()));
+        assert!(is_tls_1_3(Some(TLSv1_2)).unwrap_err().contains("TLSv1_2"));
+        assert!(is_tls_1_3(None).is_err());
     }
 }

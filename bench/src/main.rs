@@ -7,6 +7,7 @@
 mod bed;
 mod compare;
 mod html;
+mod interrupt;
 mod load;
 mod machine;
 mod progress;
@@ -20,8 +21,9 @@ use bed::{Bed, Setup, Store};
 use clap::{Parser, Subcommand};
 use progress::Progress;
 use report::{Report, Row, is_settled};
-use scenarios::{Scenario, Setting};
+use scenarios::{Outcome, Scenario, Setting};
 use server::Program;
+use stats::is_worth_a_look;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::process::ExitCode;
@@ -59,13 +61,13 @@ struct CompareArguments {
 
 #[derive(clap::Args)]
 struct RunArguments {
-    /// The server to judge: NAME=PATH
+    /// The server to judge: NAME=PATH; started directly, so that a script in its place must `exec` it
     #[arg(long, required_unless_present = "url")]
     server: Option<Program>,
     /// Further arguments for it, in one string
     #[arg(long, default_value = "--threads 1", allow_hyphen_values = true)]
     server_args: String,
-    /// A server to compare with: NAME=PATH; an installed nats-server or gnatsd when none is given
+    /// A server to compare with: NAME=PATH, started directly as well; an installed nats-server or gnatsd when none is given
     #[arg(long)]
     peer: Vec<Program>,
     /// A streaming server to compare with: NAME=PATH; an installed nats-streaming-server when none is given
@@ -83,10 +85,13 @@ struct RunArguments {
     /// Measured seconds per run
     #[arg(long, default_value_t = 1.0, value_parser = seconds)]
     seconds: f64,
-    /// Runs per server and scenario; up to five times as many where the ratios of the rounds differ so much that another report
-    /// could well say something else
-    #[arg(long, default_value_t = 5, value_parser = repeat)]
+    /// Runs per server and scenario, at least; more where the ratios of the rounds differ so much that another report could well say
+    /// something else
+    #[arg(long, default_value_t = 6, value_parser = repeat)]
     repeat: usize,
+    /// Runs per server and scenario, at most
+    #[arg(long, default_value_t = 25, value_parser = repeat)]
+    repeat_max: usize,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]
     quick: bool,
@@ -110,7 +115,7 @@ struct RunArguments {
 fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::List => list(),
-        Command::Run(arguments) => run(&arguments),
+        Command::Run(arguments) => interrupt::watch().and_then(|()| run(&arguments)),
         Command::Compare(CompareArguments {
             first,
             second,
@@ -126,7 +131,8 @@ fn main() -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("midge-bench: {error}");
+            // The terminal may be gone.
+            let _ = writeln!(std::io::stderr(), "midge-bench: {error}");
             ExitCode::FAILURE
         }
     }
@@ -208,106 +214,237 @@ fn chosen(arguments: &RunArguments) -> Result<Vec<Scenario>, String> {
     }
 }
 
+/// How often each scenario is run on each server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rounds {
+    min: usize,
+    max: usize,
+}
+
+impl Rounds {
+    fn new(arguments: &RunArguments) -> Result<Self, String> {
+        let (min, max) = (arguments.repeat, arguments.repeat_max);
+        if arguments.quick {
+            return Ok(Self { min: 1, max: 1 });
+        }
+        match min <= max {
+            true => Ok(Self { min, max }),
+            false => Err(format!(
+                "--repeat {min} is more than --repeat-max {max} allows"
+            )),
+        }
+    }
+
+    /// Whether these were enough.
+    fn are_enough(self, done: usize, failed: bool, rows: &[Row]) -> bool {
+        let settled = || failed || is_worth_a_look(done) && is_settled(rows);
+        done >= self.max || done >= self.min && settled()
+    }
+}
+
+/// Where server and load run.
+struct Place {
+    server_cpu: usize,
+    load_cpu: usize,
+    /// They are threads of one core.
+    one_core: bool,
+}
+
+impl Place {
+    fn new(arguments: &RunArguments) -> Result<Self, String> {
+        let cpus = server::usable_cpus()?;
+        let cores = machine::cores(&cpus);
+        let (server_cpu, load_cpu) =
+            machine::pair(arguments.server_cpu, arguments.load_cpu, &cpus, &cores)?;
+        Ok(Self {
+            server_cpu,
+            load_cpu,
+            one_core: machine::is_one_core(server_cpu, load_cpu, &cores),
+        })
+    }
+
+    /// What makes figures of this run worse than they could be, or other.
+    fn warnings(&self, arguments: &RunArguments, chosen: &[Scenario]) -> Vec<String> {
+        let Self {
+            server_cpu,
+            load_cpu,
+            ..
+        } = *self;
+        let mut warnings = Vec::new();
+        if server_cpu == load_cpu {
+            warnings.push(
+                "There is one CPU only, for server and load: figures will be worse than they are, and ratios others."
+                    .into(),
+            );
+        }
+        if self.one_core {
+            warnings.push(format!(
+                "CPU {server_cpu} and CPU {load_cpu} are threads of one core: server and load slow each other down."
+            ));
+        }
+        if !arguments.quick {
+            warnings.extend(machine::busy(&[server_cpu, load_cpu]));
+            let on_disk = |scenario: &Scenario| match scenario.setup {
+                Setup::Streaming(store) => store != Store::Memory,
+                _ => false,
+            };
+            if chosen.iter().any(on_disk) {
+                warnings.extend(machine::stores_in_memory());
+            }
+        }
+        warnings
+    }
+}
+
 fn run(arguments: &RunArguments) -> Result<(), String> {
-    let (repeat, seconds) = match arguments.quick {
-        true => (1, arguments.seconds.min(0.3)),
-        false => (arguments.repeat, arguments.seconds),
-    };
-    let setting = Setting {
-        seconds,
-        quick: arguments.quick,
-    };
+    let rounds = Rounds::new(arguments)?;
     let chosen = chosen(arguments)?;
-    let cpus = server::usable_cpus()?;
-    let (server_cpu, load_cpu) = machine::pair(arguments.server_cpu, arguments.load_cpu, &cpus)?;
+    let place = Place::new(arguments)?;
     // A run may take an hour; that its report has nowhere to go is told before.
     let [json, markdown, html] = [&arguments.json, &arguments.markdown, &arguments.html]
         .map(|path| path.as_ref().map(|path| Output::open(path)).transpose());
     let (json, markdown, html) = (json?, markdown?, html?);
     let field = Field::new(arguments);
     server::raise_descriptor_limit();
-    if server_cpu == load_cpu {
-        eprintln!(
-            "There is one CPU only, for server and load: figures will be worse than they are, and ratios others."
-        );
-    }
-    server::pin(0, load_cpu)?;
-    let mut report = Report::new(&field.all());
-    if !arguments.quick
-        && let Some(warning) = machine::busy(&[server_cpu, load_cpu])
-    {
+    server::pin(0, place.load_cpu)?;
+    let mut report = Report::new(&field.all(), place.one_core);
+    for warning in place.warnings(arguments, &chosen) {
         eprintln!("{warning}");
     }
-    let on_disk = |scenario: &Scenario| match scenario.setup {
-        Setup::Streaming(store) => store != Store::Memory,
-        _ => false,
+    let mut session = Session {
+        arguments,
+        setting: Setting {
+            seconds: match arguments.quick {
+                true => arguments.seconds.min(0.3),
+                false => arguments.seconds,
+            },
+            quick: arguments.quick,
+        },
+        rounds,
+        place,
+        progress: Progress::new(chosen.len()),
+        failures: Vec::new(),
     };
-    if !arguments.quick
-        && chosen.iter().any(on_disk)
-        && let Some(warning) = machine::stores_in_memory()
-    {
-        eprintln!("{warning}");
-    }
-    let mut progress = Progress::new(chosen.len());
-    let mut failures = Vec::new();
     for scenario in &chosen {
-        let programs = field.of(scenario);
-        progress.scenario(&scenario.name);
-        let failed_before = failures.len();
-        let mut rows: Vec<Row> = programs
-            .iter()
-            .map(|program| Row::new(scenario, &program.name))
-            .collect();
-        let rounds_max = if arguments.quick { 1 } else { 5 * repeat };
-        for round in 0..rounds_max {
-            let failed = failures.len() > failed_before;
-            if round >= repeat && (failed || is_settled(&rows)) {
-                break;
-            }
-            for (program, row) in programs.iter().zip(&mut rows) {
-                let what = format!("{} on {}", scenario.name, program.name);
-                progress.run(&what);
-                let bed = match &arguments.url {
-                    Some(url) => Bed::running(url),
-                    None => Bed::new(program, scenario.setup, server_cpu),
-                };
-                let outcome = bed.and_then(|bed| {
-                    let outcome = (scenario.run)(&bed, &setting)?;
-                    Ok((outcome, bed.servers[0].peak_memory()))
-                });
-                match outcome {
-                    Ok((outcome, peak_memory)) => row.add(outcome, peak_memory),
-                    // The others are worth having all the same.
-                    Err(error) => {
-                        row.fail();
-                        progress.say(&format!("{what}: {error}"));
-                        failures.push(format!("{what}: {error}"));
-                    }
-                }
-            }
+        let rows = session.scenario(scenario, field.of(scenario));
+        // One that no run of came to its end has nothing to show.
+        if rows.iter().any(|row| row.rounds() > 0) {
+            report.add(rows);
         }
-        report.add(rows);
+        if interrupt::asked() {
+            report.interrupted = true;
+            break;
+        }
     }
-    progress.clear();
-    println!("{}", report.table());
+    session.progress.clear();
+    // Before the table: whoever reads that may have seen enough.
     let written = [
         json.map(|output| output.write(Ok(report.json()))),
         markdown.map(|output| output.write(Ok(report.markdown()))),
         html.map(|output| output.write(html::page(&report))),
     ];
+    show(&report);
     let mut errors: Vec<String> = written
         .into_iter()
         .flatten()
         .filter_map(Result::err)
         .collect();
-    if !failures.is_empty() {
-        let runs = if failures.len() == 1 { "run" } else { "runs" };
-        let list = failures.join("\n");
-        errors.push(format!("{} {runs} failed:\n{list}", failures.len()));
+    if !session.failures.is_empty() {
+        let count = session.failures.len();
+        let runs = if count == 1 { "run" } else { "runs" };
+        errors.push(format!(
+            "{count} {runs} failed:\n{}",
+            session.failures.join("\n")
+        ));
+    }
+    if report.interrupted {
+        errors.push("interrupted: not everything was run".into());
     }
     match errors.is_empty() {
         true => Ok(()),
         false => Err(errors.join("\n")),
+    }
+}
+
+/// The table, and what to think of it.
+fn show(report: &Report) {
+    let mut out = std::io::stdout().lock();
+    // Also here a reader may have seen enough.
+    let _ = writeln!(out, "{}", report.table());
+    if let Some(disturbed) = report.disturbed() {
+        let _ = writeln!(std::io::stderr(), "{disturbed}");
+    }
+}
+
+/// A run of all the scenarios, as far as it has come.
+struct Session<'a> {
+    arguments: &'a RunArguments,
+    setting: Setting,
+    rounds: Rounds,
+    place: Place,
+    progress: Progress,
+    failures: Vec<String>,
+}
+
+impl Session<'_> {
+    /// All rounds of a scenario, on these programs in turn.
+    fn scenario(&mut self, scenario: &Scenario, programs: &[Program]) -> Vec<Row> {
+        self.progress.scenario(&scenario.name);
+        let failed_before = self.failures.len();
+        let mut rows: Vec<Row> = programs
+            .iter()
+            .map(|program| Row::new(scenario, &program.name))
+            .collect();
+        for round in 0.. {
+            let failed = self.failures.len() > failed_before;
+            if self.rounds.are_enough(round, failed, &rows) {
+                break;
+            }
+            for (program, row) in programs.iter().zip(&mut rows) {
+                if interrupt::asked() {
+                    return rows;
+                }
+                self.turn(scenario, program, row);
+            }
+        }
+        rows
+    }
+
+    /// One run of it on one of them.
+    fn turn(&mut self, scenario: &Scenario, program: &Program, row: &mut Row) {
+        let what = format!("{} on {}", scenario.name, program.name);
+        self.progress.run(&what);
+        match self.measure(scenario, program) {
+            Ok((outcome, peak_memory, foreign)) => row.add(outcome, peak_memory, foreign),
+            // The others are worth having all the same.
+            Err(error) => {
+                row.fail();
+                self.progress.say(&format!("{what}: {error}"));
+                self.failures.push(format!("{what}: {error}"));
+            }
+        }
+    }
+
+    /// What came out, the server's peak memory, and the part of its CPU that something else had.
+    fn measure(
+        &self,
+        scenario: &Scenario,
+        program: &Program,
+    ) -> Result<(Outcome, u64, f64), String> {
+        let cpu = self.place.server_cpu;
+        let bed = match &self.arguments.url {
+            Some(url) => Bed::running(url),
+            None => Bed::new(program, scenario.setup, cpu),
+        }?;
+        let watch = machine::Watch::start(cpu);
+        let outcome = (scenario.run)(&bed, &self.setting)?;
+        // A server of somebody else's may be anywhere, and our own load may be on that CPU.
+        let is_apart = self.arguments.url.is_none() && cpu != self.place.load_cpu;
+        let foreign = if is_apart { watch.part() } else { f64::NAN };
+        let peak_memory = outcome
+            .peak_memory
+            .unwrap_or_else(|| bed.servers[0].peak_memory());
+        Ok((outcome, peak_memory, foreign))
     }
 }
 
@@ -385,11 +522,44 @@ mod tests {
             "--seconds=nan",
             "--seconds=inf",
             "--repeat=0",
+            "--repeat-max=0",
         ] {
             let error = run_arguments(&[more]).err().expect(more);
             assert!(error.contains("expected"), "{error}");
         }
         assert_eq!(run_arguments(&["--seconds=0.5"]).unwrap().seconds, 0.5);
+    }
+
+    #[test]
+    fn there_are_as_many_rounds_as_are_asked_for() {
+        let of = |more: &[&str]| {
+            let rounds = Rounds::new(&run_arguments(more).unwrap());
+            rounds.map(|rounds| (rounds.min, rounds.max))
+        };
+        assert_eq!(of(&[]), Ok((6, 25)));
+        assert_eq!(of(&["--repeat=3", "--repeat-max=3"]), Ok((3, 3)));
+        assert_eq!(of(&["--quick"]), Ok((1, 1)));
+        let error = of(&["--repeat=26"]).unwrap_err();
+        assert!(error.contains("--repeat-max 25"), "{error}");
+    }
+
+    #[test]
+    fn rounds_end_where_they_are_looked_at() {
+        let mut row = Row::new(&scenarios::all()[0], "a");
+        row.figures = vec![1.0; 25];
+        let ends = |min, max, failed, rows: &[Row]| {
+            let rounds = Rounds { min, max };
+            (0..).find(|done| rounds.are_enough(*done, failed, rows))
+        };
+        let settled = std::slice::from_ref(&row);
+        assert_eq!(ends(6, 25, false, settled), Some(6));
+        assert_eq!(ends(7, 25, false, settled), Some(10));
+        assert_eq!(ends(3, 3, false, settled), Some(3));
+        let mut other = Row::new(&scenarios::all()[0], "b");
+        other.figures = (1..26).map(f64::from).collect();
+        let unsettled = [row, other];
+        assert_eq!(ends(6, 25, false, &unsettled), Some(25));
+        assert_eq!(ends(6, 25, true, &unsettled), Some(6));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Where a long run is: one line that changes on a terminal, a line per scenario anywhere else.
 
-use std::io::IsTerminal;
+use std::fmt::Arguments;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 pub struct Progress {
@@ -24,28 +25,28 @@ impl Progress {
     pub fn scenario(&mut self, name: &str) {
         self.begun += 1;
         if !self.on_terminal {
-            eprintln!("{}{name}", self.place());
+            print(format_args!("{}{name}\n", self.place()));
         }
     }
 
     /// One run of it begins.
     pub fn run(&self, what: &str) {
         if self.on_terminal {
-            eprint!("\r{}{what}\x1b[K", self.place());
+            print(format_args!("\r{}{what}\x1b[K", self.place()));
         }
     }
 
     pub fn say(&self, text: &str) {
         match self.on_terminal {
-            true => eprintln!("\r{text}\x1b[K"),
-            false => eprintln!("{text}"),
+            true => print(format_args!("\r{text}\x1b[K\n")),
+            false => print(format_args!("{text}\n")),
         }
     }
 
     /// Leaves the line to what is printed next.
     pub fn clear(&self) {
         if self.on_terminal {
-            eprint!("\r\x1b[K");
+            print(format_args!("\r\x1b[K"));
         }
     }
 
@@ -56,6 +57,11 @@ impl Progress {
             None => format!("[{begun}/{total}] "),
         }
     }
+}
+
+/// A terminal that is gone ends nothing: `eprint` would panic, and leave servers behind.
+fn print(text: Arguments<'_>) {
+    let _ = std::io::stderr().write_fmt(text);
 }
 
 /// The rest, if it is like what is done; None: not enough of it is.

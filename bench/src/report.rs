@@ -1,15 +1,15 @@
 //! Figures side by side, for the terminal, for README, and as JSON.
 
-use crate::machine;
+use crate::machine::{self, FOREIGN_MAX};
 use crate::scenarios::{Group, Outcome, Scenario};
 use crate::server::Program;
 use crate::stats::{Latency, Spread, ratios, spread, uncertainty};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// What is so certain is certain enough: the error of such a median is about a quarter of that, and two reports, whose errors add up to 5.4 %, agree within the 15 % we promise
-/// but for one ratio in two hundred.
-const SETTLED: f64 = 0.15;
+/// What is so certain is certain enough: simulated, two reports agree within the 15 % we promise on all of 250 ratios that are spread by up to 10 % from round
+/// to round, and on all but 2 % of those spread by 17 %.
+pub const SETTLED: f64 = 0.15;
 
 /// One scenario on one server.
 #[derive(Serialize)]
@@ -26,6 +26,8 @@ pub struct Row {
     pub bytes_rates: Vec<f64>,
     /// Of each run.
     pub latencies: Vec<Latency>,
+    /// Part of each run's time that something else took from the server's CPU.
+    pub foreign: Vec<f64>,
     pub peak_memory: u64,
 }
 
@@ -43,11 +45,13 @@ impl Row {
             rates: Vec::new(),
             bytes_rates: Vec::new(),
             latencies: Vec::new(),
+            foreign: Vec::new(),
             peak_memory: 0,
         }
     }
 
-    pub fn add(&mut self, outcome: Outcome, peak_memory: u64) {
+    pub fn add(&mut self, outcome: Outcome, peak_memory: u64, foreign: f64) {
+        self.foreign.push(foreign);
         self.figures.push(outcome.figure);
         self.rates.push(outcome.rate);
         self.bytes_rates.push(outcome.bytes_rate);
@@ -57,7 +61,26 @@ impl Row {
 
     /// A run that has no figure. It has its place all the same: rounds are compared by theirs.
     pub fn fail(&mut self) {
-        self.figures.push(f64::NAN);
+        for values in [
+            &mut self.figures,
+            &mut self.rates,
+            &mut self.bytes_rates,
+            &mut self.foreign,
+        ] {
+            values.push(f64::NAN);
+        }
+    }
+
+    /// What tells whether there are enough rounds: rates, where no figure is a number, as of a server whose CPU time is not known.
+    fn compared(&self) -> &[f64] {
+        match self.figures.iter().all(|figure| figure.is_nan()) {
+            true => &self.rates,
+            false => &self.figures,
+        }
+    }
+
+    pub fn rounds(&self) -> usize {
+        self.figures.len()
     }
 
     pub fn figure(&self) -> Spread {
@@ -83,6 +106,8 @@ impl Row {
 pub struct Report {
     pub machine: String,
     pub command: String,
+    /// It did not come to its end.
+    pub interrupted: bool,
     /// Names and versions.
     pub servers: Vec<(String, String)>,
     /// By scenario, and in it by server.
@@ -90,14 +115,11 @@ pub struct Report {
 }
 
 impl Report {
-    pub fn new(programs: &[&Program]) -> Self {
-        let command: Vec<String> = std::env::args()
-            .skip(1)
-            .map(|a| a.rsplit('/').next().unwrap_or("").to_owned())
-            .collect();
+    pub fn new(programs: &[&Program], one_core: bool) -> Self {
         Self {
-            machine: machine::description(),
-            command: format!("midge-bench {}", command.join(" ")),
+            machine: machine::description(one_core),
+            command: format!("midge-bench {}", shortened(std::env::args().skip(1))),
+            interrupted: false,
             servers: programs
                 .iter()
                 .map(|program| (program.name.clone(), program.version()))
@@ -130,18 +152,38 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = String::new();
         for (group, section) in self.sections() {
-            let servers = section[0].iter();
+            let servers = section[0].iter().enumerate();
             let _ = write!(text, "{}\n{:<26} {:<18}", group.title(), "scenario", "unit");
-            for row in servers {
+            for (index, row) in servers {
                 let _ = write!(text, " {:>14} {:>15}", row.server, "(min-max)");
+                if index > 0 {
+                    let _ = write!(text, " {:>16}", "ratio");
+                }
             }
-            let _ = writeln!(text, " {:>8} {:>8}", "ratio", "target");
+            let _ = writeln!(text, " {:>6} {:>8}", "rounds", "target");
             for rows in section {
                 terminal_row(&mut text, rows);
             }
             text.push('\n');
         }
         text
+    }
+
+    /// The scenarios that shared the server's CPU with something else; None: none did.
+    pub fn disturbed(&self) -> Option<String> {
+        let parts = self.rows.iter().filter_map(|rows| {
+            let runs: Vec<f64> = rows.iter().flat_map(|row| &row.foreign).copied().collect();
+            let part = spread(&runs).median;
+            (part > FOREIGN_MAX).then(|| format!("{} ({:.0} %)", rows[0].scenario, 100.0 * part))
+        });
+        let names: Vec<String> = parts.collect();
+        (!names.is_empty()).then(|| {
+            format!(
+                "Something else took more than {:.0} % of the time of the server's CPU: {}.",
+                100.0 * FOREIGN_MAX,
+                names.join(", ")
+            )
+        })
     }
 
     pub fn markdown(&self) -> String {
@@ -160,9 +202,17 @@ impl Report {
                 for row in *rows {
                     let _ = write!(text, " {} |", short(row.figure().median));
                 }
-                let _ = writeln!(text, " {} | {} |", ratio(rows), target(&rows[0]));
+                let ratio = ratio(rows, 1).map_or("-".into(), |ratio| ratio.to_string());
+                let _ = writeln!(text, " {ratio} | {} |", target(&rows[0]));
             }
             text.push('\n');
+            if section.iter().any(|rows| is_unsure(rows)) {
+                let _ = writeln!(
+                    text,
+                    "`?`: the rounds say too little of this ratio, or differ too much; the interval it lies in is wider than {:.0} % of it.\n",
+                    100.0 * SETTLED
+                );
+            }
             if group == Group::Latency {
                 latencies(&mut text, &section);
             }
@@ -173,7 +223,15 @@ impl Report {
 
     /// Machine, versions and command.
     pub fn provenance(&self) -> String {
-        let mut text = format!("{}. Medians", self.machine);
+        let interrupted = if self.interrupted {
+            "Interrupted. "
+        } else {
+            ""
+        };
+        let mut text = format!(
+            "{interrupted}{}. Figures: medians; ratio: median over the rounds",
+            self.machine
+        );
         for (name, version) in &self.servers {
             let _ = write!(text, "; {name}: {version}");
         }
@@ -206,7 +264,7 @@ fn percentiles(row: &Row) -> [(&'static str, Option<f64>); 4] {
 
 fn terminal_row(text: &mut String, rows: &[Row]) {
     let _ = write!(text, "{:<26} {:<18}", rows[0].scenario, rows[0].unit);
-    for row in rows {
+    for (index, row) in rows.iter().enumerate() {
         let Spread { min, median, max } = row.figure();
         let _ = write!(
             text,
@@ -214,8 +272,12 @@ fn terminal_row(text: &mut String, rows: &[Row]) {
             short(median),
             format!("{}-{}", short(min), short(max))
         );
+        if index > 0 {
+            let ratio = ratio(rows, index).map_or("-".into(), |ratio| ratio.with_uncertainty());
+            let _ = write!(text, " {ratio:>16}");
+        }
     }
-    let _ = writeln!(text, " {:>8} {:>8}", ratio(rows), target(&rows[0]));
+    let _ = writeln!(text, " {:>6} {:>8}", rows[0].rounds(), target(&rows[0]));
     for row in rows {
         let _ = writeln!(text, "    {}: {}", row.server, details(row));
     }
@@ -264,15 +326,58 @@ pub fn rate(rate: f64) -> String {
     }
 }
 
-/// How many times less the first server needs than the second: the median over the rounds.
-pub fn ratio(rows: &[Row]) -> String {
-    let [first, second, ..] = rows else {
-        return "-".into();
-    };
-    match spread(&ratios(&first.figures, &second.figures)).median {
-        median if median.is_finite() => format!("{median:.1}x"),
-        _ => "-".into(),
+/// How many times less the first server needs than another: the median over the rounds.
+pub struct Ratio {
+    pub median: f64,
+    /// How wide the interval is that it lies in, as part of it; None: there are too few rounds to say.
+    pub width: Option<f64>,
+}
+
+impl Ratio {
+    fn is_sure(&self) -> bool {
+        self.width.is_some_and(|width| width <= SETTLED)
     }
+
+    /// Half of the interval.
+    pub fn uncertainty(&self) -> Option<String> {
+        let percent = 50.0 * self.width?;
+        Some(match percent < 10.0 {
+            true => format!("±{percent:.1} %"),
+            false => format!("±{percent:.0} %"),
+        })
+    }
+
+    pub fn with_uncertainty(&self) -> String {
+        let mut words = vec![format!("{:.1}x", self.median)];
+        words.extend(self.uncertainty());
+        if !self.is_sure() {
+            words.push("?".into());
+        }
+        words.join(" ")
+    }
+}
+
+impl std::fmt::Display for Ratio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let doubt = if self.is_sure() { "" } else { " ?" };
+        write!(f, "{:.1}x{doubt}", self.median)
+    }
+}
+
+/// Of the first row to another one; None: there is no such row, or no round of it.
+pub fn ratio(rows: &[Row], other: usize) -> Option<Ratio> {
+    let (first, other) = (rows.first()?, rows.get(other)?);
+    let rounds = ratios(&first.figures, &other.figures);
+    let median = spread(&rounds).median;
+    median.is_finite().then(|| Ratio {
+        median,
+        width: uncertainty(&rounds),
+    })
+}
+
+/// Whether the ratio to the first peer has a question mark.
+fn is_unsure(rows: &[Row]) -> bool {
+    ratio(rows, 1).is_some_and(|ratio| !ratio.is_sure())
 }
 
 /// Whether one more round would hardly move what the rows say: the ratios of the others to the first, or the figures of the only one.
@@ -280,11 +385,34 @@ pub fn is_settled(rows: &[Row]) -> bool {
     let enough = |values: &[f64]| uncertainty(values).is_some_and(|width| width <= SETTLED);
     match rows {
         [] => true,
-        [only] => enough(&only.figures),
+        [only] => enough(only.compared()),
         [first, others @ ..] => others
             .iter()
-            .all(|other| enough(&ratios(&first.figures, &other.figures))),
+            .all(|other| enough(&ratios(first.compared(), other.compared()))),
     }
+}
+
+/// A command as it may be typed elsewhere: files without their folders, all else as it was.
+fn shortened(words: impl Iterator<Item = String>) -> String {
+    let name = |path: &str| path.rsplit('/').next().unwrap_or_default().to_owned();
+    let program = |text: &str| match text.split_once('=') {
+        Some((kept, path)) => format!("{kept}={}", name(path)),
+        None => text.to_owned(),
+    };
+    let value = |flag: &str, value: &str| match flag {
+        "--server" | "--peer" | "--streaming-peer" => program(value),
+        "--json" | "--markdown" | "--html" => name(value),
+        _ => value.to_owned(),
+    };
+    let (mut before, mut short) = (String::new(), Vec::new());
+    for word in words {
+        short.push(match word.split_once('=') {
+            Some((flag, text)) if flag.starts_with("--") => format!("{flag}={}", value(flag, text)),
+            _ => value(&before, &word),
+        });
+        before = word;
+    }
+    short.join(" ")
 }
 
 #[cfg(test)]
@@ -296,6 +424,7 @@ pub mod tests {
         let mut report = Report {
             machine: "m".into(),
             command: "c".into(),
+            interrupted: false,
             servers: vec![("a".into(), "1".into()), ("b".into(), "2".into())],
             rows: vec![],
         };
@@ -314,8 +443,9 @@ pub mod tests {
                     rate: 2e6,
                     bytes_rate: 3e7,
                     latency: Some(latency),
+                    peak_memory: None,
                 };
-                row.add(outcome, 1);
+                row.add(outcome, 1, 0.01);
                 row
             });
             report.add(rows.into());
@@ -326,36 +456,122 @@ pub mod tests {
     #[test]
     fn rounds_that_differ_are_not_settled() {
         let with = |servers: &[&[f64]]| {
-            let row = |figures: &&[f64]| {
-                let mut row = Row::new(&crate::scenarios::all()[0], "a");
-                row.figures = figures.to_vec();
-                row
-            };
+            let row = |figures: &&[f64]| of("a", figures);
             is_settled(&servers.iter().map(row).collect::<Vec<_>>())
         };
         let (near, far) = (
-            [100.0, 107.0, 101.0, 110.0, 96.0],
-            [100.0, 107.0, 101.0, 112.0, 96.0],
+            [100.0, 107.0, 101.0, 111.0, 96.0, 102.0],
+            [100.0, 107.0, 101.0, 112.0, 96.0, 102.0],
         );
         assert!(with(&[&near]) && !with(&[&far]) && !with(&[&near[1..]]));
         // All were slower in the second round.
         let (first, slow) = (
-            [100.0, 300.0, 101.0, 99.0, 100.0],
-            [300.0, 900.0, 301.0, 303.0, 298.0],
+            [100.0, 300.0, 101.0, 99.0, 100.0, 100.0],
+            [300.0, 900.0, 301.0, 303.0, 298.0, 300.0],
         );
         assert!(with(&[&first, &slow]));
-        assert!(!with(&[&first, &slow, &[100.0; 5]]));
-        assert!(!with(&[&[f64::NAN; 5], &slow]) && with(&[]));
+        assert!(!with(&[&first, &slow, &[100.0; 6]]));
+        assert!(!with(&[&[f64::NAN; 6], &slow]) && with(&[]));
+    }
+
+    /// A row of these figures.
+    fn of(server: &str, figures: &[f64]) -> Row {
+        let mut row = Row::new(&crate::scenarios::all()[0], server);
+        row.figures = figures.to_vec();
+        row
+    }
+
+    #[test]
+    fn rates_are_looked_at_where_there_is_no_figure() {
+        let mut row = of("a", &[f64::NAN; 6]);
+        row.rates = vec![100.0, 101.0, 102.0, 103.0, 104.0, 105.0];
+        assert!(is_settled(std::slice::from_ref(&row)));
+        row.rates[0] = 10.0;
+        assert!(!is_settled(&[row]));
     }
 
     #[test]
     fn tables_show_medians_and_ratios() {
         let report = report();
-        assert!(report.table().contains("4.0x") && report.table().contains("2.00M"));
+        assert!(report.table().contains("4.0x ?") && report.table().contains("2.00M"));
         assert!(
-            report.markdown().contains("| 10.0 | 40.0 | 4.0x | 28 |"),
+            report.markdown().contains("| 10.0 | 40.0 | 4.0x ? | 28 |"),
             "{}",
             report.markdown()
         );
+        assert!(report.markdown().contains("ratio: median over the rounds"));
+    }
+
+    #[test]
+    fn ratios_tell_how_sure_they_are() {
+        let first = of("a", &[10.0; 6]);
+        let second = of("b", &[40.0, 41.0, 39.0, 40.0, 40.0, 42.0]);
+        let third = of("c", &[10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
+        let rows = vec![first, second, third];
+        let with = |index| ratio(&rows, index).unwrap().with_uncertainty();
+        assert_eq!([with(1), with(2)], ["4.0x ±3.8 %", "3.5x ±71 % ?"]);
+        assert_eq!(ratio(&rows, 1).unwrap().to_string(), "4.0x");
+        assert_eq!(ratio(&rows, 2).unwrap().to_string(), "3.5x ?");
+        assert!(ratio(&rows, 3).is_none());
+        let mut report = report();
+        report.rows = vec![rows];
+        let table = report.table();
+        assert!(
+            table.contains("±3.8 %") && table.contains("±71 % ?"),
+            "{table}"
+        );
+        // Of the second peer's ratio nothing is said there.
+        assert!(!report.markdown().contains('?'), "{}", report.markdown());
+        report.rows[0].remove(1);
+        assert!(
+            report.markdown().contains("\n`?`: "),
+            "{}",
+            report.markdown()
+        );
+    }
+
+    #[test]
+    fn an_interrupted_report_says_so() {
+        let mut report = report();
+        assert!(!report.provenance().contains("nterrupted"));
+        report.interrupted = true;
+        assert!(report.provenance().starts_with("Interrupted. "));
+    }
+
+    #[test]
+    fn scenarios_that_were_not_alone_are_named() {
+        let mut report = report();
+        assert_eq!(report.disturbed(), None);
+        for row in &mut report.rows[1] {
+            row.foreign = vec![0.02, 0.5, 0.08, f64::NAN];
+        }
+        let text = report.disturbed().unwrap();
+        assert!(text.contains(": 1-to-1 (8 %)."), "{text}");
+    }
+
+    #[test]
+    fn a_failed_run_has_a_place_everywhere() {
+        let mut row = of("a", &[]);
+        row.fail();
+        row.add(Outcome::default(), 1, 0.0);
+        let lengths = [row.figures.len(), row.rates.len(), row.bytes_rates.len()];
+        assert_eq!((lengths, row.foreign.len()), ([2; 3], 2));
+    }
+
+    #[test]
+    fn a_recorded_command_is_one_that_works() {
+        let short = |text: &str| shortened(text.split(' ').map(Into::into));
+        assert_eq!(
+            short("run --server midge=/a/b/midge --peer=x=/c/y --json /d/e.json --html=f/g.html"),
+            "run --server midge=midge --peer=x=y --json e.json --html=g.html"
+        );
+        for kept in [
+            "run --url nats://host:4222 --scenario 1-to-1",
+            "run --url=nats://host:4222",
+            "run --server-args=--config=/a/b",
+            "compare /a/first.json b/second.json",
+        ] {
+            assert_eq!(short(kept), kept);
+        }
     }
 }

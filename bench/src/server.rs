@@ -1,6 +1,8 @@
 //! Servers under test: found, started on a free port, pinned, watched, stopped.
 
+use crate::interrupt;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
@@ -89,15 +91,15 @@ impl Program {
     pub fn start(&self, cpu: usize, more: &[String]) -> Result<Server, String> {
         let failed = |error: std::io::Error| format!("{}: {error}", self.path.display());
         let port = free_port().map_err(failed)?;
-        let mut child = Command::new(&self.path)
+        let mut command = Command::new(&self.path);
+        command
             .args(["-a", "127.0.0.1", "-p", &port.to_string()])
             .args(&self.arguments)
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .map_err(failed)?;
+            .stderr(Stdio::piped());
+        let mut child = interrupt::spawn(&mut command).map_err(failed)?;
         let said = child.stderr.take().map(last_words);
         let mut server = Server {
             process: Some(child),
@@ -231,13 +233,15 @@ impl Server {
         }
     }
 
-    fn id(&self) -> i32 {
+    pub fn id(&self) -> i32 {
         self.process.as_ref().map_or(0, |child| child.id() as i32)
     }
 
     /// None: it runs, or is not ours.
     fn exit_status(&mut self) -> Option<ExitStatus> {
-        let status = self.process.as_mut()?.try_wait().ok()??;
+        let process = self.process.as_mut()?;
+        let status = process.try_wait().ok()??;
+        interrupt::forget(process.id());
         // Its id may be somebody else's now.
         self.process = None;
         Some(status)
@@ -284,16 +288,12 @@ impl Server {
             .collect()
     }
 
-    /// CPU time of all threads so far, in nanoseconds, as the scheduler counts it; None: not ours to see.
-    pub fn cpu_ns(&self) -> Option<u64> {
-        self.process.as_ref()?;
-        let of = |task: &i32| {
-            let text =
-                std::fs::read_to_string(format!("/proc/{}/task/{task}/schedstat", self.id()))
-                    .ok()?;
-            text.split(' ').next()?.parse::<u64>().ok()
-        };
-        Some(self.tasks().iter().filter_map(of).sum())
+    /// CPU time of the process so far, in nanoseconds, as the scheduler counts it, also of threads that have ended; None: not ours to see.
+    pub fn cpu_ns(&self) -> Result<Option<u64>, String> {
+        match &self.process {
+            Some(_) => cpu_ns(self.id()).map(Some),
+            None => Ok(None),
+        }
     }
 
     fn status(&self, name: &str) -> u64 {
@@ -326,9 +326,18 @@ impl Drop for Server {
             if !ended {
                 let _ = child.kill();
             }
+            // Its id is its own until it is waited for.
+            interrupt::forget(child.id());
             let _ = child.wait();
         }
     }
+}
+
+fn cpu_ns(id: i32) -> Result<u64, String> {
+    let clock = clock_getcpuclockid(Pid::from_raw(id));
+    let time = clock.and_then(clock_gettime);
+    time.map(|time| Duration::from(time).as_nanos() as u64)
+        .map_err(|error| format!("CPU time of process {id}: {error}"))
 }
 
 /// Binds a task (0: the calling thread and those it starts) to one CPU.
@@ -366,6 +375,20 @@ mod tests {
         let program: Program = format!("x={}", path.display()).parse().unwrap();
         let cpu = usable_cpus().unwrap()[0];
         program.start(cpu, &[]).err().expect("it is no server")
+    }
+
+    #[test]
+    fn threads_that_ended_count() {
+        let id = std::process::id() as i32;
+        let before = cpu_ns(id).unwrap();
+        let work = || {
+            let end = Instant::now() + Duration::from_millis(20);
+            while Instant::now() < end {}
+        };
+        std::thread::spawn(work).join().unwrap();
+        assert!(cpu_ns(id).unwrap() > before);
+        // More than any process has on Linux; far greater ones do not fit a clock's id.
+        assert!(cpu_ns(5_000_000).unwrap_err().contains("5000000"));
     }
 
     #[test]

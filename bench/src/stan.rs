@@ -159,14 +159,20 @@ pub fn wait_until_up(connection: &mut Connection, time: Duration) -> Result<()> 
 
 pub struct Publisher {
     connection: Connection,
-    /// One message to each channel; the guid is filled in.
-    templates: Vec<(Vec<u8>, usize)>,
+    /// One message to each channel; the guid is filled in, and the number its content begins with.
+    templates: Vec<(Vec<u8>, [usize; 2])>,
     next: u64,
     window: usize,
     sent_at: VecDeque<(u64, Instant)>,
 }
 
+/// Of the guid, and of the number a message's content begins with.
 const GUID_DIGITS: usize = 12;
+
+/// What stands in a message behind its number.
+fn filling(payload: usize) -> Vec<u8> {
+    vec![b'x'; payload - GUID_DIGITS]
+}
 
 impl Publisher {
     pub fn new(
@@ -184,14 +190,18 @@ impl Publisher {
                 client_id: "publisher".into(),
                 guid: guid.clone(),
                 subject: channel(number),
-                data: vec![b'x'; payload],
+                data: [guid.as_bytes(), &filling(payload)].concat(),
             };
             let subject = format!("{}.{}", session.pub_prefix, channel(number));
             let bytes = publication(&subject, "acks", &message);
-            let at = bytes
-                .windows(GUID_DIGITS)
-                .position(|w| w == guid.as_bytes());
-            (bytes, at.expect("the guid is in it"))
+            let from = |from: usize| {
+                let mut windows = bytes[from..].windows(GUID_DIGITS);
+                let at = windows.position(|window| window == guid.as_bytes());
+                from + at.expect("the guid and the content are in it")
+            };
+            let at = from(0);
+            let places = [at, from(at + GUID_DIGITS)];
+            (bytes, places)
         });
         Ok(Self {
             connection,
@@ -209,8 +219,10 @@ impl Publisher {
         self.publish(|_| Instant::now() < until)
     }
 
-    pub fn run_messages(&mut self, count: u64) -> Result<()> {
-        self.publish(|published| published < count).map(drop)
+    /// So many, and what makes the last batch whole; returns how many that is.
+    pub fn run_messages(&mut self, count: u64) -> Result<u64> {
+        let (published, _) = self.publish(|published| published < count)?;
+        Ok(published)
     }
 
     fn publish(&mut self, more: impl Fn(u64) -> bool) -> Result<(u64, Histogram<u64>)> {
@@ -238,11 +250,14 @@ impl Publisher {
     }
 
     fn add(&mut self, batch: &mut Vec<u8>) {
-        let (bytes, at) = &self.templates[self.next as usize % self.templates.len()];
-        let from = batch.len() + at;
+        let (bytes, places) = &self.templates[self.next as usize % self.templates.len()];
+        let start = batch.len();
         batch.extend_from_slice(bytes);
-        let guid = format!("{:0GUID_DIGITS$}", self.next);
-        batch[from..from + GUID_DIGITS].copy_from_slice(guid.as_bytes());
+        let number = format!("{:0GUID_DIGITS$}", self.next);
+        for place in places {
+            let from = start + place;
+            batch[from..from + GUID_DIGITS].copy_from_slice(number.as_bytes());
+        }
         self.sent_at.push_back((self.next, Instant::now()));
         self.next += 1;
     }
@@ -281,6 +296,109 @@ impl Publisher {
     }
 }
 
+/// Which message of a channel a subscriber gets first.
+#[derive(Clone, Copy)]
+pub enum Start {
+    New = 0,
+    Last = 1,
+    First = 4,
+}
+
+/// A message as it must be stored, of one publisher that publishes to so many channels in turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    channel: usize,
+    sequence: u64,
+    /// Its place among those of all channels.
+    number: u64,
+}
+
+impl Stored {
+    /// The last one of a channel, of so many in all.
+    pub fn last(channel: usize, channels: usize, count: u64) -> Self {
+        let (channels, place) = (channels as u64, channel as u64);
+        let sequence = (count + channels - 1 - place) / channels;
+        Self {
+            channel,
+            sequence,
+            number: (sequence - 1) * channels + place,
+        }
+    }
+
+    fn check(&self, message: &MsgProto, filling: &[u8]) -> Result<()> {
+        if message.sequence != self.sequence {
+            let (came, due, name) = (message.sequence, self.sequence, channel(self.channel));
+            return Err(format!("message {came} of {name} came in place of {due}"));
+        }
+        check_content(&message.data, self.number, filling)
+    }
+}
+
+fn check_content(data: &[u8], number: u64, filling: &[u8]) -> Result<()> {
+    let as_published = data
+        .split_at_checked(GUID_DIGITS)
+        .is_some_and(|(front, rest)| {
+            let front = std::str::from_utf8(front).unwrap_or_default();
+            front.parse() == Ok(number) && rest == filling
+        });
+    match as_published {
+        true => Ok(()),
+        false => Err(format!(
+            "the content of message {number} came wrong: {}",
+            data.escape_ascii()
+        )),
+    }
+}
+
+fn subscription(id: &str, channel: String, inbox: &str, start: Start) -> SubscriptionRequest {
+    SubscriptionRequest {
+        client_id: id.into(),
+        subject: channel,
+        inbox: inbox.into(),
+        max_in_flight: 4096,
+        ack_wait_seconds: 30,
+        start_position: start as i32,
+        start_sequence: 0,
+    }
+}
+
+/// Asks for the last message that a channel has, which must be this one.
+pub fn check_last(
+    connection: &mut Connection,
+    session: &Session,
+    id: &str,
+    stored: Stored,
+    payload: usize,
+) -> Result<()> {
+    let inbox = format!("last.{}", stored.channel);
+    let request = subscription(id, channel(stored.channel), &inbox, Start::Last);
+    connection.write(format!("SUB {inbox} {}\r\n", 100 + stored.channel).as_bytes())?;
+    connection.write(&publication(
+        &session.sub_requests,
+        &format!("in.{id}"),
+        &request,
+    ))?;
+    loop {
+        let message = connection.message()?;
+        if message.subject == inbox {
+            return stored.check(&decoded(&message.payload)?, &filling(payload));
+        } else if message.subject == format!("in.{id}") {
+            accepted(&message.payload)?;
+        } else {
+            connection.answer_heartbeat(&message)?;
+        }
+    }
+}
+
+/// The answer to a request for a subscription, which may be a refusal.
+fn accepted(payload: &[u8]) -> Result<SubscriptionResponse> {
+    let response: SubscriptionResponse = decoded(payload)?;
+    match response.error.is_empty() {
+        true => Ok(response),
+        false => Err(format!("refused: {}", response.error)),
+    }
+}
+
 /// Takes the messages of the first channel in a thread of its own, and acknowledges them.
 pub struct Subscriber {
     received: Arc<AtomicU64>,
@@ -290,24 +408,17 @@ pub struct Subscriber {
 }
 
 impl Subscriber {
-    /// `start`: 0 for new messages, 4 for all.
+    /// The channel must be the only one that is published to.
     pub fn start(
         mut connection: Connection,
         session: &Session,
         id: &str,
-        start: i32,
+        start: Start,
+        payload: usize,
         acks: bool,
     ) -> Result<Self> {
         connection.write(b"SUB deliveries 5\r\n")?;
-        let request = SubscriptionRequest {
-            client_id: id.into(),
-            subject: channel(0),
-            inbox: "deliveries".into(),
-            max_in_flight: 4096,
-            ack_wait_seconds: 30,
-            start_position: start,
-            start_sequence: 0,
-        };
+        let request = subscription(id, channel(0), "deliveries", start);
         connection.write(&publication(
             &session.sub_requests,
             &format!("in.{id}"),
@@ -321,17 +432,19 @@ impl Subscriber {
                 _ => break message,
             }
         };
-        let response: SubscriptionResponse = decoded(&answer.payload)?;
-        if !response.error.is_empty() {
-            return Err(format!("refused: {}", response.error));
-        }
+        let response = accepted(&answer.payload)?;
+        let taking = Taking {
+            early,
+            ack_inbox: acks.then_some(response.ack_inbox),
+            filling: filling(payload),
+        };
         let received = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let stream = connection.stream().try_clone();
         let stream = stream.map_err(|error| error.to_string())?;
         let thread = std::thread::spawn({
             let (received, stop) = (received.clone(), stop.clone());
-            move || match take(connection, early, &response.ack_inbox, acks, &received) {
+            move || match taking.run(connection, &received) {
                 Err(_) if stop.load(SeqCst) => Ok(()),
                 other => other,
             }
@@ -348,7 +461,10 @@ impl Subscriber {
         let (mut last, mut since) = (0, Instant::now());
         loop {
             let received = self.received.load(SeqCst);
-            if received >= messages {
+            if received > messages {
+                return Err("more messages came than were published".into());
+            }
+            if received == messages {
                 return Ok(());
             }
             if self.thread.is_finished() {
@@ -369,53 +485,105 @@ impl Subscriber {
     pub fn finish(self) -> Result<()> {
         self.stop.store(true, SeqCst);
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
-        let result = self.thread.join();
-        result.unwrap_or_else(|_| Err("the subscriber panicked".into()))
+        self.thread.join().expect("it does not panic")
     }
 }
 
-fn take(
-    mut connection: Connection,
+/// How a subscriber takes its messages.
+struct Taking {
+    /// Those that came before the answer to its request.
     early: Vec<Vec<u8>>,
-    ack_inbox: &str,
-    acks: bool,
-    received: &AtomicU64,
-) -> Result<()> {
-    let mut expected = None;
-    let mut out = Vec::new();
-    let mut early = early.into_iter();
-    loop {
-        let payload = match early.next() {
-            Some(payload) => payload,
-            None => {
-                let message = connection.message()?;
-                if message.subject != "deliveries" {
-                    connection.answer_heartbeat(&message)?;
-                    continue;
+    /// None: it does not acknowledge any.
+    ack_inbox: Option<String>,
+    filling: Vec<u8>,
+}
+
+impl Taking {
+    fn run(self, mut connection: Connection, received: &AtomicU64) -> Result<()> {
+        let mut expected = 1;
+        let mut out = Vec::new();
+        let mut early = self.early.into_iter();
+        loop {
+            let payload = match early.next() {
+                Some(payload) => payload,
+                None => {
+                    let message = connection.message()?;
+                    if message.subject != "deliveries" {
+                        connection.answer_heartbeat(&message)?;
+                        continue;
+                    }
+                    message.payload
                 }
-                message.payload
-            }
-        };
-        let message: MsgProto = decoded(&payload)?;
-        if expected.is_some_and(|expected| expected != message.sequence) {
-            return Err(format!("message {} came out of order", message.sequence));
-        }
-        expected = Some(message.sequence + 1);
-        if acks {
-            let ack = Ack {
-                subject: message.subject,
-                sequence: message.sequence,
             };
-            out.extend_from_slice(
-                &format!("PUB {ack_inbox} {}\r\n", ack.encoded_len()).into_bytes(),
-            );
-            ack.encode(&mut out).expect("a Vec grows");
-            out.extend_from_slice(b"\r\n");
+            let message: MsgProto = decoded(&payload)?;
+            if expected != message.sequence {
+                return Err(format!("message {} came out of order", message.sequence));
+            }
+            expected += 1;
+            check_content(&message.data, message.sequence - 1, &self.filling)?;
+            if let Some(inbox) = &self.ack_inbox {
+                add_ack(&mut out, inbox, message);
+            }
+            received.fetch_add(1, SeqCst);
+            if !out.is_empty() && !connection.has_message() {
+                connection.write(&out)?;
+                out.clear();
+            }
         }
-        received.fetch_add(1, SeqCst);
-        if !out.is_empty() && !connection.has_message() {
-            connection.write(&out)?;
-            out.clear();
+    }
+}
+
+fn add_ack(out: &mut Vec<u8>, inbox: &str, message: MsgProto) {
+    let ack = Ack {
+        subject: message.subject,
+        sequence: message.sequence,
+    };
+    out.extend_from_slice(&format!("PUB {inbox} {}\r\n", ack.encoded_len()).into_bytes());
+    ack.encode(out).expect("a Vec grows");
+    out.extend_from_slice(b"\r\n");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_message_of_a_channel_is_known() {
+        let of = |channel, channels, count| {
+            let last = Stored::last(channel, channels, count);
+            (last.sequence, last.number)
+        };
+        assert_eq!(of(0, 1, 1000), (1000, 999));
+        // Ten messages in turn to 4 channels: 0 4 8, 1 5 9, 2 6, 3 7.
+        let all = [0, 1, 2, 3].map(|channel| of(channel, 4, 10));
+        assert_eq!(all, [(3, 8), (3, 9), (2, 6), (2, 7)]);
+    }
+
+    #[test]
+    fn a_message_is_what_was_published() {
+        let stored = Stored::last(2, 4, 10);
+        let check = |sequence, data: &str| {
+            let message = MsgProto {
+                sequence,
+                subject: channel(2),
+                data: data.into(),
+            };
+            stored.check(&message, &filling(16))
+        };
+        assert_eq!(check(2, "000000000006xxxx"), Ok(()));
+        assert!(
+            check(1, "000000000006xxxx")
+                .unwrap_err()
+                .contains("came in place of 2")
+        );
+        for wrong in [
+            "000000000007xxxx",
+            "000000000006xxx",
+            "000000000006xxxy",
+            "6",
+            "",
+        ] {
+            assert!(check(2, wrong).is_err(), "{wrong}");
         }
     }
 }

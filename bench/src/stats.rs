@@ -25,7 +25,7 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
-/// How wide the interval is that holds the median of all that might have been measured, to 92 % at least, as part of the median of what was; None: there
+/// How wide the interval is that holds the median of all that might have been measured, to 97 % at least, as part of the median of what was; None: there
 /// are too few values to say.
 ///
 /// The ends are two of the values, whatever these are spread like: each lies above that median or below it, as a coin falls.
@@ -36,19 +36,26 @@ pub fn uncertainty(values: &[f64]) -> Option<f64> {
     Some((inner.max - inner.min) / inner.median)
 }
 
-/// The largest rank from either end beyond which the median lies in less than 8 % of cases, of so many values; 0: none.
+/// The largest rank from either end beyond which the median lies in at most 3.2 % of cases, of so many values; 0: none. Six values reach that.
 fn outer(count: usize) -> usize {
+    const OUTSIDE_MAX: f64 = 0.032;
     // How likely it is that so many values lie below the median.
     let mut exactly = 0.5f64.powi(count as i32);
     let mut fewer = 0.0;
     for rank in 0..count {
         fewer += exactly;
-        if 2.0 * fewer > 0.08 {
+        if 2.0 * fewer > OUTSIDE_MAX {
             return rank;
         }
         exactly *= (count - rank) as f64 / (rank + 1) as f64;
     }
     0
+}
+
+/// Whether to look at the interval after so many rounds: where it may leave one more value out than with a round less. Who looks after every round
+/// stops at the first interval that is narrow by luck.
+pub fn is_worth_a_look(rounds: usize) -> bool {
+    rounds > 0 && outer(rounds) > outer(rounds - 1)
 }
 
 /// How many times more one server needed than the first, round by round: what the machine has to do beside the servers changes with time, and turns that
@@ -126,14 +133,21 @@ mod tests {
 
     #[test]
     fn how_sure_a_median_is_depends_on_how_many_values_there_are() {
-        // Of tables of the sign test: 6.3 % outside for 5 values, 7.0 % for 8, 7.8 % for 17.
-        assert_eq!([4, 5, 7, 8, 11, 17, 25].map(outer), [0, 1, 1, 2, 3, 5, 8]);
-        let values = [90.0, 95.0, 100.0, 105.0, 110.0];
+        // Of tables of the sign test: 3.1 % outside for 6 values, 2.1 % for 10, 1.5 % for 25.
+        let of = [5, 6, 9, 10, 12, 13, 15, 16, 20, 25].map(outer);
+        assert_eq!(of, [0, 1, 1, 2, 2, 3, 3, 4, 5, 7]);
+        let values = [90.0, 95.0, 99.0, 101.0, 105.0, 110.0];
         assert_eq!(uncertainty(&values), Some(0.2));
         assert_eq!(uncertainty(&values[1..]), None);
-        // The outermost of eight do not count.
-        let more = [&values[..], &[1.0, 100.0, 1000.0]].concat();
+        // The outermost of ten do not count.
+        let more = [&values[..], &[1.0, 100.0, 100.0, 1000.0]].concat();
         assert_eq!(uncertainty(&more), Some(0.2));
+    }
+
+    #[test]
+    fn there_are_few_chances_to_be_lucky() {
+        let looks: Vec<usize> = (0..26).filter(|rounds| is_worth_a_look(*rounds)).collect();
+        assert_eq!(looks, [6, 10, 13, 16, 18, 21, 24]);
     }
 
     #[test]

@@ -170,9 +170,7 @@ fn storm(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Storm> {
 }
 
 fn joined(thread: ScopedJoinHandle<'_, Result<Histogram<u64>>>) -> Result<Histogram<u64>> {
-    thread
-        .join()
-        .unwrap_or_else(|_| Err("the probing thread panicked".into()))
+    thread.join().expect("it does not panic")
 }
 
 /// Until what is published at the second server reaches each of the subscriptions that are watched.

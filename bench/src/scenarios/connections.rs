@@ -17,7 +17,7 @@ pub struct Cost {
 pub fn cost(bed: &Bed, setting: &Setting, figure: fn(&Cost) -> f64) -> Result<Outcome> {
     let count = setting.scaled(9_500);
     let server = &bed.servers[0];
-    let (memory, meter) = (server.memory(), bed.meter(0));
+    let (memory, meter) = (server.memory(), bed.meter(0)?);
     let mut open = Vec::new();
     for _ in 0..count {
         open.push(Connection::open(&bed.target())?);
@@ -28,7 +28,7 @@ pub fn cost(bed: &Bed, setting: &Setting, figure: fn(&Cost) -> f64) -> Result<Ou
     settle_closes(bed)?;
     let cost = Cost {
         memory: memory as f64 / count as f64,
-        cpu: meter.cpu_ns() / count as f64,
+        cpu: meter.cpu_ns()? / count as f64,
     };
     Ok(Outcome::of(figure(&cost), count as u64, elapsed))
 }
@@ -37,7 +37,7 @@ pub fn cost(bed: &Bed, setting: &Setting, figure: fn(&Cost) -> f64) -> Result<Ou
 pub fn storm(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let rounds = setting.scaled(300);
     let count = rounds * AT_ONCE;
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     let mut open = Vec::new();
     for _ in 0..rounds {
         open.extend(Connection::open_together(&bed.target(), AT_ONCE)?);
@@ -46,7 +46,7 @@ pub fn storm(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     drop(open);
     settle_closes(bed)?;
     Ok(Outcome::of(
-        meter.cpu_ns() / count as f64,
+        meter.cpu_ns()? / count as f64,
         count as u64,
         elapsed,
     ))
@@ -55,14 +55,14 @@ pub fn storm(bed: &Bed, setting: &Setting) -> Result<Outcome> {
 /// One after the other, each closed before the next.
 pub fn handshakes(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let count = setting.scaled(1000);
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     for _ in 0..count {
         Connection::open(&bed.target())?;
     }
     let elapsed = meter.elapsed();
     settle_closes(bed)?;
     Ok(Outcome::of(
-        meter.cpu_ns() / count as f64,
+        meter.cpu_ns()? / count as f64,
         count as u64,
         elapsed,
     ))

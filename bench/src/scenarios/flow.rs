@@ -3,7 +3,8 @@
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{
-    Audience, Connection, Expected, Publisher, Receives, Result, Subscriber, Target, wait_for,
+    Audience, Connection, Due, Expected, Publisher, Receives, Result, Subscriber, Target, received,
+    wait_for,
 };
 use std::time::{Duration, Instant};
 
@@ -47,10 +48,7 @@ pub fn subject(number: usize) -> String {
 
 /// The messages of one publisher.
 pub fn ordered(payload: usize) -> Expected {
-    Expected {
-        message: sample(payload),
-        ordered: true,
-    }
+    Expected::new(sample(payload), true)
 }
 
 /// A message as a subscriber of ours sees it; widths are what counts.
@@ -74,6 +72,28 @@ impl Flow {
         }
     }
 
+    fn expected(&self) -> Expected {
+        let of_one = self.publishers == 1 || self.own_subjects;
+        Expected::new(sample(self.payload), of_one && !self.queue)
+    }
+
+    /// What the receivers must have after so many messages of each publisher, beside what they had before.
+    fn due(&self, published: &[u64], before: &[u64]) -> Due {
+        let bytes = sample(self.payload).len() as u64;
+        let all: u64 = published.iter().sum();
+        if self.queue {
+            return Due::Together(before.iter().sum::<u64>() + all * bytes);
+        }
+        let shares = before.iter().enumerate().map(|(receiver, before)| {
+            let messages = match self.own_subjects {
+                true => published[receiver],
+                false => all,
+            };
+            before + messages * bytes
+        });
+        Due::Each(shares.collect())
+    }
+
     /// How often each message is delivered.
     fn copies(&self) -> u64 {
         match (self.subscribers, self.own_subjects || self.queue) {
@@ -95,19 +115,18 @@ impl Flow {
     }
 }
 
-/// All publishers at once, for so long; returns how much they published.
-fn publish(publishers: &mut [Publisher], seconds: f64) -> Result<u64> {
+/// All publishers at once, for so long; returns how much each of them published.
+fn publish(publishers: &mut [Publisher], seconds: f64) -> Result<Vec<u64>> {
     let until = Instant::now() + Duration::from_secs_f64(seconds);
     std::thread::scope(|scope| {
         let running: Vec<_> = publishers
             .iter_mut()
             .map(|publisher| scope.spawn(move || publisher.run(until)))
             .collect();
-        let results = running.into_iter().map(|thread| {
-            let result = thread.join();
-            result.unwrap_or_else(|_| Err("a publisher panicked".into()))
-        });
-        results.sum()
+        let results = running.into_iter();
+        results
+            .map(|thread| thread.join().expect("it does not panic"))
+            .collect()
     })
 }
 
@@ -118,27 +137,29 @@ pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Outcome> {
         .map(|_| Connection::open(&near))
         .collect::<Result<Vec<_>>>()?;
     if flow.one_thread {
-        let audience = Audience::new(&far, flow.subscribers, &flow.subscriptions(0))?;
-        let receivers = [audience];
-        let outcome = measure(bed, setting, flow, &near, &receivers)?;
+        let lines = flow.subscriptions(0);
+        let receivers = [Audience::new(
+            &far,
+            flow.subscribers,
+            &lines,
+            flow.expected(),
+        )?];
+        let outcome = measure(bed, setting, flow, &near, &receivers);
         let [audience] = receivers;
+        // What it has seen says more than that something is missing.
         audience.finish()?;
-        return Ok(outcome);
+        return outcome;
     }
     let mut receivers = Vec::new();
     for index in 0..flow.subscribers {
         let lines = flow.subscriptions(index);
-        let expected = Expected {
-            ordered: !flow.queue && (flow.publishers == 1 || flow.own_subjects),
-            ..ordered(flow.payload)
-        };
-        receivers.push(Subscriber::new(&far, &lines, expected)?);
+        receivers.push(Subscriber::new(&far, &lines, flow.expected())?);
     }
-    let outcome = measure(bed, setting, flow, &near, &receivers)?;
+    let outcome = measure(bed, setting, flow, &near, &receivers);
     for receiver in receivers {
         receiver.finish()?;
     }
-    Ok(outcome)
+    outcome
 }
 
 fn measure(
@@ -149,33 +170,34 @@ fn measure(
     receivers: &[impl Receives],
 ) -> Result<Outcome> {
     let mut publishers = flow.publishers(target)?;
-    let bytes = flow.copies() * sample(flow.payload).len() as u64;
-    let mut expected = 0;
-    if flow.far {
-        expected = settle_route(target, receivers)?;
-    }
-    expected += publish(&mut publishers, setting.seconds / 5.0)? * bytes; // warm-up
-    wait_for(receivers, expected)?;
-    let meter = bed.meter(flow.meter);
-    let published = publish(&mut publishers, setting.seconds)?;
-    expected += published * bytes;
-    wait_for(receivers, expected)?;
-    let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
+    let before = match flow.far {
+        true => settle_route(target, receivers)?,
+        false => received(receivers),
+    };
+    let warm_up = publish(&mut publishers, setting.seconds / 5.0)?;
+    wait_for(receivers, &flow.due(&warm_up, &before))?;
+    let meter = bed.meter(flow.meter)?;
+    let measured = publish(&mut publishers, setting.seconds)?;
+    let pairs = warm_up.iter().zip(&measured);
+    let all: Vec<u64> = pairs.map(|(before, then)| before + then).collect();
+    wait_for(receivers, &flow.due(&all, &before))?;
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    let published: u64 = measured.iter().sum();
     let outcome = Outcome::of(cpu / published as f64, published, elapsed);
     let delivered = published * flow.copies().max(1) * flow.payload as u64;
     Ok(Outcome {
         bytes_rate: delivered as f64 / elapsed.as_secs_f64(),
+        peak_memory: Some(bed.servers[flow.meter].peak_memory()),
         ..outcome
     })
 }
 
-/// Publishes until interest has got across; returns the bytes that came of that.
-fn settle_route(target: &Target, receivers: &[impl Receives]) -> Result<u64> {
+/// Publishes until interest has got across; returns the bytes that came of that, by receiver.
+fn settle_route(target: &Target, receivers: &[impl Receives]) -> Result<Vec<u64>> {
     let mut connection = Connection::open(target)?;
     let end = Instant::now() + Duration::from_secs(20);
-    let count = || receivers.iter().map(Receives::received).sum::<u64>();
     let message = format!("PUB {} 16\r\n00000000xxxxxxxx\r\n", subject(0));
-    while count() == 0 {
+    while received(receivers).contains(&0) {
         if Instant::now() > end {
             return Err("no message comes across the route".into());
         }
@@ -185,10 +207,37 @@ fn settle_route(target: &Target, receivers: &[impl Receives]) -> Result<u64> {
     }
     // What was published last may still be on its way.
     loop {
-        let before = count();
+        let before = received(receivers);
         std::thread::sleep(Duration::from_millis(200));
-        if count() == before {
+        if received(receivers) == before {
             return Ok(before);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everybody_is_due_what_was_published_to_him() {
+        let bytes = sample(16).len() as u64;
+        let own = Flow {
+            publishers: 2,
+            subscribers: 2,
+            own_subjects: true,
+            ..FLOW
+        };
+        let of = |flow: &Flow, published: &[u64]| match flow.due(published, &[0, 1]) {
+            Due::Each(shares) => shares,
+            Due::Together(all) => vec![all],
+        };
+        assert_eq!(of(&own, &[5, 7]), [5 * bytes, 7 * bytes + 1]);
+        assert_eq!(of(&FLOW, &[5]), [5 * bytes, 5 * bytes + 1]);
+        let queue = Flow {
+            queue: true,
+            ..FLOW
+        };
+        assert_eq!(of(&queue, &[5, 7]), [12 * bytes + 1]);
     }
 }

@@ -88,9 +88,9 @@ pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
         Ok((times.len(), Latency::of(&times)))
     };
     ask(setting.seconds / 5.0)?;
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     let (done, latency) = ask(setting.seconds)?;
-    let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     Ok(Outcome {
         latency: Some(latency),
         ..Outcome::of(cpu / done as f64, done, elapsed)
@@ -108,7 +108,7 @@ pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome>
     let mut waiting: Vec<VecDeque<u64>> = vec![VecDeque::new(); CLIENTS];
     let (mut sent, mut answered) = (0, 0);
     let (mut service, mut times) = (Service::default(), histogram());
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     while answered < total {
         while sent < total && due(sent) <= Instant::now() {
             let client = (sent % CLIENTS as u64) as usize;

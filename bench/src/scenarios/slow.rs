@@ -3,7 +3,7 @@
 use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Publisher, Result, Subscriber, wait_for};
+use crate::load::{Connection, Due, Publisher, Result, Subscriber, wait_for};
 use std::time::{Duration, Instant};
 
 const SUBSCRIBERS: usize = 8;
@@ -28,15 +28,15 @@ fn rate(bed: &Bed, seconds: f64, readers: usize, with_slow_one: bool) -> Result<
     let mut publisher = Publisher::new(&target, &[subject(0)], PAYLOAD)?;
     let start = Instant::now();
     let published = publisher.run(start + Duration::from_secs_f64(seconds))?;
-    let bytes = published * (readers.len() * sample(PAYLOAD).len()) as u64;
+    let share = published * sample(PAYLOAD).len() as u64;
     // Nobody who reads may miss a message.
-    wait_for(&readers, bytes)?;
+    let waited = wait_for(&readers, &Due::Each(vec![share; readers.len()]));
     let rate = published as f64 / start.elapsed().as_secs_f64();
     for reader in readers {
         reader.finish()?;
     }
     drop(slow);
-    Ok(rate)
+    waited.map(|()| rate)
 }
 
 /// How many times as long a message to the others takes.

@@ -4,7 +4,7 @@ use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::load::{Connection, Result, Target};
 use crate::server;
-use crate::stan::{self, Publisher, Subscriber};
+use crate::stan::{self, Publisher, Start, Subscriber};
 use crate::stats::{Latency, histogram};
 use hdrhistogram::Histogram;
 use std::io::Write as _;
@@ -44,10 +44,10 @@ pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> 
     publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
     // Channels are made by their first publish.
     publisher.run_messages(channels as u64)?;
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     let (messages, times) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
     Ok(outcome(
-        meter.cpu_ns(),
+        meter.cpu_ns()?,
         messages,
         meter.elapsed(),
         Some(&times),
@@ -107,17 +107,25 @@ fn time_syncs(bed: &Bed, count: usize, times: &mut Histogram<u64>) -> Result<()>
 pub fn with_subscriber(bed: &Bed, setting: &Setting, acks: bool) -> Result<Outcome> {
     let target = bed.target();
     let (connection, session) = connect(&target, "subscriber")?;
-    let subscriber = Subscriber::start(connection, &session, "subscriber", 0, acks)?;
+    let subscriber = Subscriber::start(
+        connection,
+        &session,
+        "subscriber",
+        Start::New,
+        PAYLOAD,
+        acks,
+    )?;
     let (connection, session) = connect(&target, "publisher")?;
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
     let (before, _) = publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
     subscriber.wait_for(before)?;
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     let (messages, times) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
-    subscriber.wait_for(before + messages)?;
-    let outcome = outcome(meter.cpu_ns(), messages, meter.elapsed(), Some(&times));
+    let waited = subscriber.wait_for(before + messages);
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
-    Ok(outcome)
+    waited?;
+    Ok(outcome(cpu, messages, elapsed, Some(&times)))
 }
 
 /// What is stored goes out to a new subscriber from the first message on.
@@ -126,14 +134,22 @@ pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let target = bed.target();
     let (connection, session) = connect(&target, "publisher")?;
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
-    publisher.run_messages(count)?;
+    let count = publisher.run_messages(count)?;
     let (connection, session) = connect(&target, "subscriber")?;
-    let (meter, start) = (bed.meter(0), Instant::now());
-    let subscriber = Subscriber::start(connection, &session, "subscriber", 4, true)?;
-    subscriber.wait_for(count)?;
-    let outcome = outcome(meter.cpu_ns(), count, start.elapsed(), None);
+    let meter = bed.meter(0)?;
+    let subscriber = Subscriber::start(
+        connection,
+        &session,
+        "subscriber",
+        Start::First,
+        PAYLOAD,
+        true,
+    )?;
+    let waited = subscriber.wait_for(count);
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
-    Ok(outcome)
+    waited?;
+    Ok(outcome(cpu, count, elapsed, None))
 }
 
 /// What a start on a store of many messages takes.
@@ -147,7 +163,8 @@ pub enum Recovery {
 pub fn recovery(bed: &Bed, setting: &Setting, channels: usize, what: Recovery) -> Result<Outcome> {
     let count = setting.scaled(RECOVERED) as u64;
     let (connection, session) = connect(&bed.target(), "publisher")?;
-    Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?.run_messages(count)?;
+    let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?;
+    let count = publisher.run_messages(count)?;
     let (server, start) = bed.start_again()?;
     let target = Target {
         address: server.address,
@@ -155,10 +172,30 @@ pub fn recovery(bed: &Bed, setting: &Setting, channels: usize, what: Recovery) -
     };
     let mut connection = Connection::open(&target)?;
     stan::wait_until_up(&mut connection, Duration::from_secs(120))?;
-    let elapsed = start.elapsed();
+    let (elapsed, peak_memory) = (start.elapsed(), server.peak_memory());
+    check_stored(&target, channels, count)?;
     let figure = match what {
         Recovery::Milliseconds => elapsed.as_secs_f64() * 1000.0,
-        Recovery::PeakMegabytes => server.peak_memory() as f64 / f64::from(1 << 20),
+        Recovery::PeakMegabytes => peak_memory as f64 / f64::from(1 << 20),
     };
-    Ok(Outcome::of(figure, count, elapsed))
+    Ok(Outcome {
+        peak_memory: Some(peak_memory),
+        ..Outcome::of(figure, count, elapsed)
+    })
+}
+
+/// Some of the channels must have every message: the last one of each has the number and the content it was given.
+fn check_stored(target: &Target, channels: usize, count: u64) -> Result<()> {
+    const CHECKED: usize = 20;
+    let (mut connection, session) = connect(target, "reader")?;
+    for channel in (0..channels).step_by(channels.div_ceil(CHECKED)) {
+        stan::check_last(
+            &mut connection,
+            &session,
+            "reader",
+            stan::Stored::last(channel, channels, count),
+            PAYLOAD,
+        )?;
+    }
+    Ok(())
 }

@@ -1,17 +1,24 @@
 //! Many subjects: cold ones, the price of subscribing, and subscriptions that come and go.
 
-use super::flow::{FLOW, flow, ordered, sample, subject};
+use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Publisher, Result, Subscriber, wait_for};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use crate::load::{Connection, Due, Publisher, Result, Subscriber, batches, wait_for};
+use std::time::{Duration, Instant};
 
 const MANY: usize = 200_000;
-const CHURNED: usize = 1000;
+/// Of each round: messages, and as many operations of SUBs and UNSUBs together.
+const PUBLISHED: usize = 1000;
+const CHURNED: usize = PUBLISHED / 2;
 
 fn all_subscriptions(count: usize) -> String {
     let lines = (0..count).map(|n| format!("SUB {} {n:06}\r\n", subject(n)));
     lines.collect()
+}
+
+/// What the one subscriber gets of so many messages.
+fn due(messages: u64) -> Due {
+    Due::Each(vec![messages * sample(16).len() as u64])
 }
 
 pub fn cold(bed: &Bed, setting: &Setting) -> Result<Outcome> {
@@ -21,12 +28,12 @@ pub fn cold(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let target = bed.target();
     let subscriber = Subscriber::new(&target, &all_subscriptions(count), ordered(16))?;
     let mut publisher = Publisher::new(&target, &subjects, 16)?;
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     let published = publisher.run_once()?;
-    let bytes = published * sample(16).len() as u64;
-    wait_for(std::slice::from_ref(&subscriber), bytes)?;
-    let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
+    let waited = wait_for(std::slice::from_ref(&subscriber), &due(published));
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
+    waited?;
     Ok(Outcome::of(cpu / published as f64, published, elapsed))
 }
 
@@ -34,10 +41,10 @@ pub fn subscribe(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let count = setting.scaled(MANY);
     let lines = all_subscriptions(count);
     let mut connection = Connection::open(&bed.target())?;
-    let meter = bed.meter(0);
+    let meter = bed.meter(0)?;
     connection.write(lines.as_bytes())?;
     connection.settle()?;
-    let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     Ok(Outcome::of(cpu / count as f64, count as u64, elapsed))
 }
 
@@ -56,31 +63,81 @@ pub fn memory(bed: &Bed, setting: &Setting) -> Result<Outcome> {
 
 /// Messages flow 1 to 1 while another connection subscribes to other subjects and ends that again.
 pub fn churn(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let mut connection = Connection::open(&bed.target())?;
+    let target = bed.target();
+    let line = format!("SUB {} {:06}\r\n", subject(0), 1);
+    let subscriber = Subscriber::new(&target, &line, ordered(16))?;
+    let mut churn = Churn::new(bed)?;
+    let warm_up = churn.run(setting.seconds / 5.0)?;
+    let meter = bed.meter(0)?;
+    let rounds = churn.run(setting.seconds)?;
+    let published = (warm_up + rounds) * PUBLISHED as u64;
+    let waited = wait_for(std::slice::from_ref(&subscriber), &due(published));
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    subscriber.finish()?;
+    waited?;
+    let operations = rounds * (PUBLISHED + 2 * CHURNED) as u64;
+    Ok(Outcome::of(cpu / operations as f64, operations, elapsed))
+}
+
+/// Publishes and changes of subscriptions in lockstep: were each as fast as it can be, how many there are of which would be another
+/// number for each server and each round, and so would the figure.
+struct Churn {
+    publisher: Connection,
+    publishes: Vec<u8>,
+    changer: Connection,
+    changes: Vec<u8>,
+}
+
+impl Churn {
+    fn new(bed: &Bed) -> Result<Self> {
+        let mut prepared = batches(&[subject(0)], 16, PUBLISHED, 1);
+        Ok(Self {
+            publisher: Connection::open(&bed.target())?,
+            publishes: prepared.remove(0),
+            changer: Connection::open(&bed.target())?,
+            changes: changes(),
+        })
+    }
+
+    /// For so long; returns how many rounds that was.
+    fn run(&mut self, seconds: f64) -> Result<u64> {
+        let until = Instant::now() + Duration::from_secs_f64(seconds);
+        let mut rounds = 0;
+        while Instant::now() < until {
+            self.publisher.write(&self.publishes)?;
+            self.changer.write(&self.changes)?;
+            self.publisher.pong()?;
+            self.changer.pong()?;
+            rounds += 1;
+        }
+        Ok(rounds)
+    }
+}
+
+fn changes() -> Vec<u8> {
     let line = |n: usize| format!("SUB c.{n:06} {n}\r\nUNSUB {n}\r\n");
-    let batch: String = (0..CHURNED).map(line).collect();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let churning = scope.spawn(|| -> Result<u64> {
-            let mut operations = 0;
-            while !stop.load(SeqCst) {
-                connection.write(batch.as_bytes())?;
-                connection.settle()?;
-                operations += 2 * CHURNED as u64;
-            }
-            Ok(operations)
-        });
-        let meter = bed.meter(0);
-        let flowed = flow(bed, setting, &FLOW);
-        stop.store(true, SeqCst);
-        let churned = churning
-            .join()
-            .unwrap_or_else(|_| Err("it panicked".into()))?;
-        let flowed = flowed?;
-        let (cpu, elapsed) = (meter.cpu_ns(), meter.elapsed());
-        // The flow's own rate holds for its measured part; its warm-up is a fifth of that.
-        let published = (flowed.rate * setting.seconds * 1.2) as u64;
-        let operations = churned + published;
-        Ok(Outcome::of(cpu / operations as f64, operations, elapsed))
-    })
+    let lines: String = (0..CHURNED).map(line).collect();
+    (lines + "PING\r\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_round_changes_as_often_as_it_publishes() {
+        let count = |bytes: &[u8], verb: &str| {
+            let text = String::from_utf8_lossy(bytes).into_owned();
+            text.lines().filter(|line| line.starts_with(verb)).count()
+        };
+        let publishes = batches(&[subject(0)], 16, PUBLISHED, 1).remove(0);
+        let changes = changes();
+        assert_eq!(count(&publishes, "PUB "), PUBLISHED);
+        assert_eq!(
+            count(&changes, "SUB ") + count(&changes, "UNSUB "),
+            PUBLISHED
+        );
+        assert_eq!(count(&changes, "SUB "), count(&changes, "UNSUB "));
+        assert!(publishes.ends_with(b"\nPING\r\n") && changes.ends_with(b"\nPING\r\n"));
+    }
 }
