@@ -128,14 +128,10 @@ pub struct Client {
     pub messages_written: u64,
 }
 
-/// The publishers a receiver holds back, and its allowance for doing so where it is in a minority.
-#[derive(Debug)]
+/// The publishers a receiver holds back.
+#[derive(Debug, Default)]
 pub struct Holding {
     pub publishers: Vec<Held>,
-    /// End of the current accounting period, and of the allowance within it, where this receiver is
-    /// one of few that are behind.
-    pub period_ends: Instant,
-    pub allowance_ends: Instant,
     /// When it is looked at next. A timer for another time finds nothing to do.
     pub look_at: Option<Instant>,
 }

@@ -62,6 +62,7 @@ impl Broker {
         };
         self.totals.traffic.messages_in += messages;
         self.totals.traffic.bytes_in += payload_bytes;
+        let high_water_bytes = self.receivers.limits(slot).high_water_bytes;
         let client = &mut self.receivers.clients[slot as usize];
         if client.verifying {
             client
@@ -74,8 +75,8 @@ impl Broker {
         if messages > 0 {
             client.active_at = Some(now);
         }
-        client.choked = client.own_lines > super::hold::HIGH_WATER_BYTES
-            && client.outbox.pending() > super::hold::HIGH_WATER_BYTES
+        client.choked = client.own_lines > high_water_bytes
+            && client.outbox.pending() > high_water_bytes
             && !client.internal
             && !client.is_registered_route();
         if self.pace.changes() != changes_before {

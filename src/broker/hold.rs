@@ -14,8 +14,16 @@
 //!
 //! A receiver alone behind among others that keep up may hold its publisher only for a small part
 //! of each second: the others lose a few percent at most, and it is cut off when its backlog
-//! reaches the bound. When nearly all receivers of a publisher are behind, the publisher is simply too fast, and is held
-//! for as long as they make progress. Both may be at one receiver at the same time; each publisher waits by its own terms.
+//! reaches the bound. That part is one for all receivers of a loop, or fifty of them that are slow at
+//! different times would hold it for most of the second. When nearly all receivers of a publisher are
+//! behind, the publisher is simply too fast, and is held for as long as they make progress. Both may be
+//! at one receiver at the same time; each publisher waits by its own terms.
+//!
+//! A message for a queue group has one receiver, which says nothing of how the group keeps up. So where that one is behind,
+//! the members of its group on this loop are looked at. Unless nearly all of them are behind it is alone among others, as
+//! above. Nearly all are where the publisher is too fast for the group: each gets as much as the others, and they come to
+//! their marks at about the same time. Members on other loops are not seen; they are taken to be like those here. A route
+//! that is slow is not judged so: cutting it off would cost everybody on the other server.
 //!
 //! A publisher that carries messages of many, a route or the streaming engine, would be held from all others by one receiver
 //! that is slow: most of its messages have one. So it is not, until that one is well on the way to being cut off.
@@ -27,25 +35,26 @@
 //!   a much larger backlog on.
 //! - It is read from however much waits for it. While it has much to say it reads nothing, and each would wait for the other.
 
-use super::client::{Held, Holding, Phase, PublisherRef};
+use super::client::{Held, Phase, PublisherRef};
+use super::deliver::Behind;
 use super::effect::{CloseReason, Effect};
+use super::subs::Target;
 use super::timers::Timer;
 use super::{Broker, Slot};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 
-/// Backlog above which a receiver may hold publishers, and below which it lets them go.
+/// Backlog above which a receiver may hold publishers, where twice as much may wait for it.
 pub const HIGH_WATER_BYTES: usize = 1 << 20;
-pub const LOW_WATER_BYTES: usize = 256 << 10;
-
-/// How far below its mark a backlog must be for those who wait to be let go.
-const GAP_BYTES: usize = HIGH_WATER_BYTES - LOW_WATER_BYTES;
 /// Backlog of a part of this process from which on routes wait for it as clients do.
 const ROUTES_WAIT_BYTES: usize = 64 << 20;
 /// Of the backlog a receiver is cut off for, the part from which on it holds publishers that carry messages of many.
 const HOLDS_CARRIERS_PART: usize = 8;
 
-/// How long a receiver in a minority may hold publishers within one period.
+/// Members of a queue group that are looked at, of many.
+const MEMBERS_SEEN_MAX: usize = 64;
+
+/// How long receivers in a minority may hold publishers within one period.
 const ALLOWANCE: Duration = Duration::from_millis(20);
 const PERIOD: Duration = Duration::from_secs(1);
 /// A receiver that holds publishers must make progress this often, and must have caught up after
@@ -56,6 +65,60 @@ const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
 /// and so many more each time that it takes something, or after that long.
 const LET_GO_AT_ONCE: usize = 16;
 const LET_GO_EVERY: Duration = Duration::from_millis(1);
+
+/// What may wait for a connection.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// It is cut off when more than that waits and another message comes.
+    pub pending_bytes_max: usize,
+    /// Above that it may hold publishers.
+    pub high_water_bytes: usize,
+}
+
+impl Limits {
+    /// A mark too near to the bound would be of no use: what is read already still comes.
+    pub fn new(pending_bytes_max: usize) -> Self {
+        Self {
+            pending_bytes_max,
+            high_water_bytes: HIGH_WATER_BYTES.min(pending_bytes_max / 2),
+        }
+    }
+
+    /// It has caught up, and lets publishers go.
+    pub fn low_water_bytes(self) -> usize {
+        self.high_water_bytes / 4
+    }
+
+    /// How far below its mark a backlog must be for those who wait to be let go.
+    fn gap_bytes(self) -> usize {
+        self.high_water_bytes - self.low_water_bytes()
+    }
+}
+
+/// The time in which receivers of this loop may hold publishers whose other receivers keep up.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    period_ends: Instant,
+    ends: Instant,
+}
+
+impl Allowance {
+    pub fn new(now: Instant) -> Self {
+        Self {
+            period_ends: now,
+            ends: now,
+        }
+    }
+
+    /// Until when it lasts; None once it is used up.
+    fn until(&mut self, now: Instant) -> Option<Instant> {
+        if now >= self.period_ends {
+            self.period_ends = now + PERIOD;
+            self.ends = now + ALLOWANCE;
+        }
+        (now < self.ends).then_some(self.ends)
+    }
+}
 
 /// One connection that was cut off because it did not read.
 #[derive(Clone, Debug)]
@@ -75,13 +138,52 @@ impl Broker {
     /// Some of the `receivers` of a message of this publisher are behind: hold it back.
     #[cold]
     pub(super) fn hold(&mut self, publisher: PublisherRef, receivers: u32) {
-        let behind = std::mem::take(&mut self.receivers.behind);
-        let nearly_all = behind.len() as u32 * 4 >= receivers * 3;
-        for slot in &behind {
-            self.hold_for(*slot, publisher, nearly_all);
+        let mut behind = std::mem::take(&mut self.receivers.behind);
+        behind.retain(|receiver| {
+            let alone = !publisher.carrier && self.is_alone_in_its_group(receiver);
+            if alone {
+                self.hold_for(receiver.slot, publisher, false);
+            }
+            !alone
+        });
+        let nearly_all = are_nearly_all(behind.len(), receivers as usize);
+        for receiver in behind.drain(..) {
+            self.hold_for(receiver.slot, publisher, nearly_all);
         }
         self.receivers.behind = behind;
-        self.receivers.behind.clear();
+    }
+
+    /// Whether it got the message for a queue group that keeps up but for few. A part of its members is seen, evenly over all,
+    /// so that a large group costs no more than a small one.
+    fn is_alone_in_its_group(&self, receiver: &Behind) -> bool {
+        // It may have ended with this very message.
+        let Some(subscription) = (self.receivers.subscriptions).get(receiver.subscription as usize)
+        else {
+            return false;
+        };
+        let interest = self.sublist.interest(subscription.place.interest);
+        let group = subscription.queue.and_then(|queue| interest.group(queue));
+        let (Target::Client(_), Some(group)) = (subscription.target(), group) else {
+            return false;
+        };
+        let step = group.len().div_ceil(MEMBERS_SEEN_MAX).max(1);
+        let (mut seen, mut behind) = (0, 0);
+        for id in (0..group.len())
+            .step_by(step)
+            .filter_map(|at| group.member(at))
+        {
+            let target = self.receivers.subscriptions[id as usize].target();
+            if let Target::Client(slot) | Target::Route(slot) = target {
+                seen += 1;
+                behind += usize::from(self.is_behind(slot));
+            }
+        }
+        !are_nearly_all(behind, seen)
+    }
+
+    fn is_behind(&self, slot: Slot) -> bool {
+        let client = &self.receivers.clients[slot as usize];
+        client.stuck || client.outbox.pending() > self.receivers.limits(slot).high_water_bytes
     }
 
     fn hold_for(&mut self, receiver: Slot, publisher: PublisherRef, nearly_all: bool) {
@@ -93,29 +195,18 @@ impl Broker {
         }
         // Whoever else listens: it is not cut off when they go on.
         let nearly_all = nearly_all || client.internal;
-        let holding = client.holding.get_or_insert_with(|| {
-            Box::new(Holding {
-                publishers: Vec::new(),
-                period_ends: now,
-                allowance_ends: now,
-                look_at: None,
-            })
-        });
+        let holding = client.holding.get_or_insert_default();
         let mut publishers = holding.publishers.iter();
         if publishers.any(|held| held.publisher == publisher) {
             return;
         }
-        let until = if nearly_all {
-            now + CATCH_UP_WITHIN
-        } else {
-            if now >= holding.period_ends {
-                holding.period_ends = now + PERIOD;
-                holding.allowance_ends = now + ALLOWANCE;
-            }
-            if now >= holding.allowance_ends {
-                return;
-            }
-            holding.allowance_ends
+        let until = match nearly_all {
+            true => Some(now + CATCH_UP_WITHIN),
+            false => self.allowance.until(now),
+        };
+        let Some(until) = until else {
+            // Without progress it is not to be asked again with each message.
+            return self.look_again(receiver, now + PROGRESS_EVERY);
         };
         holding.publishers.push(Held {
             publisher,
@@ -140,6 +231,7 @@ impl Broker {
     /// Whether a publisher is to wait for this receiver, which is above high water; with a gap, whether one that waits is to
     /// go on with it.
     fn must_wait(&self, receiver: Slot, publisher: PublisherRef, gap: usize) -> bool {
+        let limits = self.receivers.limits(receiver);
         let client = &self.receivers.clients[receiver as usize];
         let pending = client.outbox.pending() + gap;
         match (client.internal, publisher.carrier) {
@@ -148,8 +240,8 @@ impl Broker {
             (true, true) => !client.stuck || pending > ROUTES_WAIT_BYTES,
             (true, false) => true,
             (false, true) => {
-                let max = self.receivers.pending_bytes_max(receiver);
-                !client.stuck && pending > HIGH_WATER_BYTES.max(max / HOLDS_CARRIERS_PART)
+                let part = limits.pending_bytes_max / HOLDS_CARRIERS_PART;
+                !client.stuck && pending > limits.high_water_bytes.max(part)
             }
             (false, false) => !client.stuck,
         }
@@ -194,8 +286,9 @@ impl Broker {
 
     /// A receiver that holds publishers, or is marked as stuck, took some output.
     pub(super) fn after_progress(&mut self, receiver: Slot) {
+        let low_water_bytes = self.receivers.limits(receiver).low_water_bytes();
         let client = &mut self.receivers.clients[receiver as usize];
-        if client.outbox.pending() <= LOW_WATER_BYTES {
+        if client.outbox.pending() <= low_water_bytes {
             client.stuck = false;
             if std::mem::take(&mut client.choked) {
                 self.effects.push(Effect::Resume { slot: receiver });
@@ -231,6 +324,7 @@ impl Broker {
 
     pub(super) fn end_of_hold(&mut self, receiver: Slot) {
         let now = self.now;
+        let low_water_bytes = self.receivers.limits(receiver).low_water_bytes();
         let client = &mut self.receivers.clients[receiver as usize];
         let Some(holding) = client.holding.as_deref_mut() else {
             return;
@@ -239,7 +333,7 @@ impl Broker {
             return;
         }
         holding.look_at = None;
-        if client.outbox.pending() <= LOW_WATER_BYTES {
+        if client.outbox.pending() <= low_water_bytes {
             // Nobody waits for it, but for those that are not let go all at once.
             return self.let_portion_go(receiver);
         }
@@ -266,13 +360,14 @@ impl Broker {
     /// Lets those publishers go that need not wait any more.
     fn let_some_go(&mut self, receiver: Slot) {
         let now = self.now;
+        let gap_bytes = self.receivers.limits(receiver).gap_bytes();
         let Some(holding) = &mut self.receivers.clients[receiver as usize].holding else {
             return;
         };
         let all = std::mem::take(&mut holding.publishers);
         let (stay, go): (Vec<_>, Vec<_>) = all.into_iter().partition(|held| {
             (held.nearly_all || held.until > now)
-                && self.must_wait(receiver, held.publisher, GAP_BYTES)
+                && self.must_wait(receiver, held.publisher, gap_bytes)
         });
         if let Some(holding) = &mut self.receivers.clients[receiver as usize].holding {
             holding.publishers = stay;
@@ -310,6 +405,11 @@ impl Broker {
         self.give_up(slot);
         self.close(slot, CloseReason::SlowConsumer);
     }
+}
+
+/// Three quarters.
+fn are_nearly_all(behind: usize, receivers: usize) -> bool {
+    behind * 4 >= receivers * 3
 }
 
 #[cfg(test)]

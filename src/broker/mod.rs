@@ -83,6 +83,7 @@ pub struct Broker {
     /// Routes that are still being told what there was when they came, and until when that is believed.
     catching_up: Vec<(mail::RouteRef, Instant)>,
     pace: pace::Pace,
+    allowance: hold::Allowance,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -139,6 +140,7 @@ impl Broker {
             untold: Vec::new(),
             catching_up: Vec::new(),
             pace: pace::Pace::default(),
+            allowance: hold::Allowance::new(now),
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),
@@ -354,10 +356,11 @@ impl Broker {
     /// The kernel took `bytes` of the last write.
     pub fn handle_written(&mut self, slot: Slot, bytes: usize, now: Instant) {
         self.now = now;
+        let low_water_bytes = self.receivers.limits(slot).low_water_bytes();
         let client = &mut self.receivers.clients[slot as usize];
         client.outbox.advance(&mut self.receivers.pool, bytes);
         client.progress_at = (!client.outbox.is_empty()).then_some(now);
-        if client.outbox.pending() <= hold::LOW_WATER_BYTES {
+        if client.outbox.pending() <= low_water_bytes {
             client.own_lines = 0;
         }
         // A PING on its way is no activity, a message is.

@@ -16,7 +16,6 @@
 //! others.
 
 use super::client::Phase;
-use super::hold::HIGH_WATER_BYTES;
 use super::mail::RouteRef;
 use super::route::{Asked, Rest};
 use super::subs::{Subscription, Target};
@@ -239,11 +238,13 @@ impl Broker {
         }
     }
 
-    /// What a route is told counts as messages do: it may take little of it at a time, without end.
+    /// What a route is told counts as messages do: it may take little of it at a time, without end. With few such lines it is
+    /// messages that wait, of which one may be larger than the bound: those who send them mind it.
     fn overflows(&self, slot: Slot) -> bool {
-        let max = self.receivers.pending_bytes_max(slot);
-        let pending = self.receivers.clients[slot as usize].outbox.pending();
-        pending > max.max(HIGH_WATER_BYTES)
+        let limits = self.receivers.limits(slot);
+        let client = &self.receivers.clients[slot as usize];
+        client.outbox.pending() > limits.pending_bytes_max
+            && client.own_lines > limits.high_water_bytes
     }
 
     pub(super) fn bound_what_is_told(&mut self, slot: Slot) {
@@ -254,7 +255,7 @@ impl Broker {
 
     #[cold]
     fn cut_off_told(&mut self, slot: Slot) {
-        let max = self.receivers.pending_bytes_max(slot);
+        let max = self.receivers.limits(slot).pending_bytes_max;
         let cause = format!("more than max_pending ({max}) with SUB, UNSUB and PONG lines");
         self.cut_off(slot, cause);
     }

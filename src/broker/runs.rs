@@ -17,10 +17,10 @@ use super::mail::Envelope;
 use super::outbox::{PADDING, put};
 use super::peers::BACKLOG_BYTES_MAX;
 use super::subs::{Care, Subscription, Target};
-use super::{Broker, Slot, hold, mark_dirty};
+use super::{Broker, Slot, mark_dirty};
 use crate::subject::sublist::{Group, InterestId};
 use crate::util::pool::Pool;
-use crate::wire::parser::Padded;
+use crate::wire::parser::{Kind, Padded};
 use crate::wire::run::{RUN_MESSAGES_MAX, Run, Tail};
 
 /// Longest `MSG subject sid ` that is made once per receiver.
@@ -103,7 +103,8 @@ impl Broker {
             for subscription in sublist.interest(*id).plain() {
                 match receivers.subscriptions[*subscription as usize].target() {
                     Target::Client(slot) => {
-                        count += receivers.append_run(origin, run, *subscription, slot);
+                        count +=
+                            receivers.append_run(origin, run, *subscription, slot, Kind::Client);
                     }
                     // The publisher's loop itself serves the other loops.
                     Target::Loop(_) if origin.from_loop.is_some() => {}
@@ -112,7 +113,8 @@ impl Broker {
                     Target::Route(slot) => {
                         if !origin.from_route && !reached_routes.contains(&slot) {
                             reached_routes.push(slot);
-                            count += receivers.append_run(origin, run, *subscription, slot);
+                            count +=
+                                receivers.append_run(origin, run, *subscription, slot, Kind::Route);
                         }
                     }
                 }
@@ -160,7 +162,7 @@ impl Broker {
             if let Some(id) = group.member(index).filter(|_| part.count() > 0)
                 && let Target::Client(slot) = receivers.subscriptions[id as usize].target()
             {
-                receivers.append_run(origin, &part, id, slot);
+                receivers.append_run(origin, &part, id, slot, Kind::Client);
                 messages += part.count() as u64;
                 bytes += part.body_bytes as u64;
             }
@@ -247,9 +249,16 @@ impl Receivers {
         }
     }
 
-    /// The whole run for one subscription; returns the number of receivers that makes.
+    /// The whole run for one subscription of a connection of this kind; returns the number of receivers that makes.
     #[inline(always)]
-    fn append_run(&mut self, origin: &Origin, run: &Run<'_>, id: u32, slot: Slot) -> u32 {
+    fn append_run(
+        &mut self,
+        origin: &Origin,
+        run: &Run<'_>,
+        id: u32,
+        slot: Slot,
+        kind: Kind,
+    ) -> u32 {
         let subscription = &mut self.subscriptions[id as usize];
         let client = &mut self.clients[slot as usize];
         if origin.no_echo == Some(slot) || client.phase != Phase::Open {
@@ -259,9 +268,9 @@ impl Receivers {
         put_run(run, client, sid, &mut self.pool);
         subscription.delivered += run.count() as u64;
         mark_dirty(client, slot, &mut self.dirty);
-        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
-            let max = self.pending_bytes_max(slot);
-            self.note_backlog(slot, max);
+        let pending = client.outbox.pending();
+        if pending > self.high_water_bytes(kind) {
+            self.note_backlog(slot, id, run.tail_bytes);
         }
         1
     }

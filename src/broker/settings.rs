@@ -31,7 +31,7 @@ pub struct Settings {
     pub cluster: Option<ClusterSettings>,
 }
 
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ClusterSettings {
     /// INFO for other servers.
     pub info: Info,
@@ -50,6 +50,23 @@ pub struct ClusterSettings {
     /// Further tries for routes that are not configured.
     pub connect_retries: u32,
     pub pending_bytes_max: usize,
+}
+
+impl Default for ClusterSettings {
+    fn default() -> Self {
+        Self {
+            info: Info::default(),
+            client_urls: Vec::new(),
+            no_advertise: false,
+            auth: Auth::default(),
+            auth_timeout: Duration::ZERO,
+            user: String::new(),
+            password: Hidden::default(),
+            routes: Vec::new(),
+            connect_retries: 0,
+            pending_bytes_max: 256 << 20,
+        }
+    }
 }
 
 impl Default for Settings {

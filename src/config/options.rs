@@ -383,6 +383,10 @@ impl Options {
                 open && !self.password.0.is_empty(),
                 "a password without a user is ignored: clients need no credentials",
             ),
+            (
+                self.max_payload > i64::try_from(self.max_pending).unwrap_or(i64::MAX),
+                "max_payload is above max_pending: a message is not held against who had less than max_pending waiting before it, so the sum of both may wait for a client",
+            ),
         ];
         let mut remarks = those_that_hold(&faults);
         remarks.extend(self.streaming.remarks());

@@ -8,6 +8,10 @@ use crate::subject::sublist::{InterestId, QueueId};
 /// for it had gone meanwhile.
 const HOPS_MAX: u8 = 8;
 
+/// How often a member of a group on several loops is drawn in vain before those of this loop are listed. Another loop is one
+/// entry, however many members it has: with one member here and one other loop, a message in 256 goes that way.
+const DRAWS_MAX: usize = 8;
+
 impl Broker {
     /// One member of each queue group among the matches (or of the group `only`).
     pub(super) fn deliver_to_groups(
@@ -117,6 +121,9 @@ impl Broker {
         let Some(queue) = self.sublist.queue_id(name) else {
             return;
         };
+        if self.draw_local_member(delivery, matched, queue) {
+            return;
+        }
         let local = |broker: &Self, subscription: u32| {
             matches!(
                 broker.receivers.subscriptions[subscription as usize].target(),
@@ -155,6 +162,41 @@ impl Broker {
         if origin.hops < HOPS_MAX {
             self.deliver_to_groups(delivery, matched, Some(queue));
         }
+    }
+
+    /// Every member of this loop that takes the message is as likely as the others. In vain where many members are elsewhere or take
+    /// nothing, or where they stand at several patterns.
+    fn draw_local_member(
+        &mut self,
+        delivery: &mut Delivery<'_, '_>,
+        matched: &[InterestId],
+        queue: QueueId,
+    ) -> bool {
+        let Self {
+            receivers,
+            sublist,
+            random,
+            ..
+        } = self;
+        let mut groups = matched
+            .iter()
+            .filter_map(|id| sublist.interest(*id).group(queue));
+        let (Some(group), None) = (groups.next(), groups.next()) else {
+            return false;
+        };
+        let (name, before) = (sublist.queue_name(queue), delivery.receivers);
+        for _ in 0..DRAWS_MAX {
+            let Some(member) = group.member(random.below(group.len() as u32) as usize) else {
+                return false;
+            };
+            if let Some(Beyond::Route(slot)) = receivers.deliver_one(delivery, member, Some(name)) {
+                receivers.deliver_to_route(delivery, member, slot);
+            }
+            if delivery.receivers > before {
+                return true;
+            }
+        }
+        false
     }
 
     /// One member of a queue group, chosen by the server that sent the message. When it has gone, or

@@ -20,8 +20,8 @@ use crate::subject::sublist::InterestId;
 use crate::wire::parser::{Message, Padded, SHARED_BYTES_MIN};
 use crate::wire::run::AHEAD_MAX;
 use bytes::Bytes;
+pub(super) use receivers::{Behind, Receivers, put_head};
 use receivers::{Beyond, Delivery};
-pub(super) use receivers::{Receivers, put_head};
 
 /// A table of so many patterns, with their subscriptions, is about 2 MB: what a core of today caches for itself.
 const PATTERNS_CACHED: usize = 1 << 14;
@@ -280,7 +280,7 @@ impl Broker {
         }
         for slot in std::mem::take(&mut self.receivers.overflowed) {
             let subject = String::from_utf8_lossy(message.subject.bytes()).into_owned();
-            let max = self.receivers.pending_bytes_max(slot);
+            let max = self.receivers.limits(slot).pending_bytes_max;
             self.cut_off(
                 slot,
                 format!("more than max_pending ({max}) on {subject:?}"),

@@ -1,10 +1,11 @@
 //! One receiver: `MSG subject sid ` and the message into its outbox.
 
 use super::super::client::{Client, Phase};
+use super::super::hold::Limits;
 use super::super::outbox::put;
 use super::super::settings::Settings;
 use super::super::subs::{Care, Subscription, Target};
-use super::super::{Slot, hold, mark_dirty};
+use super::super::{Slot, mark_dirty};
 use crate::util::pool::Pool;
 use crate::wire::encode::tail_without_headers;
 use crate::wire::parser::{Kind, Message, Padded, SHARED_BYTES_MIN};
@@ -43,6 +44,13 @@ impl<'m, 'a> Delivery<'m, 'a> {
     }
 }
 
+/// A receiver above its high-water mark, and the subscription by which it got the message.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::broker) struct Behind {
+    pub slot: Slot,
+    pub subscription: u32,
+}
+
 /// Connections and subscriptions with what delivery to them needs; a value of its own, so that it
 /// can be changed while the sublist is being read.
 pub(in crate::broker) struct Receivers {
@@ -53,15 +61,15 @@ pub(in crate::broker) struct Receivers {
     /// Subscription ids too long for the record.
     pub long_sids: HashMap<u32, Box<[u8]>>,
     pub pool: Pool,
-    /// Backlog beyond which a client, and a route, is cut off.
-    pub pending_bytes_max: usize,
-    pub route_pending_bytes_max: usize,
+    /// What may wait for a client, and for a route.
+    client_limits: Limits,
+    route_limits: Limits,
     /// Connections with output for the next flush pass.
     pub dirty: Vec<Slot>,
     /// Per message, worked off in `finish`: subscriptions whose limit it used up, receivers above
     /// their high-water mark, and those above their bound.
     pub(super) expired: Vec<u32>,
-    pub behind: Vec<Slot>,
+    pub behind: Vec<Behind>,
     pub(super) overflowed: Vec<Slot>,
     /// Clients that got a request and may answer it whatever else they may publish.
     pub requested: Vec<Slot>,
@@ -77,8 +85,8 @@ impl Receivers {
             limits: HashMap::new(),
             long_sids: HashMap::new(),
             pool,
-            pending_bytes_max: usize::MAX,
-            route_pending_bytes_max: usize::MAX,
+            client_limits: Limits::new(usize::MAX),
+            route_limits: Limits::new(usize::MAX),
             dirty: Vec::new(),
             expired: Vec::new(),
             behind: Vec::new(),
@@ -96,15 +104,28 @@ impl Receivers {
     }
 
     pub fn set_limits(&mut self, settings: &Settings) {
-        self.pending_bytes_max = settings.pending_bytes_max;
+        self.client_limits = Limits::new(settings.pending_bytes_max);
         let cluster = settings.cluster.as_ref();
-        self.route_pending_bytes_max = cluster.map_or(0, |cluster| cluster.pending_bytes_max);
+        let route_max = cluster.map_or(0, |cluster| cluster.pending_bytes_max);
+        self.route_limits = Limits::new(route_max);
     }
 
-    pub fn pending_bytes_max(&self, slot: Slot) -> usize {
-        match self.clients[slot as usize].kind {
-            Kind::Client => self.pending_bytes_max,
-            Kind::Route => self.route_pending_bytes_max,
+    /// What makes a connection of this kind be looked at, by `note_backlog`.
+    #[inline(always)]
+    pub fn high_water_bytes(&self, kind: Kind) -> usize {
+        match kind {
+            Kind::Client => self.client_limits.high_water_bytes,
+            Kind::Route => self.route_limits.high_water_bytes,
+        }
+    }
+
+    pub fn limits(&self, slot: Slot) -> Limits {
+        let client = &self.clients[slot as usize];
+        match client.kind {
+            // Whatever clients may have: it is never cut off.
+            Kind::Client if client.internal => Limits::new(usize::MAX),
+            Kind::Client => self.client_limits,
+            Kind::Route => self.route_limits,
         }
     }
 
@@ -164,21 +185,24 @@ impl Receivers {
             self.requested.push(slot);
         }
         mark_dirty(client, slot, &mut self.dirty);
-        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
-            self.note_backlog(slot, self.pending_bytes_max);
+        if client.outbox.pending() > self.client_limits.high_water_bytes {
+            self.note_backlog(slot, id, message.tail.len);
         }
         None
     }
 
-    /// A receiver above its high-water mark. Who sends to a part of this process has to wait, since nothing else bounds what
-    /// waits there.
+    /// A receiver above its high-water mark, after some `added` bytes (those of a head may be left out). What it had before
+    /// them says whether it is too slow: a message may be larger than all that may wait, and nobody can have taken it yet.
+    /// Who sends to a part of this process has to wait, since nothing else bounds what waits there.
     #[cold]
-    pub fn note_backlog(&mut self, slot: Slot, pending_bytes_max: usize) {
+    pub fn note_backlog(&mut self, slot: Slot, subscription: u32, added: usize) {
+        let limits = self.limits(slot);
         let client = &self.clients[slot as usize];
-        if client.outbox.pending() > pending_bytes_max && !client.internal {
+        let pending = client.outbox.pending();
+        if pending.saturating_sub(added) > limits.pending_bytes_max {
             self.overflowed.push(slot);
-        } else if !client.stuck || client.internal {
-            self.behind.push(slot);
+        } else if pending > limits.high_water_bytes && (!client.stuck || client.internal) {
+            self.behind.push(Behind { slot, subscription });
         }
     }
 
@@ -229,8 +253,8 @@ impl Receivers {
         append_message(delivery, client, sid, &mut self.pool);
         subscription.delivered += 1;
         mark_dirty(client, slot, &mut self.dirty);
-        if client.outbox.pending() > hold::HIGH_WATER_BYTES {
-            self.note_backlog(slot, self.route_pending_bytes_max);
+        if client.outbox.pending() > self.route_limits.high_water_bytes {
+            self.note_backlog(slot, id, delivery.message.tail.len);
         }
     }
 }

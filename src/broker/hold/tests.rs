@@ -268,6 +268,7 @@ fn whoever_is_held_back_is_not_stale() {
 fn a_slow_receiver_holds_a_carrier_when_it_is_on_its_way_to_the_bound() {
     let settings = Settings::default();
     let mark = settings.pending_bytes_max / HOLDS_CARRIERS_PART;
+    let gap_bytes = Limits::new(settings.pending_bytes_max).gap_bytes();
     let (mut broker, now) = broker(settings);
     let internal = open_internal(&mut broker, now);
     let receiver = open(&mut broker, 2, now);
@@ -280,7 +281,7 @@ fn a_slow_receiver_holds_a_carrier_when_it_is_on_its_way_to_the_bound() {
     let pending = broker.client(receiver).unwrap().outbox.pending();
     assert!((mark..mark + 20_000).contains(&pending), "{pending}");
     // Somewhat less is enough.
-    broker.handle_written(receiver, GAP_BYTES + 20_000, now + PROGRESS_EVERY / 2);
+    broker.handle_written(receiver, gap_bytes + 20_000, now + PROGRESS_EVERY / 2);
     broker.handle_timeouts(now + PROGRESS_EVERY);
     assert_eq!(resumed(&mut broker), [internal]);
     assert!(!broker.client(receiver).unwrap().stuck);
@@ -383,4 +384,279 @@ fn one_receiver_of_many_holds_its_publisher_for_a_moment_only() {
         held < Duration::from_millis(150),
         "held for {held:?} of 3 s"
     );
+}
+
+/// A publisher and members of one queue group.
+fn group(broker: &mut Broker, members: u64, now: Instant) -> (Slot, Vec<Slot>) {
+    let publisher = open(broker, 1, now);
+    let members: Vec<Slot> = (2..2 + members).map(|cid| open(broker, cid, now)).collect();
+    for member in &members {
+        broker.handle_bytes(*member, b"SUB x q 1\r\n", now);
+    }
+    (publisher, members)
+}
+
+/// Takes a little of what is pending.
+fn take(broker: &mut Broker, slot: Slot, bytes: usize, at: Instant) {
+    let pending = broker.client(slot).unwrap().outbox.pending();
+    broker.handle_written(slot, pending.min(bytes), at);
+}
+
+fn pending(broker: &Broker, slot: Slot) -> usize {
+    broker.client(slot).unwrap().outbox.pending()
+}
+
+#[test]
+fn one_slow_member_of_a_group_holds_its_publisher_for_a_moment_only() {
+    // Messages that come one by one, and such as are dealt out together.
+    for read in [message("x", 10_000), message("x", 100).repeat(300)] {
+        let (mut broker, now) = broker(Settings::default());
+        let (publisher, members) = group(&mut broker, 10, now);
+        let (mut at, mut held, step) = (now, Duration::ZERO, Duration::from_millis(1));
+        for _ in 0..3000 {
+            match broker.wants_bytes(publisher) {
+                true => broker.handle_bytes(publisher, &read, at),
+                false => held += step,
+            }
+            for member in &members[1..] {
+                drain(&mut broker, *member, at);
+            }
+            take(&mut broker, members[0], 100, at);
+            at += step;
+            broker.handle_timeouts(at);
+            resumed(&mut broker);
+        }
+        assert!(pending(&broker, members[0]) > HIGH_WATER_BYTES);
+        assert!(
+            !held.is_zero() && held < Duration::from_millis(150),
+            "{held:?} of 3 s"
+        );
+    }
+}
+
+/// Whoever is chosen is but one of many, and all of them are slow.
+#[test]
+fn a_group_that_is_slow_as_a_whole_holds_its_publisher() {
+    for (members, read) in [
+        (1, message("x", 10_000)),
+        (10, message("x", 10_000)),
+        (10, message("x", 100).repeat(300)),
+        (3 * MEMBERS_SEEN_MAX as u64, message("x", 10_000)),
+    ] {
+        let (mut broker, now) = broker(Settings::default());
+        let (publisher, members) = group(&mut broker, members, now);
+        let (mut at, mut reads) = (now, 0);
+        for _ in 0..5000 {
+            while broker.wants_bytes(publisher) {
+                broker.handle_bytes(publisher, &read, at);
+                reads += 1;
+            }
+            for member in &members {
+                take(&mut broker, *member, 1000, at);
+                let pending = pending(&broker, *member);
+                assert!(
+                    pending < 2 << 20,
+                    "{pending} bytes for one of {}",
+                    members.len()
+                );
+            }
+            at += Duration::from_millis(1);
+            broker.handle_timeouts(at);
+            resumed(&mut broker);
+        }
+        assert_eq!(broker.totals().slow_consumers, 0);
+        let taken = reads * read.len() / members.len();
+        assert!(taken > 4_500_000, "{taken} bytes each in 5 s at 1 MB/s");
+    }
+}
+
+/// The one that got the message is alone in its group; the only plain receiver is behind as well.
+#[test]
+fn a_group_that_keeps_up_counts_as_a_receiver_that_does() {
+    let (mut broker, now) = broker(Settings::default());
+    let (publisher, members) = group(&mut broker, 8, now);
+    let plain = open(&mut broker, 100, now);
+    broker.handle_bytes(plain, b"SUB x 1\r\n", now);
+    let mut at = now;
+    while pending(&broker, members[0]) < HIGH_WATER_BYTES {
+        broker.handle_bytes(publisher, &message("x", 100_000), at);
+        for member in &members[1..] {
+            drain(&mut broker, *member, at);
+        }
+        if pending(&broker, plain) > HIGH_WATER_BYTES / 2 {
+            drain(&mut broker, plain, at);
+        }
+    }
+    // From here on nobody is held whose receivers are not nearly all behind.
+    at += ALLOWANCE;
+    broker.handle_timeouts(at);
+    for _ in 0..50 {
+        broker.handle_bytes(publisher, &message("x", 100_000), at);
+        for member in &members[1..] {
+            drain(&mut broker, *member, at);
+        }
+        assert!(broker.wants_bytes(publisher));
+    }
+    assert!(pending(&broker, plain) > HIGH_WATER_BYTES);
+    // Without the group it is the only one, and behind.
+    for member in members {
+        broker.handle_bytes(member, b"UNSUB 1\r\n", at);
+    }
+    broker.handle_bytes(publisher, &message("x", 100_000), at);
+    assert!(!broker.wants_bytes(publisher));
+}
+
+#[test]
+fn many_slow_receivers_share_one_allowance() {
+    let (mut broker, now) = broker(Settings::default());
+    let publisher = open(&mut broker, 1, now);
+    let receivers: Vec<Slot> = (2..42).map(|cid| open(&mut broker, cid, now)).collect();
+    for receiver in &receivers {
+        broker.handle_bytes(*receiver, b"SUB x 1\r\n", now);
+    }
+    let message = message("x", 50_000);
+    let (mut at, mut held, step) = (now, Duration::ZERO, Duration::from_millis(1));
+    for turn in 0..3000 {
+        match broker.wants_bytes(publisher) {
+            true => broker.handle_bytes(publisher, &message, at),
+            false => held += step,
+        }
+        // Eight of them are slow, one after another, and do not stop.
+        for (index, receiver) in receivers.iter().enumerate() {
+            match index < 8 && turn >= index * 70 {
+                true => take(&mut broker, *receiver, 49_000 - 1000 * index, at),
+                false => _ = drain(&mut broker, *receiver, at),
+            }
+        }
+        at += step;
+        broker.handle_timeouts(at);
+        resumed(&mut broker);
+    }
+    let above = |slot: &&Slot| pending(&broker, **slot) > HIGH_WATER_BYTES;
+    assert!(receivers.iter().filter(above).count() >= 6);
+    assert!(
+        !held.is_zero() && held < Duration::from_millis(150),
+        "{held:?} of 3 s"
+    );
+}
+
+fn with_little_room() -> Settings {
+    Settings {
+        pending_bytes_max: 100_000,
+        ..Settings::default()
+    }
+}
+
+#[test]
+fn a_small_bound_is_kept_and_publishers_are_held_before() {
+    // Messages that come one by one, and runs.
+    for read in [message("x", 5000), message("x", 100).repeat(40)] {
+        let (mut broker, now) = broker(with_little_room());
+        let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
+        broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
+        for _ in 0..3 {
+            while broker.wants_bytes(publisher) {
+                broker.handle_bytes(publisher, &read, now);
+            }
+            assert!((50_000..60_000).contains(&pending(&broker, receiver)));
+            let rest = pending(&broker, receiver) - 20_000;
+            take(&mut broker, receiver, rest, now);
+            assert!(!broker.wants_bytes(publisher), "it has not caught up");
+            drain(&mut broker, receiver, now);
+            assert!(broker.wants_bytes(publisher));
+        }
+        // It stops to read: nobody waits for it, and little is kept.
+        broker.handle_bytes(publisher, &read, now);
+        broker.start_write(receiver, 64, usize::MAX, &mut Vec::new());
+        let mut at = now;
+        while broker.client(receiver).unwrap().phase == Phase::Open {
+            assert!(pending(&broker, receiver) < 110_000);
+            match broker.wants_bytes(publisher) {
+                true => broker.handle_bytes(publisher, &read, at),
+                false => at += PROGRESS_EVERY,
+            }
+            broker.handle_timeouts(at);
+        }
+        assert!(at < now + CATCH_UP_WITHIN / 2, "it was the bound");
+        assert!(
+            broker.slow_consumers()[0]
+                .cause
+                .contains("max_pending (100000)")
+        );
+        assert!(broker.wants_bytes(publisher));
+    }
+}
+
+#[test]
+fn with_little_room_few_answers_pile_up() {
+    let (mut broker, now) = broker(with_little_room());
+    let slot = open(&mut broker, 1, now);
+    while broker.wants_bytes(slot) {
+        broker.handle_bytes(slot, &b"PING\r\n".repeat(1000), now);
+        assert!(pending(&broker, slot) < 60_000);
+    }
+    drain(&mut broker, slot, now);
+    assert!(broker.wants_bytes(slot));
+}
+
+#[test]
+fn a_part_of_this_process_has_room_whatever_clients_have() {
+    let (mut broker, now) = broker(with_little_room());
+    let internal = open_internal(&mut broker, now);
+    let publisher = open(&mut broker, 2, now);
+    let held_at = fill(&mut broker, publisher, internal, now);
+    assert!((HIGH_WATER_BYTES..2 << 20).contains(&held_at));
+}
+
+/// As with a `max_payload` above `max_pending`.
+#[test]
+fn a_message_larger_than_the_bound_cuts_nobody_off_who_keeps_up() {
+    let (mut broker, now) = broker(in_a_cluster_with_little_room());
+    let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
+    broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
+    let route = broker.open_route(50, PEER, None, now);
+    let hello = b"INFO {\"server_id\":\"another\"}\r\nSUB x RSID:9:1\r\n";
+    broker.handle_bytes(route, hello, now);
+    drain(&mut broker, route, now);
+    for bytes in [1_000_000, 100_001, 1_000_000] {
+        broker.handle_bytes(publisher, &message("x", bytes), now);
+        assert!(pending(&broker, receiver) > bytes && pending(&broker, route) > bytes);
+        assert!(!broker.wants_bytes(publisher));
+        // What else a route is told is no reason either.
+        broker.handle_bytes(receiver, b"SUB y 2\r\nUNSUB 2\r\nSUB z 3\r\n", now);
+        broker.end_turn();
+        drain(&mut broker, receiver, now);
+        drain(&mut broker, route, now);
+        assert!(broker.wants_bytes(publisher));
+    }
+    assert_eq!(broker.totals().slow_consumers, 0);
+    // Whoever has not taken it when another message comes is too slow.
+    let other = open(&mut broker, 3, now);
+    broker.handle_bytes(publisher, &message("x", 1_000_000), now);
+    broker.handle_bytes(other, &message("x", 10), now);
+    assert_eq!(broker.totals().slow_consumers, 2);
+}
+
+#[test]
+fn a_run_larger_than_the_bound_cuts_nobody_off_who_keeps_up() {
+    let (mut broker, now) = broker(Settings {
+        pending_bytes_max: 10_000,
+        ..Settings::default()
+    });
+    let (publisher, receiver) = (open(&mut broker, 1, now), open(&mut broker, 2, now));
+    broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
+    for _ in 0..3 {
+        broker.handle_bytes(publisher, &message("x", 1500).repeat(10), now);
+        assert!(drain(&mut broker, receiver, now) > 15_000);
+    }
+    assert_eq!(broker.totals().slow_consumers, 0);
+}
+
+fn in_a_cluster_with_little_room() -> Settings {
+    let mut settings = Settings {
+        pending_bytes_max: 100_000,
+        ..in_a_cluster()
+    };
+    settings.cluster.as_mut().unwrap().pending_bytes_max = 100_000;
+    settings
 }

@@ -11,10 +11,13 @@ use std::time::Instant;
 pub(in crate::broker) const PEER: SocketAddr =
     SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 1);
 
-/// A broker with a client, whose cid is 1.
+/// A broker with a client, whose cid is 1; routes may have little waiting.
 pub(in crate::broker) fn broker(now: Instant) -> (Broker, Slot) {
     let settings = Settings {
-        cluster: Some(ClusterSettings::default()),
+        cluster: Some(ClusterSettings {
+            pending_bytes_max: 1 << 20,
+            ..ClusterSettings::default()
+        }),
         ..Settings::default()
     };
     let region = RegionMut::map(1 << 20).unwrap();

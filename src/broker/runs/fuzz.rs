@@ -1,6 +1,7 @@
 //! Runs against messages one by one: nobody may see a difference.
 
 use super::*;
+use crate::broker::hold;
 use crate::broker::mail::{Backlog, Batch};
 use crate::broker::outbox::Piece;
 use crate::broker::perms::{Permissions, Responses, Rule, Rules};
