@@ -72,7 +72,8 @@ impl Source {
             file::keep_last(&mut entries, &mut found);
             table::apply(&mut options, &entries, &mut found, streaming);
             if streaming_file == main_file {
-                streaming::apply_file(&mut options, &entries, &mut found, streaming);
+                let readers = streaming::Readers::Both;
+                streaming::apply_file(&mut options, &entries, &mut found, streaming, readers);
             }
             tell(found, path);
             options.config_file = Some(path.clone());
@@ -84,7 +85,8 @@ impl Source {
             let mut entries = file::read(path)?;
             let mut found = Found::default();
             file::keep_last(&mut entries, &mut found);
-            streaming::apply_file(&mut options, &entries, &mut found, streaming);
+            let readers = streaming::Readers::Us;
+            streaming::apply_file(&mut options, &entries, &mut found, streaming, readers);
             streaming::unknown_at_top(&entries, &mut found);
             tell(found, path);
         }

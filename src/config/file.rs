@@ -679,7 +679,8 @@ pub fn fuzz(data: &[u8]) {
         let mut found = Found::default();
         keep_last(&mut entries, &mut found);
         super::table::apply(&mut options, &entries, &mut found, false);
-        super::streaming::apply_file(&mut options, &entries, &mut found, true);
+        let readers = super::streaming::Readers::Us;
+        super::streaming::apply_file(&mut options, &entries, &mut found, true, readers);
         found.told(Path::new("fuzz"), false);
         let _ = options.check_credentials();
         options.put_defaults();

@@ -51,7 +51,8 @@ fn said(case: &str) -> String {
         let mut found = file::Found::default();
         file::keep_last(&mut entries, &mut found);
         table::apply(&mut options, &entries, &mut found, false);
-        streaming::apply_file(&mut options, &entries, &mut found, false);
+        let readers = streaming::Readers::Both;
+        streaming::apply_file(&mut options, &entries, &mut found, false, readers);
         let errors;
         (errors, warnings) = found.told(&path, false);
         none_of(errors)?;

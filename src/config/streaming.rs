@@ -317,6 +317,15 @@ pub(super) fn section(entries: &[Entry]) -> Option<&Entry> {
     entries.find(|entry| entry.key.eq_ignore_ascii_case("streaming"))
 }
 
+/// Who reads a file besides us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Readers {
+    /// Nobody: every key is for the streaming part.
+    Us,
+    /// The NATS part, which has `cluster` and `tls` of its own.
+    Both,
+}
+
 /// Takes over what a file says of streaming. `wanted`: streaming is on in any case, so a file
 /// without a `streaming` map is read for our keys.
 pub(super) fn apply_file(
@@ -324,19 +333,20 @@ pub(super) fn apply_file(
     entries: &[Entry],
     found: &mut Found,
     wanted: bool,
+    readers: Readers,
 ) {
     let section = section(entries).map(|entry| &entry.value);
     match section.map(|value| (&value.data, value)) {
         Some((Data::Map(inner), _)) => {
             options.streaming.enabled = true;
-            apply_block(options, "streaming", inner, found, false);
+            apply_block(options, "streaming", inner, found, None);
         }
         Some((_, value)) => {
             let kind = value.kind();
             let text = format!("expected streaming section to be a map/struct, got {kind}");
             found.error(&value.at, text);
         }
-        None if wanted => apply_block(options, "streaming", entries, found, true),
+        None if wanted => apply_block(options, "streaming", entries, found, Some(readers)),
         None => {}
     }
 }
@@ -352,20 +362,20 @@ pub(super) fn unknown_at_top(entries: &[Entry], found: &mut Found) {
     }
 }
 
+/// `whole_file`: there is no map around it.
 fn apply_block(
     options: &mut Options,
     path: &str,
     entries: &[Entry],
     found: &mut Found,
-    whole_file: bool,
+    whole_file: Option<Readers>,
 ) {
     for entry in entries {
         let key = entry.key.to_ascii_lowercase();
         if path == "streaming"
             && let Some(name) = block(&key)
         {
-            // Those of the NATS part, in a file for both.
-            if whole_file && matches!(name, "cluster" | "tls") {
+            if whole_file == Some(Readers::Both) && matches!(name, "cluster" | "tls") {
                 continue;
             }
             match &entry.value.data {
@@ -391,8 +401,8 @@ fn apply_block(
         match find(&full) {
             Some(_) => apply_one(options, &full, entry, found),
             // The core server may know them.
-            None if whole_file && path == "streaming" => {}
-            None => unknown_key(&full, entry, found, whole_file),
+            None if whole_file.is_some() && path == "streaming" => {}
+            None => unknown_key(&full, entry, found, whole_file.is_some()),
         }
     }
 }

@@ -1207,7 +1207,8 @@ mod tests {
             let (mut options, mut found) = (Options::default(), Found::default());
             let written = format!("streaming {{ hb_interval: {text}, limits {{ ma: {text} }} }}");
             let entries = file::read_text(&written, "t").unwrap();
-            streaming::apply_file(&mut options, &entries, &mut found, true);
+            let readers = streaming::Readers::Both;
+            streaming::apply_file(&mut options, &entries, &mut found, true, readers);
             // Numbers are no durations there.
             let taken = taken && text.starts_with('"');
             assert_eq!(found.errors.is_empty(), taken, "{text}: {found:?}");

@@ -57,7 +57,7 @@ pub fn document(
             start_time: time(started_at),
             uptime: uptime(up),
             clients: report.clients.len(),
-            subscriptions: report.channels.iter().map(|c| c.subscriptions.len()).sum(),
+            subscriptions: report.channels.iter().map(active_subscriptions).sum(),
             channels: report.channels.len(),
             total_msgs: report.channels.iter().map(|c| c.msgs).sum(),
             total_bytes: report.channels.iter().map(|c| c.bytes).sum(),
@@ -76,6 +76,12 @@ pub fn document(
         _ => return Some(channelsz(report, query, server_id, now)),
     };
     Some(Response::json(body))
+}
+
+/// Durables that nobody holds are no subscriptions of the server, in its total.
+fn active_subscriptions(channel: &ChannelReport) -> usize {
+    let subs = channel.subscriptions.iter();
+    subs.filter(|sub| !sub.is_offline).count()
 }
 
 pub fn overview(report: &Report) -> Overviewz {
@@ -268,6 +274,43 @@ mod tests {
             assert_eq!(of(path), (None, false), "{path}");
         }
         assert_eq!(of("/streaming/storez"), (Some(500), true));
+    }
+
+    #[test]
+    fn the_total_of_subscriptions_is_of_those_that_somebody_holds() {
+        let sub = |is_offline| SubReport {
+            is_offline,
+            ..SubReport::default()
+        };
+        let report = || {
+            Some(Report {
+                channels: vec![ChannelReport {
+                    subscriptions: vec![sub(false), sub(true), sub(false)],
+                    ..ChannelReport::default()
+                }],
+                ..Report::default()
+            })
+        };
+        let about = About {
+            options: StreamingOptions::default(),
+            server_id: "S".into(),
+        };
+        let ask = |path: &str, query: &str| {
+            let page = document(
+                &about,
+                report,
+                path,
+                Query(query),
+                Local::now(),
+                Duration::ZERO,
+            );
+            page.unwrap().body
+        };
+        let total = ask("/streaming/serverz", "");
+        assert!(total.contains("\"subscriptions\": 2"), "{total}");
+        // One by one all are there.
+        let all = ask("/streaming/channelsz", "subs=1");
+        assert_eq!(all.matches("is_offline").count(), 3, "{all}");
     }
 
     #[test]

@@ -98,8 +98,10 @@ pub struct NatsClient {
     violations: Vec<String>,
     /// Answers to `ping`.
     pongs: u64,
-    /// Where it leads to; empty: our own loops.
-    place: String,
+    /// Where it leads to; None: our own loops.
+    url: Option<NatsUrl>,
+    /// Servers of its cluster, by the last INFO that tells of any.
+    others: Vec<NatsUrl>,
 }
 
 /// Lines of the protocol on their way out.
@@ -298,6 +300,7 @@ struct Info {
     max_payload: usize,
     nonce: String,
     headers: bool,
+    connect_urls: Vec<String>,
 }
 
 impl NatsClient {
@@ -319,10 +322,7 @@ impl NatsClient {
         let mut last = "nats: no servers available for connection".to_owned();
         for url in urls {
             match Self::connect_to(url, terms) {
-                Ok(mut client) => {
-                    client.place = url.place.address();
-                    return Ok(client);
-                }
+                Ok(client) => return Ok(client),
                 Err(error) => last = format!("nats: {}: {error}", url.place.address()),
             }
         }
@@ -346,7 +346,9 @@ impl NatsClient {
         prepare(&socket).map_err(|error| error.to_string())?;
         let until = Instant::now() + CONNECT_TIME_MAX;
         let mut client = Self::new(Socket::Other(socket));
+        client.url = Some(url.clone());
         let info = client.wait_for_info(until)?;
+        client.note_others(&info.connect_urls);
         client.output.payload_bytes_max = info.max_payload;
         client.output.argument_bytes_max = ARGUMENT_BYTES_MAX;
         let wanted = url.tls || terms.tls.is_wanted();
@@ -377,7 +379,18 @@ impl NatsClient {
             cipher: Vec::new(),
             violations: Vec::new(),
             pongs: 0,
-            place: String::new(),
+            url: None,
+            others: Vec::new(),
+        }
+    }
+
+    /// A server that advertises nobody says nothing of its cluster: what is known of it stays.
+    fn note_others(&mut self, addresses: &[String]) {
+        if let Some(url) = &self.url
+            && !addresses.is_empty()
+        {
+            let others = addresses.iter().filter_map(|address| url.beside(address));
+            self.others = others.collect();
         }
     }
 
@@ -406,7 +419,7 @@ impl NatsClient {
     fn start_tls(&mut self, url: &NatsUrl, terms: &Terms, until: Instant) -> Result<(), String> {
         let config = tls::client(&terms.tls)?;
         let name = match terms.tls.server_name.as_str() {
-            "" => &url.place.host,
+            "" => &url.certified_as,
             name => name,
         };
         self.tls = Some(Box::new(Session::client(config, name)?));
@@ -462,8 +475,14 @@ impl NatsClient {
     }
 
     /// Host and port of the other server.
-    pub fn place(&self) -> &str {
-        &self.place
+    pub fn place(&self) -> String {
+        let url = self.url.as_ref();
+        url.map_or(String::new(), |url| url.place.address())
+    }
+
+    /// Other servers of its cluster, and maybe itself.
+    pub fn others(&mut self) -> &mut Vec<NatsUrl> {
+        &mut self.others
     }
 
     pub fn output(&mut self) -> &mut Output {
@@ -540,7 +559,9 @@ impl NatsClient {
             received.map_err(|fault| io::Error::other(fault.to_string()))?;
             input = &self.plain;
         }
-        match self.parser.parse(input, sink) {
+        let parsed = self.parser.parse(input, sink);
+        self.note_others(&std::mem::take(&mut sink.connect_urls));
+        match parsed {
             Ok(()) if self.tls.as_ref().is_some_and(|tls| tls.has_ended()) => {
                 Err(io::ErrorKind::UnexpectedEof.into())
             }
@@ -659,6 +680,8 @@ struct Receiver<F> {
     refusal: String,
     /// What it does not allow us.
     violations: Vec<String>,
+    /// Servers of its cluster, if it told of them.
+    connect_urls: Vec<String>,
 }
 
 impl<F: FnMut(Incoming<'_>)> Receiver<F> {
@@ -671,6 +694,7 @@ impl<F: FnMut(Incoming<'_>)> Receiver<F> {
             pongs: 0,
             refusal: String::new(),
             violations: Vec::new(),
+            connect_urls: Vec::new(),
         }
     }
 }
@@ -696,7 +720,12 @@ impl<F: FnMut(Incoming<'_>)> Sink for Receiver<F> {
         Ok(())
     }
 
-    fn info(&mut self, _: &[u8]) -> Result<(), Stop> {
+    fn info(&mut self, body: &[u8]) -> Result<(), Stop> {
+        if let Ok(info) = serde_json::from_slice::<Info>(body)
+            && !info.connect_urls.is_empty()
+        {
+            self.connect_urls = info.connect_urls;
+        }
         Ok(())
     }
 

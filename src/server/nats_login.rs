@@ -12,6 +12,8 @@ const PORT_DEFAULT: u16 = 4222;
 pub struct NatsUrl {
     pub place: RouteUrl,
     pub tls: bool,
+    /// The name in the server's certificate, unless another one is configured.
+    pub certified_as: String,
 }
 
 impl NatsUrl {
@@ -26,10 +28,30 @@ impl NatsUrl {
                 ));
             }
         };
+        let place = RouteUrl::parse(&format!("nats://{rest}"))?;
         Ok(Self {
-            place: RouteUrl::parse(&format!("nats://{rest}"))?,
+            certified_as: place.host.clone(),
+            place,
             tls,
         })
+    }
+
+    /// Another server of the cluster, as this one tells of it: mostly by a bare address, so that everything else is as it is here.
+    pub fn beside(&self, address: &str) -> Option<Self> {
+        let told = RouteUrl::parse(&format!("nats://{address}")).ok()?;
+        let place = RouteUrl {
+            host: told.host,
+            port: told.port,
+            ..self.place.clone()
+        };
+        Some(Self {
+            place,
+            ..self.clone()
+        })
+    }
+
+    pub fn same_place(&self, other: &Self) -> bool {
+        self.place.same_place(&other.place.host, other.place.port)
     }
 
     /// The same for tools, where the port may be left out.
@@ -109,6 +131,18 @@ mod tests {
             "a port is needed"
         );
         assert!(NatsUrl::parse("http://example.org:80").is_err());
+    }
+
+    #[test]
+    fn others_of_a_cluster_know_us_as_the_first_one_does() {
+        let first = NatsUrl::parse("tls://me:secret@example.org:4222").unwrap();
+        let other = first.beside("[::1]:5").unwrap();
+        assert_eq!(other.place.address(), "[::1]:5");
+        let (user, password) = (&*other.place.user, &*other.place.password.0);
+        assert_eq!((user, password, other.tls), ("me", "secret", true));
+        assert_eq!(other.certified_as, "example.org");
+        assert!(first.same_place(&NatsUrl::parse("nats://EXAMPLE.org:4222").unwrap()));
+        assert!(first.beside("nothing").is_none() && first.beside("").is_none());
     }
 
     #[test]

@@ -388,7 +388,8 @@ impl Host {
         match self.link.found() {
             Ok(None) => {}
             Ok(Some(held)) => {
-                let place = self.link.client().map_or("", |client| client.place());
+                let client = self.link.client();
+                let place = client.map_or(String::new(), |client| client.place());
                 log::info!(
                     "STREAM: connection {:?} reconnected to NATS Server at \"nats://{place}\"",
                     self.terms.name

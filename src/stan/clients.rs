@@ -106,14 +106,19 @@ impl Clients {
         self.by_id.get_mut(id)
     }
 
-    /// Whether publishes of this client are taken: by its connection where it names one.
+    /// Whether publishes of this client are taken: by its connection, if it names one and was registered with one, so that
+    /// one whose place was taken by another is refused.
     pub fn is_valid(&self, id: &str, connection: &Bytes) -> bool {
-        match connection.is_empty() {
-            true => self.by_id.contains_key(id),
-            false => self.by_connection.contains_key(connection),
+        if self.by_connection.contains_key(connection) {
+            return true;
         }
+        // nats-streaming-server 0.9.2 keeps no connections, and its clients go on to name theirs when we take its place.
+        let takes_any = |client: &Client| connection.is_empty() || client.info.conn_id.is_empty();
+        self.by_id.get(id).is_some_and(takes_any)
     }
 
+    /// For pings, which name nothing else. Whoever was registered at 0.9.2 sends none. One that was registered here, and then
+    /// lost its connection to the rewriting of clients.dat there, cannot be told from one that was replaced.
     pub fn with_connection(&self, connection: &Bytes) -> Option<&Client> {
         self.by_id.get(self.by_connection.get(connection)?)
     }

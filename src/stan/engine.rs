@@ -111,6 +111,12 @@ impl Engine {
                     settings.cluster_id, info.cluster_id
                 )));
             }
+            // Of a server that is older than this subject, or than that for acks.
+            Some(info) if info.sub_close.is_empty() || info.ack_subs.is_empty() => {
+                let info = info.completed(&random.id());
+                store.save_server(&info)?;
+                info
+            }
             Some(info) => info,
             None => {
                 let info = server_info(&settings, &random.id());
@@ -305,7 +311,9 @@ impl Engine {
     }
 
     fn recover_sub(&mut self, index: ChannelIndex, recovered: super::store::RecoveredSub) {
-        let state = recovered.state;
+        let mut state = recovered.state;
+        // Older servers did not say so. Members of a durable group have their name with that of the group.
+        state.is_durable |= !state.durable_name.is_empty();
         let (id, store) = (state.id, self.channel(index).store);
         let known = self.clients.get(&state.client_id).is_some();
         let active = known && !state.is_closed;
@@ -478,8 +486,13 @@ fn sub_report(channel: &Channel, sub: &Sub) -> SubReport {
     }
 }
 
+/// One that clients are told, of a server with this id.
+fn subject(what: &str, id: &str) -> String {
+    format!("_STAN.{what}.{id}")
+}
+
 fn server_info(settings: &Settings, id: &str) -> pb::ServerInfo {
-    let subject = |what: &str| format!("_STAN.{what}.{id}");
+    let subject = |what: &str| subject(what, id);
     pb::ServerInfo {
         cluster_id: settings.cluster_id.clone(),
         discovery: format!("{}.{}", settings.discover_prefix, settings.cluster_id),
@@ -494,6 +507,19 @@ fn server_info(settings: &Settings, id: &str) -> pb::ServerInfo {
 }
 
 impl pb::ServerInfo {
+    /// With the subjects it lacks.
+    fn completed(mut self, id: &str) -> Self {
+        for (known, what) in [
+            (&mut self.sub_close, "subclose"),
+            (&mut self.ack_subs, "ack"),
+        ] {
+            if known.is_empty() {
+                *known = subject(what, id);
+            }
+        }
+        self
+    }
+
     /// The discover subject without the cluster ID.
     fn discovery_prefix(&self) -> &str {
         let prefix = self.discovery.strip_suffix(self.cluster_id.as_str());

@@ -376,3 +376,16 @@ fn help_names_every_flag() {
         assert!(text.contains(part), "{part}");
     }
 }
+
+#[test]
+fn a_file_for_streaming_alone_has_cluster_and_tls_of_streaming() {
+    let clustered = "cluster { node_id: a, bootstrap: true }";
+    let text = told("port: 1", Some(clustered), &[]);
+    assert!(text.contains("streaming in clustered mode"), "{text}");
+    // That is one of routes where the NATS part reads it too.
+    let routes = "cluster { port: 6222 }";
+    assert_eq!(told(routes, None, &["--streaming"]), "");
+    let tls = "tls { client_cert: 1 }";
+    let text = told("port: 1", Some(tls), &[]);
+    assert!(text.starts_with("S:1:"), "{text}");
+}

@@ -7,6 +7,7 @@ mod full_disk;
 mod groups;
 mod held_back;
 mod model;
+mod of_others;
 mod wall_clock;
 
 use super::*;

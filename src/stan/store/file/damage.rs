@@ -2,7 +2,8 @@
 //! beside the file; and the start goes on, or is refused if the operator wants it so.
 
 use super::disk::File;
-use crate::stan::store::StoreError;
+use crate::stan::store::{Seq, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::FileExt;
@@ -19,6 +20,44 @@ pub struct Damage<'a> {
     pub strict: bool,
     /// None: of the whole store.
     pub channel: Option<&'a str>,
+}
+
+/// Messages that were found damaged when somebody wanted them.
+#[derive(Default)]
+pub struct Damaged {
+    numbers: BTreeSet<Seq>,
+    /// How many, of each slice.
+    of_slices: BTreeMap<u64, u64>,
+}
+
+/// Of one slice, messages that are told one by one; then only how many they are, from time to time.
+const TOLD_ONE_BY_ONE: u64 = 10;
+
+impl Damaged {
+    /// Tells of one, if it is new.
+    pub fn tell(&mut self, slice: u64, seq: Seq, error: &StoreError) {
+        if let Some(line) = self.note(slice, seq, error) {
+            log::error!("STREAM: {line}");
+        }
+    }
+
+    fn note(&mut self, slice: u64, seq: Seq, error: &StoreError) -> Option<String> {
+        if !self.numbers.insert(seq) {
+            return None;
+        }
+        let count = self.of_slices.entry(slice).or_default();
+        *count += 1;
+        let count = *count;
+        let is_round = count == 10u64.pow(count.ilog10());
+        match count {
+            0..=TOLD_ONE_BY_ONE => Some(format!("{error}; it will not be served")),
+            _ if is_round => Some(format!(
+                "{error}; it will not be served, nor {} others of that file so far",
+                count - 1
+            )),
+            _ => None,
+        }
+    }
 }
 
 impl Damage<'_> {
@@ -131,4 +170,25 @@ fn is_copy(file: &File, beside: &Path, from: u64, to: u64) -> io::Result<bool> {
         at += piece as u64;
     }
     Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_damaged_messages_are_few_lines() {
+        let mut damaged = Damaged::default();
+        let error = StoreError::Refused("bad".into());
+        let mut lines = Vec::new();
+        for seq in (1..=500_000).chain(1..=10) {
+            lines.extend(damaged.note(1, seq, &error));
+        }
+        assert_eq!(lines.len(), 14);
+        assert_eq!(lines[0], "bad; it will not be served");
+        let last = "bad; it will not be served, nor 99999 others of that file so far";
+        assert_eq!(lines[13], last);
+        // Those of another file are told again.
+        assert!(damaged.note(2, 1_000_000, &error).is_some());
+    }
 }

@@ -12,7 +12,7 @@ mod recover;
 pub use recover::unsupported_version;
 
 use super::ahead::Block;
-use super::damage::Damage;
+use super::damage::{Damage, Damaged};
 use super::files::{Files, StoreFile};
 use super::pending::{Pending, Place};
 use super::progress::Progress;
@@ -107,8 +107,7 @@ pub struct MessageLog {
     /// The next message begins a new slice, so that the files of the purged ones can go.
     next_slice: bool,
     told_of_limit: bool,
-    /// Numbers of records that were reported as damaged.
-    damaged: Vec<Seq>,
+    damaged: Damaged,
 }
 
 impl MessageLog {
@@ -147,7 +146,7 @@ impl MessageLog {
             last_looked_up: 0,
             next_slice: false,
             told_of_limit: false,
-            damaged: Vec::new(),
+            damaged: Damaged::default(),
         };
         let damage = Damage {
             strict: options.strict,
@@ -592,10 +591,7 @@ impl MessageLog {
                         self.channel
                     ),
                 };
-                if !self.damaged.contains(&seq) {
-                    log::error!("STREAM: {error}; it will not be served");
-                    self.damaged.push(seq);
-                }
+                self.damaged.tell(number, seq, &error);
                 Err(error)
             }
         }

@@ -2,6 +2,7 @@
 //! ours opens there. docs/STORE-FORMAT.md has the layout and what happens after a crash.
 
 mod ahead;
+mod archive;
 mod auto_sync;
 mod commit;
 #[cfg(test)]
@@ -50,7 +51,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
-use subs::SubsLog;
+use subs::{Crash, SubsLog};
 pub use sync::Wake;
 use typed_log::TypedLog;
 
@@ -151,21 +152,7 @@ impl FileOptions {
             log::error!("STREAM: archiving {}: {error}", data.display());
             return remove();
         }
-        let mut command = std::process::Command::new(&self.archive_script);
-        command.arg(channel).arg(data_backup).arg(index_backup);
-        match command.spawn() {
-            Ok(mut child) => {
-                // Waited for elsewhere, so that it leaves no zombie.
-                std::thread::spawn(move || {
-                    if let Ok(status) = child.wait()
-                        && !status.success()
-                    {
-                        log::error!("STREAM: the archive script ended with {status}");
-                    }
-                });
-            }
-            Err(error) => log::error!("STREAM: archive script {:?}: {error}", self.archive_script),
-        }
+        archive::begin(&self.archive_script, channel, &data_backup, &index_backup);
     }
 }
 
@@ -453,7 +440,7 @@ impl Store for FileStore {
             limits,
             &self.options,
             &self.files,
-            &[],
+            Crash::default(),
             &Progress::new(1),
         )?;
         channel.made = true;

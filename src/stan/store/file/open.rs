@@ -10,7 +10,7 @@ use super::records::{RECORD_BYTES_MAX, VERSION};
 use super::replay::{Logged, TypedRecord};
 use super::scan::Scanner;
 use super::shared_log::SharedLog;
-use super::subs::SubsLog;
+use super::subs::{Crash, SubsLog};
 use super::sync::{Syncer, Wake};
 use super::typed_log::{Kinds, TypedLog};
 use super::*;
@@ -264,17 +264,18 @@ impl FileStore {
                     return;
                 };
                 let folder = root.join(name);
-                let subs = logged
-                    .channels
-                    .get(name)
-                    .map_or(&[][..], |logged| &logged.subs);
+                let of_channel = logged.channels.get(name);
+                let crash = Crash {
+                    logged: of_channel.map_or(&[][..], |logged| &logged.subs),
+                    may_lack_marks: logged.is_there,
+                };
                 let result = channel(
                     &folder,
                     name,
                     limits[index],
                     options,
                     files,
-                    subs,
+                    crash,
                     &progress,
                 );
                 match result {
@@ -362,14 +363,14 @@ fn nothing_fits(root: &Path, names: &[String], crc: &Crc) -> bool {
     looked_at.peek().is_some() && !looked_at.any(|fits| fits)
 }
 
-/// Opens the files of one channel; `logged` are records of subscriptions that the log has.
+/// Opens the files of one channel.
 pub fn channel(
     folder: &Path,
     name: &str,
     limits: ChannelLimits,
     options: &FileOptions,
     files: &Arc<Files>,
-    logged: &[TypedRecord],
+    crash: Crash<'_>,
     progress: &Progress,
 ) -> Result<Channel, StoreError> {
     let damage = Damage {
@@ -379,7 +380,7 @@ pub fn channel(
     let mut log = MessageLog::open(folder, name, limits, options, files, progress)?;
     let file = files.file(folder.join("subs.dat"));
     let first = log.bounds().first;
-    let subs = SubsLog::open(file, options, &damage, first, logged)?;
+    let subs = SubsLog::open(file, options, &damage, first, crash)?;
     log.go_on_after(subs.highest_sent())?;
     Ok(Channel {
         name: name.to_owned(),

@@ -25,6 +25,8 @@ pub type TypedRecord = (u8, Vec<u8>);
 pub struct Logged {
     pub channels: BTreeMap<String, LoggedChannel>,
     pub clients: Vec<TypedRecord>,
+    /// There are logs, be they empty: a server that syncs has had the directory, and did not come to its end.
+    pub is_there: bool,
     /// Of each log that holds something.
     pub tails: [Option<Tail>; 2],
 }
@@ -66,11 +68,14 @@ impl Piece {
 /// there yet. The logs stay: they are emptied when that, and everything else they hold, is there as well. What they have of channels that
 /// were `deleted` is left out.
 pub fn replay(root: &Path, deleted: &[Deleted], damage: &Damage<'_>) -> Result<Logged, StoreError> {
-    let mut logs = Vec::new();
+    let (mut logs, mut is_there) = (Vec::new(), false);
     for name in NAMES {
         let path = root.join(name);
         let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
+            Ok(bytes) => {
+                is_there = true;
+                bytes
+            }
             Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(io_error("reading", &path, error)),
         };
@@ -94,6 +99,7 @@ pub fn replay(root: &Path, deleted: &[Deleted], damage: &Damage<'_>) -> Result<L
     }
     chains.sort_by_key(|chain| chain.first().map_or(0, |(.., batch)| batch.generation));
     let mut logged = Logged {
+        is_there,
         tails,
         ..Logged::default()
     };

@@ -13,6 +13,7 @@ use crate::stan::store::{RecoveredSub, Seq, StoreError};
 use prost::Message;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -103,9 +104,21 @@ enum Source {
     Log,
 }
 
+/// What a server that was not stopped left of a channel's subscriptions.
+#[derive(Clone, Copy, Default)]
+pub struct Crash<'a> {
+    /// Records that the shared log has.
+    pub logged: &'a [TypedRecord],
+    /// The power may have gone: marks that were written may be missing, and later ones there.
+    pub may_lack_marks: bool,
+}
+
 /// The records on their way to a state, at the start. A loss of power may have taken any of those that were not synced.
 struct Replay {
     state: State,
+    may_lack_marks: bool,
+    /// Marks seem to be missing, whether they may be or not.
+    has_gaps: bool,
     /// Messages before this one are not there any more.
     first: Seq,
     /// The highest number sent to members of a group.
@@ -117,9 +130,11 @@ struct Replay {
 }
 
 impl Replay {
-    fn new(first: Seq) -> Self {
+    fn new(first: Seq, may_lack_marks: bool) -> Self {
         Self {
             state: State::default(),
+            may_lack_marks,
+            has_gaps: false,
             first,
             groups: BTreeMap::new(),
             ended: BTreeSet::new(),
@@ -141,8 +156,9 @@ impl Replay {
                     self.ended.remove(&id);
                 }
                 let before = self.state.set(state);
-                // A change of one that is not known: its beginning is lost.
-                let before = before.or((kind == UPDATE).then_some(0));
+                // A change of one that is not known: its beginning is lost. Number 0 is of a subscription that
+                // nats-streaming-server refused, which never had a beginning.
+                let before = before.or((kind == UPDATE && id > 0).then_some(0));
                 self.fill_gap(id, before, sent);
             }
             DELETE => {
@@ -171,7 +187,8 @@ impl Replay {
     }
 
     /// Marks are not synced one by one, so a loss of power may take some and leave later ones. Messages are sent in order:
-    /// those that were passed over count as sent and not acknowledged, which at worst repeats them.
+    /// those that were passed over count as sent and not acknowledged, which at worst repeats them. nats-streaming-server leaves
+    /// files that look like that without any loss, so it is believed only of our own (see `Crash`).
     fn fill_gap(&mut self, id: u64, before: Option<Seq>, sent: Seq) {
         let Some(live) = self.state.live.get_mut(&id) else {
             return;
@@ -185,12 +202,15 @@ impl Replay {
                 before
             }
         };
-        if let Some(before) = before {
-            live.pending.extend((before + 1).max(self.first)..sent);
-            // That a record of a whole subscription knows of `sent` does not say that its mark is there.
-            if before < sent && self.first <= sent {
-                live.pending.insert(sent);
-            }
+        let Some(before) = before else {
+            return;
+        };
+        // That a record of a whole subscription knows of `sent` does not say that its mark is there.
+        let lacks = |seq: &Seq| !live.pending.contains(seq);
+        let mut passed_over = (before + 1).max(self.first)..=sent;
+        self.has_gaps |= passed_over.any(|seq| lacks(&seq));
+        if self.may_lack_marks {
+            live.pending.extend((before + 1).max(self.first)..=sent);
         }
     }
 
@@ -234,15 +254,15 @@ impl Replay {
 }
 
 impl SubsLog {
-    /// `first`: of the messages of the channel; `logged`: records that the shared log has.
+    /// `first`: of the messages of the channel.
     pub fn open(
         file: Arc<StoreFile>,
         options: &FileOptions,
         damage: &Damage,
         first: Seq,
-        logged: &[TypedRecord],
+        crash: Crash<'_>,
     ) -> Result<Self, StoreError> {
-        let mut replay = Replay::new(first);
+        let mut replay = Replay::new(first, crash.may_lack_marks);
         let log = TypedLog::open(file, &options.crc, damage, &KINDS, |kind, payload| {
             replay.apply(Source::File, kind, payload).map(|_| ())
         })?;
@@ -251,8 +271,30 @@ impl SubsLog {
             state: State::default(),
             scratch: Vec::new(),
         };
-        subs.state = subs.redo(replay, logged)?;
+        let has_gaps = subs.redo(replay, crash.logged)?;
+        if has_gaps && (crash.may_lack_marks || options.sync) {
+            subs.close_gaps(crash.may_lack_marks)?;
+        }
         Ok(subs)
+    }
+
+    /// The file is made to say what counts now, or the next start might see it otherwise: gaps are filled only where there
+    /// is a log, and a server that syncs makes one.
+    fn close_gaps(&mut self, filled: bool) -> Result<(), StoreError> {
+        let file = self.log.file();
+        let folder = file.path().parent().unwrap_or(Path::new("."));
+        match self.compact(folder) {
+            Err(error) if is_sync(&error) => Err(error),
+            Err(error) => {
+                log::error!("STREAM: {error}");
+                // Without what is filled in now, messages could be lost. The other way, some are repeated after a crash.
+                if filled {
+                    self.log.must_be_rewritten(kind_of(&error));
+                }
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The highest number of a message that was sent to a subscription.
@@ -262,10 +304,11 @@ impl SubsLog {
     }
 
     /// Records the shared log has, all there are of their kind in the order in which they came. The file gets
-    /// them once more if it lacks any.
-    fn redo(&mut self, mut replay: Replay, records: &[TypedRecord]) -> Result<State, StoreError> {
+    /// them once more if it lacks any. Returns whether marks seem to be missing.
+    fn redo(&mut self, mut replay: Replay, records: &[TypedRecord]) -> Result<bool, StoreError> {
         if records.is_empty() {
-            return Ok(replay.state);
+            self.state = replay.state;
+            return Ok(replay.has_gaps);
         }
         let before = replay.state.clone();
         let mut restored = Vec::new();
@@ -278,7 +321,8 @@ impl SubsLog {
             }
         }
         if replay.state.live == before.live && replay.state.last_id == before.last_id {
-            return Ok(before);
+            self.state = before;
+            return Ok(replay.has_gaps);
         }
         log::warn!(
             "STREAM: {}: {} record(s) are restored from the log",
@@ -296,7 +340,8 @@ impl SubsLog {
         if let Err(error) = self.log.write() {
             log::error!("STREAM: {error}");
         }
-        Ok(replay.state)
+        self.state = replay.state;
+        Ok(replay.has_gaps)
     }
 
     /// So that the next sync brings all of the file to the disk.
@@ -432,6 +477,13 @@ impl SubsLog {
     }
 }
 
+fn kind_of(error: &StoreError) -> ErrorKind {
+    match error {
+        StoreError::Io { error, .. } => error.kind(),
+        _ => ErrorKind::Other,
+    }
+}
+
 fn strings_bytes(state: &pb::SubState) -> usize {
     let strings = [
         &state.client_id,
@@ -441,4 +493,114 @@ fn strings_bytes(state: &pb::SubState) -> usize {
         &state.durable_name,
     ];
     strings.iter().map(|string| string.len()).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::files::Files;
+    use super::*;
+    use crate::config::streaming::StreamingOptions;
+
+    struct Folder {
+        folder: tempfile::TempDir,
+        options: FileOptions,
+    }
+
+    impl Folder {
+        fn new(sync: bool) -> Self {
+            let mut options = StreamingOptions::default().file;
+            options.sync = sync;
+            let folder = tempfile::tempdir().unwrap();
+            std::fs::create_dir(folder.path().join("foo")).unwrap();
+            Self {
+                folder,
+                options: FileOptions::new(&options),
+            }
+        }
+
+        fn open(&self, may_lack_marks: bool) -> SubsLog {
+            let file = Files::new(0).file(self.folder.path().join("foo/subs.dat"));
+            let damage = Damage {
+                strict: true,
+                channel: Some("foo"),
+            };
+            let crash = Crash {
+                may_lack_marks,
+                ..Crash::default()
+            };
+            SubsLog::open(file, &self.options, &damage, 1, crash).unwrap()
+        }
+
+        /// What is pending, by subscription.
+        fn pending(&self, may_lack_marks: bool) -> Vec<(u64, Vec<Seq>)> {
+            let recovered = self.open(may_lack_marks).recovered();
+            let pending = recovered.into_iter();
+            pending.map(|sub| (sub.state.id, sub.pending)).collect()
+        }
+
+        fn write(&self, records: &[TypedRecord]) {
+            let mut subs = self.open(false);
+            for (kind, payload) in records {
+                subs.log.push(*kind, payload);
+            }
+            subs.log.write().unwrap();
+        }
+    }
+
+    fn member(id: u64, last_sent: Seq) -> TypedRecord {
+        let state = pb::SubState {
+            id,
+            client_id: format!("client-{id}"),
+            queue_group: "g".into(),
+            last_sent,
+            ..pb::SubState::default()
+        };
+        (NEW, state.encode_to_vec())
+    }
+
+    fn sent(id: u64, sequence: Seq) -> TypedRecord {
+        let update = pb::SubStateUpdate { id, sequence };
+        (SENT, update.encode_to_vec())
+    }
+
+    /// As nats-streaming-server rewrites its files: members in any order.
+    #[test]
+    fn what_was_acknowledged_elsewhere_is_not_repeated() {
+        for sync in [true, false] {
+            let folder = Folder::new(sync);
+            folder.write(&[member(1, 5), sent(1, 4), member(2, 10), sent(2, 8)]);
+            let expected = [(1, vec![4]), (2, vec![8])];
+            assert_eq!(folder.pending(false), expected);
+            // Nor after a crash of the server that has taken its place; without syncs there are no logs.
+            assert_eq!(folder.pending(sync), expected);
+        }
+    }
+
+    /// A durable that the original could not add leaves a record of its end, with number 0.
+    #[test]
+    fn a_refused_subscription_was_sent_nothing() {
+        let state = pb::SubState {
+            client_id: "me".into(),
+            durable_name: "d".into(),
+            is_durable: true,
+            is_closed: true,
+            last_sent: 1_000_000_000_000,
+            ..pb::SubState::default()
+        };
+        for may_lack_marks in [false, true] {
+            let folder = Folder::new(true);
+            folder.write(&[(UPDATE, state.encode_to_vec())]);
+            assert_eq!(folder.pending(may_lack_marks), [(0, vec![])]);
+        }
+    }
+
+    #[test]
+    fn marks_that_may_be_lost_are_made_up_for_and_stay() {
+        let folder = Folder::new(true);
+        folder.write(&[member(1, 0), sent(1, 1), sent(1, 4)]);
+        // Before a clean stop, and after it.
+        for may_lack_marks in [true, false] {
+            assert_eq!(folder.pending(may_lack_marks), [(1, vec![1, 2, 3, 4])]);
+        }
+    }
 }

@@ -63,6 +63,11 @@ impl TypedLog {
         self.lost.is_some() || !self.buffer.is_empty()
     }
 
+    /// It says something else than what is true now, and could not be rewritten: that is tried until it can be.
+    pub fn must_be_rewritten(&mut self, why: std::io::ErrorKind) {
+        self.lost = Some(why);
+    }
+
     /// Those that must not be lost, in order.
     pub fn unwritten(&self) -> impl Iterator<Item = (u8, &[u8])> {
         let records = typed_records(&self.buffer);

@@ -89,3 +89,40 @@ fn what_a_member_had_pending_is_with_another_one() {
         }
     }
 }
+
+/// Bytes of a record that says that a message was sent.
+const SENT_BYTES: usize = 12;
+
+#[test]
+fn a_mark_that_is_lost_is_made_up_for_with_an_empty_log_too() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    let path = root.join("foo").join("subs.dat");
+    let (mut store, channel) = prepare(root);
+    for _ in 0..6 {
+        publish(&mut store, channel, "a").unwrap();
+    }
+    store.add_sub(channel, &durable(1)).unwrap();
+    store.flush(channel).unwrap();
+    settle(&mut store).unwrap();
+    store.close();
+    drop(store);
+    // Only marks from here on, which the log has nothing of.
+    let (mut store, _) = open(root, synced(), limits(0, 0, 0));
+    let before = std::fs::metadata(&path).unwrap().len() as usize;
+    for seq in 1..=6 {
+        store.sub_sent(channel, 1, seq).unwrap();
+    }
+    store.flush(channel).unwrap();
+    drop(store);
+    let mut bytes = std::fs::read(&path).unwrap();
+    bytes.drain(before + SENT_BYTES..before + 3 * SENT_BYTES);
+    std::fs::write(&path, bytes).unwrap();
+    for _ in 0..2 {
+        let (mut store, recovered) = open(root, synced(), limits(0, 0, 0));
+        let sub = &recovered.channels[0].subscriptions[0];
+        assert_eq!(sub.pending, [1, 2, 3, 4, 5, 6]);
+        // A clean stop leaves no log.
+        store.close();
+    }
+}
