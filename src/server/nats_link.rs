@@ -16,7 +16,7 @@ use std::time::Duration;
 const RECONNECT_EVERY: Duration = Duration::from_millis(250);
 
 pub enum Link {
-    Up(NatsClient),
+    Up(Box<NatsClient>),
     Away(Away),
 }
 
@@ -80,7 +80,7 @@ impl Link {
                 if client.others().is_empty() {
                     *client.others() = std::mem::take(&mut away.others);
                 }
-                *self = Self::Up(client);
+                *self = Self::Up(Box::new(client));
                 Ok(Some(held))
             }
             Err(TryRecvError::Empty) => Ok(None),
@@ -175,7 +175,7 @@ mod tests {
         drop(socket);
         let second = serve(second, String::new());
         let event = Arc::new(EventFd::from_flags(EfdFlags::empty()).unwrap());
-        let mut link = Link::Up(client);
+        let mut link = Link::Up(Box::new(client));
         link.lose(&urls, &terms, &event);
         event.read().unwrap();
         link.found().unwrap().unwrap();

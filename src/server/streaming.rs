@@ -93,7 +93,7 @@ impl Streaming {
         let (asks, queue) = channel();
         let mut host = Host {
             engine,
-            link: Link::Up(client),
+            link: Link::Up(Box::new(client)),
             urls,
             terms,
             event: event.clone(),
@@ -488,7 +488,7 @@ mod tests {
         let (_, asks) = channel();
         let host = Host {
             engine,
-            link: Link::Up(NatsClient::own(ours, "test").unwrap()),
+            link: Link::Up(Box::new(NatsClient::own(ours, "test").unwrap())),
             urls: Vec::new(),
             terms: Terms::default(),
             event: Arc::new(EventFd::new().unwrap()),
