@@ -181,7 +181,11 @@ pub fn fuzz(data: &[u8]) {
         const SECRETS: [&str; 4] = ["pass", "auth_token", "sig", "jwt"];
         match SECRETS.iter().any(|name| key.eq_ignore_ascii_case(name)) {
             true => assert_eq!(shown, "***", "{key}"),
-            false => assert_eq!(shown, value, "{key}"),
+            // A number that is no integer may differ in its last bit when it is read again.
+            false => {
+                let again: Value = serde_json::from_str(&value.to_string()).expect("our own JSON");
+                assert_eq!(*shown, again, "{key}");
+            }
         }
     }
 }
@@ -240,6 +244,7 @@ mod tests {
             "{}",
             "[]",
             r#"{"pass":"s"#,
+            r#"{"n\\p":13e-33}"#,
         ] {
             fuzz(body.as_bytes());
         }
