@@ -1,6 +1,6 @@
 //! One event loop: a ring, a broker, and the connections between them.
 //!
-//! A turn: hand over and wait, reap, take in the mail of the other loops, act on completions, run
+//! A turn: hand over and wait, reap, note what was written, take in the mail of the other loops, act on completions, run
 //! timers and commands, then one pass that sends mail and writes every connection with output once.
 //! Mail comes before any byte received in the same turn: a message published after a subscription
 //! was confirmed, on whatever loop, must find that subscription's interest here.

@@ -322,8 +322,8 @@ fn whoever_was_told_to_go_has_so_long_only() {
     assert_eq!(event_loop.leaving, []);
 }
 
-#[test]
-fn a_client_that_has_said_all_still_gets_what_is_pending() {
+/// A loop with a client that has no room for its own message yet.
+fn with_a_message_pending() -> (EventLoop<FakeIo>, RawFd) {
     let (mut event_loop, listener) = event_loop(1, Adversity::NONE);
     let fd = connect(&mut event_loop, listener);
     turns(&mut event_loop, 10);
@@ -332,6 +332,12 @@ fn a_client_that_has_said_all_still_gets_what_is_pending() {
         .io
         .deliver(fd, b"SUB a 1\r\nPUB a 5\r\nhello\r\n");
     turns(&mut event_loop, 10);
+    (event_loop, fd)
+}
+
+#[test]
+fn a_client_that_has_said_all_still_gets_what_is_pending() {
+    let (mut event_loop, fd) = with_a_message_pending();
     event_loop.io.close_peer(fd);
     turns(&mut event_loop, 10);
     assert_eq!(event_loop.broker.subscription_count(), 0);
@@ -343,14 +349,7 @@ fn a_client_that_has_said_all_still_gets_what_is_pending() {
 
 #[test]
 fn whoever_is_let_go_gets_what_is_pending() {
-    let (mut event_loop, listener) = event_loop(1, Adversity::NONE);
-    let fd = connect(&mut event_loop, listener);
-    turns(&mut event_loop, 10);
-    event_loop.io.set_room(fd, 0);
-    event_loop
-        .io
-        .deliver(fd, b"SUB a 1\r\nPUB a 5\r\nhello\r\n");
-    turns(&mut event_loop, 10);
+    let (mut event_loop, fd) = with_a_message_pending();
     let (count, text) = (1, None);
     let shared = event_loop.shared.clone();
     shared
