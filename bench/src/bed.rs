@@ -13,6 +13,8 @@ pub enum Setup {
     /// Two event loops, on one CPU like everything else.
     TwoLoops,
     Tls,
+    /// Clients are a user who may do some things only.
+    Permissions,
     /// Two servers with a route between them.
     Route,
     /// One server of a cluster, which others may join.
@@ -28,9 +30,24 @@ pub enum Store {
     FileUnsynced,
 }
 
+/// As many subjects as a service of some size has, in the form that all versions read.
+const PERMISSIONS: &str = r#"
+authorization {
+  users = [{
+    user: bench, password: bench
+    permissions: {
+      publish: ["_INBOX.>", "health", "orders.*.placed", "billing.>", "audit.log", "users.*", "metrics.>", "b.>"]
+      subscribe: ["_INBOX.>", "orders.>", "b.>"]
+    }
+  }]
+}
+"#;
+
 pub struct Bed {
     pub servers: Vec<Server>,
     tls: Option<Arc<rustls::ClientConfig>>,
+    /// Name and password of whoever connects.
+    user: Option<&'static str>,
     cluster: Option<Cluster>,
     /// How a server with a store is started.
     store: Option<(Program, Vec<String>)>,
@@ -86,6 +103,7 @@ impl Bed {
                 return Ok(Self {
                     servers: vec![program.start(cpu, &[])?],
                     tls: None,
+                    user: None,
                     cluster: None,
                     store: None,
                     cpu,
@@ -100,6 +118,11 @@ impl Bed {
                     at("key.pem")
                 ))]
             }
+            Setup::Permissions => {
+                std::fs::write(at("server.conf"), PERMISSIONS)
+                    .map_err(|error| format!("configuration file: {error}"))?;
+                vec![words(&format!("-c {}", at("server.conf")))]
+            }
             Setup::Route | Setup::Cluster => {
                 let cluster = Cluster {
                     program: program.clone(),
@@ -113,6 +136,7 @@ impl Bed {
                 return Ok(Self {
                     servers,
                     tls: None,
+                    user: None,
                     cluster: Some(cluster),
                     store: None,
                     cpu,
@@ -136,6 +160,7 @@ impl Bed {
         Ok(Self {
             servers: servers.collect::<Result<_>>()?,
             tls,
+            user: (setup == Setup::Permissions).then_some("bench"),
             cluster: None,
             store: matches!(setup, Setup::Streaming(_)).then(store),
             cpu,
@@ -148,6 +173,7 @@ impl Bed {
         Ok(Self {
             servers: vec![Server::running(url)?],
             tls: None,
+            user: None,
             cluster: None,
             store: None,
             cpu: 0,
@@ -183,6 +209,7 @@ impl Bed {
         Target {
             address: self.servers[server].address,
             tls: self.tls.clone(),
+            user: self.user,
         }
     }
 

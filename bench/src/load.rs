@@ -36,6 +36,8 @@ const PIECE_BYTES: usize = 4096;
 pub struct Target {
     pub address: SocketAddr,
     pub tls: Option<Arc<rustls::ClientConfig>>,
+    /// Whose name is the password too.
+    pub user: Option<&'static str>,
 }
 
 enum Wire {
@@ -98,7 +100,14 @@ impl Connection {
         if let Some(config) = &target.tls {
             self = self.secured(config)?;
         }
-        self.write(b"CONNECT {\"verbose\":false,\"pedantic\":false,\"protocol\":1}\r\nPING\r\n")?;
+        let user = target
+            .user
+            .map(|user| format!(r#","user":"{user}","pass":"{user}""#));
+        let connect = format!(
+            "CONNECT {{\"verbose\":false,\"pedantic\":false,\"protocol\":1{}}}\r\nPING\r\n",
+            user.unwrap_or_default()
+        );
+        self.write(connect.as_bytes())?;
         // The first write is behind the handshake.
         if let Wire::Tls(stream) = &self.wire {
             is_tls_1_3(stream.conn.protocol_version())?;

@@ -251,7 +251,7 @@ impl Broker {
 #[cfg(test)]
 mod tests {
     use super::super::auth::{Auth, Secret, User};
-    use super::super::perms::{Permissions, Rule, Rules};
+    use super::super::perms::{Permissions, Rule, SubscribeRules};
     use super::super::propagate::tests::{PEER, written};
     use super::*;
     use crate::util::random::Random;
@@ -272,10 +272,7 @@ mod tests {
             password: Secret::new(password),
             permissions,
         };
-        let subscribe = Rules {
-            allow: Some(rules("a.>")),
-            deny: rules("a.secret"),
-        };
+        let subscribe = SubscribeRules::new(Some(rules("a.>")), rules("a.secret"));
         let second = Permissions {
             subscribe,
             ..Permissions::default()

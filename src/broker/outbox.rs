@@ -17,8 +17,10 @@ use std::collections::VecDeque;
 /// Extra room asked for behind each piece, so that short copies can be made in one fixed size.
 pub const PADDING: usize = 32;
 
-/// Capacity of a segment on the heap, used when the region is exhausted.
-const HEAP_SEGMENT_BYTES: usize = 16 << 10;
+/// Capacities of segments on the heap, used when the region is exhausted: one turn's output for many connections that
+/// get little, and the most for one that gets much. Between them each is twice the one before.
+const HEAP_SEGMENT_BYTES_MIN: usize = 1 << 10;
+const HEAP_SEGMENT_BYTES_MAX: usize = 64 << 10;
 
 /// A run of bytes to be written.
 #[derive(Debug)]
@@ -131,9 +133,11 @@ impl Outbox {
             self.pending += used;
             return;
         }
-        if self.heap.len() + needed > self.heap.capacity() {
+        let capacity = self.heap.capacity();
+        if self.heap.len() + needed > capacity {
             self.close_heap();
-            self.heap.reserve_exact(needed.max(HEAP_SEGMENT_BYTES));
+            let larger = (2 * capacity).clamp(HEAP_SEGMENT_BYTES_MIN, HEAP_SEGMENT_BYTES_MAX);
+            self.heap.reserve_exact(needed.max(larger));
         }
         let at = self.heap.len();
         self.heap.resize(at + needed, 0);
@@ -357,6 +361,23 @@ mod tests {
             prop_assert_eq!(pool.taken(), 0);
             prop_assert_eq!(outbox.closed.capacity() + outbox.heap.capacity(), 0);
         }
+    }
+
+    /// Thousands of connections may get a little in the same turn.
+    #[test]
+    fn beyond_the_region_a_little_output_takes_little() {
+        let mut pool = Pool::new(RegionMut::map(128 << 10).unwrap());
+        while pool.take(0).is_some() {}
+        let mut outbox = Outbox::default();
+        outbox.append(&mut pool, &[0; 100]);
+        assert_eq!(outbox.heap.capacity(), HEAP_SEGMENT_BYTES_MIN);
+        // And who gets much gets it in few pieces.
+        for _ in 0..10_000 {
+            outbox.append(&mut pool, &[0; 100]);
+        }
+        let mut pieces = Vec::new();
+        outbox.pieces(usize::MAX, usize::MAX, &mut pieces);
+        assert!(pieces.len() < 25, "{}", pieces.len());
     }
 
     #[test]

@@ -4,11 +4,12 @@
 //! by one rule, denied when everything it could match is denied by one; what a wildcard subscription
 //! catches of denied subjects is held back message by message.
 
+use crate::subject::set::PatternSet;
 use crate::subject::token::{is_subset, pattern_matches};
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-/// A pattern, and for subscriptions perhaps the queue groups it is meant for.
+/// A pattern, and perhaps the queue groups it is meant for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub subject: Box<[u8]>,
@@ -26,17 +27,39 @@ impl Rule {
     }
 }
 
+/// What may be published.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Rules {
+pub struct PublishRules {
     /// None: everything that is not denied.
-    pub allow: Option<Vec<Rule>>,
-    pub deny: Vec<Rule>,
+    pub allow: Option<PatternSet>,
+    pub deny: PatternSet,
+}
+
+/// What may be subscribed to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SubscribeRules {
+    /// None: everything that is not denied.
+    allow: Option<Vec<Rule>>,
+    deny: Vec<Rule>,
+    /// Those of `deny` that are meant for all, as messages are asked about them one by one.
+    denied_to_all: PatternSet,
+}
+
+impl SubscribeRules {
+    pub fn new(allow: Option<Vec<Rule>>, deny: Vec<Rule>) -> Self {
+        let for_all = deny.iter().filter(|rule| rule.queue.is_none());
+        Self {
+            denied_to_all: for_all.map(|rule| &*rule.subject).collect(),
+            allow,
+            deny,
+        }
+    }
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
-    pub publish: Rules,
-    pub subscribe: Rules,
+    pub publish: PublishRules,
+    pub subscribe: SubscribeRules,
     /// Who gets a request may answer it, whatever the rules say.
     pub responses: Option<Responses>,
 }
@@ -114,12 +137,8 @@ pub enum Subscribing {
 
 impl Permissions {
     pub fn may_publish(&self, subject: &[u8]) -> bool {
-        let fits = |rule: &Rule| pattern_matches(&rule.subject, subject);
-        self.publish
-            .allow
-            .as_ref()
-            .is_none_or(|allow| allow.iter().any(fits))
-            && !self.publish.deny.iter().any(fits)
+        let PublishRules { allow, deny } = &self.publish;
+        allow.as_ref().is_none_or(|allow| allow.matches(subject)) && !deny.matches(subject)
     }
 
     pub fn may_subscribe(&self, subject: &[u8], queue: Option<&[u8]>) -> Subscribing {
@@ -145,11 +164,17 @@ impl Permissions {
     }
 
     pub fn may_receive(&self, subject: &[u8], queue: Option<&[u8]>) -> bool {
-        !self
-            .subscribe
-            .deny
-            .iter()
-            .any(|rule| pattern_matches(&rule.subject, subject) && rule.queue_fits(queue))
+        let denied_to_group = |rule: &Rule| {
+            rule.queue.is_some()
+                && rule.queue_fits(queue)
+                && pattern_matches(&rule.subject, subject)
+        };
+        let SubscribeRules {
+            deny,
+            denied_to_all,
+            ..
+        } = &self.subscribe;
+        !denied_to_all.matches(subject) && !deny.iter().any(denied_to_group)
     }
 }
 
@@ -174,9 +199,9 @@ mod tests {
     #[test]
     fn publishing() {
         let permissions = Permissions {
-            publish: Rules {
-                allow: Some(rules(&["a.>"])),
-                deny: rules(&["a.secret"]),
+            publish: PublishRules {
+                allow: Some([&b"a.>"[..]].into_iter().collect()),
+                deny: [&b"a.secret"[..]].into_iter().collect(),
             },
             ..Permissions::default()
         };
@@ -187,10 +212,10 @@ mod tests {
     #[test]
     fn subscribing() {
         let permissions = Permissions {
-            subscribe: Rules {
-                allow: Some(rules(&["a.*", "q.> workers"])),
-                deny: rules(&["a.x"]),
-            },
+            subscribe: SubscribeRules::new(
+                Some(rules(&["a.*", "q.> workers"])),
+                rules(&["a.x", "a.y slow"]),
+            ),
             ..Permissions::default()
         };
         for (subject, queue, expect) in [
@@ -206,7 +231,17 @@ mod tests {
             let got = permissions.may_subscribe(subject.as_bytes(), queue.map(str::as_bytes));
             assert_eq!(got, expect, "{subject} {queue:?}");
         }
-        assert!(permissions.may_receive(b"a.b", None) && !permissions.may_receive(b"a.x", None));
+        for (subject, queue, expect) in [
+            ("a.b", None, true),
+            ("a.x", None, false),
+            ("a.x", Some("fast"), false),
+            ("a.y", None, true),
+            ("a.y", Some("fast"), true),
+            ("a.y", Some("slow"), false),
+        ] {
+            let got = permissions.may_receive(subject.as_bytes(), queue.map(str::as_bytes));
+            assert_eq!(got, expect, "{subject} {queue:?}");
+        }
     }
 
     #[test]

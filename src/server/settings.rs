@@ -1,7 +1,7 @@
 //! From options to what the broker runs by.
 
 use crate::broker::auth::{Auth, Secret, User};
-use crate::broker::perms::{Permissions, Responses, Rule, Rules};
+use crate::broker::perms::{Permissions, PublishRules, Responses, Rule, SubscribeRules};
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::config::Options;
 use crate::config::options::{PermissionOptions, SubjectRules, TlsOptions};
@@ -220,8 +220,8 @@ fn auth(options: &Options) -> Auth {
 
 fn permissions(options: &PermissionOptions) -> Permissions {
     Permissions {
-        publish: rules(&options.publish),
-        subscribe: rules(&options.subscribe),
+        publish: publish_rules(&options.publish),
+        subscribe: subscribe_rules(&options.subscribe),
         responses: options.responses.map(|given| Responses {
             messages_max: given.messages_max,
             expires: given.expires,
@@ -229,20 +229,28 @@ fn permissions(options: &PermissionOptions) -> Permissions {
     }
 }
 
-fn rules(options: &SubjectRules) -> Rules {
+fn publish_rules(options: &SubjectRules) -> PublishRules {
+    let set = |texts: &Vec<String>| texts.iter().map(|text| rule_words(text).0).collect();
+    PublishRules {
+        allow: options.allow.as_ref().map(set),
+        deny: set(&options.deny),
+    }
+}
+
+fn subscribe_rules(options: &SubjectRules) -> SubscribeRules {
     let rule = |text: &String| {
-        let mut words = text.split_whitespace();
-        let subject = words.next().unwrap_or("").as_bytes().into();
+        let (subject, queue) = rule_words(text);
         Rule {
-            subject,
-            queue: words.next().map(|queue| queue.as_bytes().into()),
+            subject: subject.into(),
+            queue: queue.map(Box::from),
         }
     };
-    Rules {
-        allow: options
-            .allow
-            .as_ref()
-            .map(|allow| allow.iter().map(rule).collect()),
-        deny: options.deny.iter().map(rule).collect(),
-    }
+    let rules = |texts: &Vec<String>| texts.iter().map(rule).collect();
+    SubscribeRules::new(options.allow.as_ref().map(rules), rules(&options.deny))
+}
+
+/// A subject, and perhaps the name of a queue group behind it.
+fn rule_words(text: &str) -> (&[u8], Option<&[u8]>) {
+    let mut words = text.split_whitespace().map(str::as_bytes);
+    (words.next().unwrap_or_default(), words.next())
 }

@@ -4,6 +4,7 @@
 
 pub mod interest;
 pub mod names;
+pub mod set;
 pub mod sublist;
 pub mod token;
 mod trie;

@@ -29,6 +29,7 @@ pub fn mesh(bed: &Bed, _: &Setting) -> Result<Outcome> {
     let targets = std::iter::once(bed.target()).chain(more.iter().map(|server| Target {
         address: server.address,
         tls: None,
+        user: None,
     }));
     let mut connections = Vec::new();
     for target in targets {
@@ -130,6 +131,7 @@ fn storm(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Storm> {
             let second = Target {
                 address: server.address,
                 tls: None,
+                user: None,
             };
             let mut publisher = Connection::open(&second)?;
             if burst == Burst::Join {

@@ -399,6 +399,16 @@ fn loads() -> Vec<Scenario> {
         )
         .unit("ns CPU/operation"),
         flow(
+            "permissions",
+            "1000 subjects in turn, one wildcard subscription, of a user with 8 permitted subjects, 16 B",
+            Flow {
+                subjects: 1000,
+                wildcard: true,
+                ..FLOW
+            },
+        )
+        .setup(Setup::Permissions),
+        flow(
             "tls-1-to-1",
             "TLS 1.3: 1 publisher, 1 subscriber, 16 B",
             FLOW,

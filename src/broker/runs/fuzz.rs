@@ -4,7 +4,7 @@ use super::*;
 use crate::broker::hold;
 use crate::broker::mail::{Backlog, Batch};
 use crate::broker::outbox::Piece;
-use crate::broker::perms::{Permissions, Responses, Rule, Rules};
+use crate::broker::perms::{Permissions, PublishRules, Responses, Rule, SubscribeRules};
 use crate::broker::settings::{ClusterSettings, Settings};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
@@ -34,24 +34,19 @@ fn cid(home: usize, slot: usize) -> u64 {
     1 + home as u64 + u64::from(LOOPS) * slot as u64
 }
 
-fn rules(subjects: &[&str]) -> Vec<Rule> {
-    let rule = |subject: &&str| Rule {
-        subject: subject.as_bytes().into(),
-        queue: None,
-    };
-    subjects.iter().map(rule).collect()
-}
-
 fn restricted() -> Permissions {
     Permissions {
-        publish: Rules {
-            allow: Some(rules(&["a", "a.>"])),
-            deny: rules(&["a.c"]),
+        publish: PublishRules {
+            allow: Some([&b"a"[..], b"a.>"].into_iter().collect()),
+            deny: [&b"a.c"[..]].into_iter().collect(),
         },
-        subscribe: Rules {
-            allow: None,
-            deny: rules(&["a.b"]),
-        },
+        subscribe: SubscribeRules::new(
+            None,
+            vec![Rule {
+                subject: (*b"a.b").into(),
+                queue: None,
+            }],
+        ),
         responses: Some(Responses {
             messages_max: Some(2),
             expires: None,
