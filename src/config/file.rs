@@ -5,6 +5,7 @@
 //! arrays and maps; JSON is a special case. Unlike the original, what is left open is an error, and
 //! nesting is bounded.
 
+use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::hash_map::{Entry as Slot, HashMap};
 use std::path::{Path, PathBuf};
@@ -170,21 +171,20 @@ fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<
         };
         format!("error opening config file: open {shown}: {reason}")
     })?;
-    let text = String::from_utf8(bytes).map_err(|error| {
-        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let good = String::from_utf8_lossy(good);
-        let line = good.matches('\n').count() + 1;
-        let column = good.chars().rev().take_while(|c| *c != '\n').count() + 1;
-        format!("{shown}:{line}:{column}: Parse error on line {line}: 'a byte that is not UTF-8'")
-    })?;
+    let text = String::from_utf8_lossy(&bytes);
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
-    Reader::new(
+    let mut reader = Reader::new(
         text.trim_start_matches('\u{feff}'),
         &shown.to_string(),
         folder,
         depth,
-    )
-    .document(scopes)
+    );
+    reader.replaced = matches!(text, Cow::Owned(_));
+    let read = reader.document(scopes);
+    match &reader.not_utf8 {
+        Some(at) => reader.error(at, "a byte that is not UTF-8"),
+        None => read,
+    }
 }
 
 struct Reader<'a> {
@@ -196,6 +196,10 @@ struct Reader<'a> {
     depth: usize,
     /// What is being read is the value of a key that holds a secret: no message may show it.
     secret: bool,
+    /// Bytes that are not UTF-8 stand as U+FFFD in the text. In comments, of an old encoding, they do not matter.
+    replaced: bool,
+    /// The first of them elsewhere.
+    not_utf8: Option<Position>,
 }
 
 /// Keys whose values are secrets, in any block.
@@ -214,6 +218,8 @@ impl<'a> Reader<'a> {
             column: 1,
             depth,
             secret: false,
+            replaced: false,
+            not_utf8: None,
         }
     }
 
@@ -238,6 +244,16 @@ impl<'a> Reader<'a> {
     }
 
     fn next(&mut self) -> Option<char> {
+        if self.replaced
+            && self.not_utf8.is_none()
+            && self.peek() == Some(char::REPLACEMENT_CHARACTER)
+        {
+            self.not_utf8 = Some(self.at());
+        }
+        self.step()
+    }
+
+    fn step(&mut self) -> Option<char> {
         let c = self.rest.next()?;
         if c == '\n' {
             self.line += 1;
@@ -253,7 +269,7 @@ impl<'a> Reader<'a> {
             return false;
         }
         while self.peek().is_some_and(|c| c != '\n') {
-            self.next();
+            self.step();
         }
         true
     }
@@ -723,6 +739,26 @@ mod tests {
         match read_text(text, "t") {
             Ok(entries) => all(&entries),
             Err(error) => error,
+        }
+    }
+
+    #[test]
+    fn comments_may_be_of_an_old_encoding() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("server.conf");
+        let read_bytes = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            read(&path).map(|entries| entries.len())
+        };
+        assert_eq!(read_bytes(b"# f\xfcr\na = 1 // f\xfcr\nb = 2"), Ok(2));
+        for text in [
+            &b"a = 'f\xfcr'"[..],
+            b"a = 1\xfc # f\xfcr",
+            b"\xfc = 1",
+            b"a = (\n\xfc\n)\n",
+        ] {
+            let error = read_bytes(text).unwrap_err();
+            assert!(error.contains("a byte that is not UTF-8"), "{error}");
         }
     }
 
