@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
     One,
-    /// Two event loops, on one CPU like everything else.
-    TwoLoops,
+    /// So many event loops, on one CPU like everything else.
+    Loops(u16),
     Tls,
     /// Clients are a user who may do some things only.
     Permissions,
@@ -98,8 +98,8 @@ impl Bed {
         let mut tls = None;
         let starts = match setup {
             Setup::One => vec![Vec::new()],
-            Setup::TwoLoops => {
-                let program = program.with_two_loops();
+            Setup::Loops(loops) => {
+                let program = program.with_loops(loops);
                 return Ok(Self {
                     servers: vec![program.start(cpu, &[])?],
                     tls: None,

@@ -70,11 +70,11 @@ impl Program {
         })
     }
 
-    /// The same with two event loops, where it has such a thing: midge, or whatever is told of `--threads`.
-    pub fn with_two_loops(&self) -> Self {
+    /// The same with so many event loops, where it has such a thing: midge, or whatever is told of `--threads`.
+    pub fn with_loops(&self, loops: u16) -> Self {
         let has_loops = self.version().starts_with("midge ");
         Self {
-            arguments: two_loops(&self.arguments, has_loops),
+            arguments: with_loops(&self.arguments, loops, has_loops),
             ..self.clone()
         }
     }
@@ -146,8 +146,8 @@ impl Program {
     }
 }
 
-/// These arguments, but for two event loops. `has_loops`: also where they do not say how many.
-fn two_loops(arguments: &[String], has_loops: bool) -> Vec<String> {
+/// These arguments, but for so many event loops. `has_loops`: also where they do not say how many.
+fn with_loops(arguments: &[String], loops: u16, has_loops: bool) -> Vec<String> {
     let (mut kept, mut told) = (Vec::new(), has_loops);
     let mut words = arguments.iter();
     while let Some(word) = words.next() {
@@ -158,7 +158,7 @@ fn two_loops(arguments: &[String], has_loops: bool) -> Vec<String> {
         }
     }
     if told {
-        kept.extend(["--threads", "2"].map(String::from));
+        kept.extend(["--threads".into(), loops.to_string()]);
     }
     kept
 }
@@ -392,10 +392,10 @@ mod tests {
     }
 
     #[test]
-    fn two_loops_whatever_was_told_before() {
+    fn so_many_loops_whatever_was_told_before() {
         let of = |arguments: &str, has_loops| {
             let words: Vec<String> = arguments.split_whitespace().map(Into::into).collect();
-            two_loops(&words, has_loops).join(" ")
+            with_loops(&words, 2, has_loops).join(" ")
         };
         for told in ["--threads 1 -D", "-threads=1 -D", "-D --threads=4", "-D"] {
             assert_eq!(of(told, true), "-D --threads 2", "{told}");

@@ -88,6 +88,8 @@ pub struct Client {
     pub watched: bool,
     /// Made no progress for a while; holds no publisher back until it does.
     pub stuck: bool,
+    /// It is in the list of receivers above their high-water marks.
+    pub listed_behind: bool,
     pub pings_out: u32,
     /// Its own output is so far behind that nothing more is read from it.
     pub choked: bool,
@@ -185,6 +187,7 @@ impl Client {
             first_pong_sent: false,
             info_is_old: false,
             stuck: false,
+            listed_behind: false,
             pings_out: 0,
             choked: false,
             paced: false,

@@ -4,6 +4,7 @@ use super::auth::Verdict;
 use super::client::Phase;
 use super::deliver::Origin;
 use super::effect::CloseReason;
+use super::hold::Elsewhere;
 use super::perms::Subscribing;
 use super::route::RouteSession;
 use super::subs::Care;
@@ -195,7 +196,7 @@ impl Session<'_> {
             },
             from_loop: None,
             hops: 0,
-            others: 0,
+            elsewhere: Elsewhere::default(),
             from_route: false,
         }
     }

@@ -22,8 +22,13 @@
 //! A message for a queue group has one receiver, which says nothing of how the group keeps up. So where that one is behind,
 //! the members of its group on this loop are looked at. Unless nearly all of them are behind it is alone among others, as
 //! above. Nearly all are where the publisher is too fast for the group: each gets as much as the others, and they come to
-//! their marks at about the same time. Members on other loops are not seen; they are taken to be like those here. A route
-//! that is slow is not judged so: cutting it off would cost everybody on the other server.
+//! their marks at about the same time. A route that is slow is not judged so: cutting it off would cost everybody on the
+//! other server.
+//!
+//! Of the receivers of other loops a loop knows little: once a turn each tells whether any of its receivers is behind. One where
+//! none is counts as one receiver that keeps up, another one as one that is behind; for a queue group it counts as many as it has
+//! members, and where any receiver is behind they are taken to be like those here. What is told may be a turn old: when all are too
+//! slow, those that come to their marks first are held to be alone for that long.
 //!
 //! A publisher that carries messages of many, a route or the streaming engine, would be held from all others by one receiver
 //! that is slow: most of its messages have one. So it is not, until that one is well on the way to being cut off.
@@ -120,6 +125,39 @@ impl Allowance {
     }
 }
 
+/// What a loop knows of receivers of a message that are not its own. Another loop counts as one receiver; it is behind
+/// when anybody there is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    pub receivers: u32,
+    pub behind: u32,
+}
+
+impl Elsewhere {
+    pub fn and(self, more: Self) -> Self {
+        Self {
+            receivers: self.receivers + more.receivers,
+            behind: self.behind + more.behind,
+        }
+    }
+
+    pub fn without(self, some: Self) -> Self {
+        Self {
+            receivers: self.receivers - some.receivers,
+            behind: self.behind - some.behind,
+        }
+    }
+
+    fn are_nearly_all_behind(self) -> bool {
+        are_nearly_all(self.behind.into(), self.receivers.into())
+    }
+}
+
+/// Three quarters.
+fn are_nearly_all(some: u64, all: u64) -> bool {
+    some * 4 >= all * 3
+}
+
 /// One connection that was cut off because it did not read.
 #[derive(Clone, Debug)]
 pub struct SlowConsumer {
@@ -137,7 +175,7 @@ const SLOW_CONSUMERS_KEPT: usize = 64;
 impl Broker {
     /// Some of the `receivers` of a message of this publisher are behind: hold it back.
     #[cold]
-    pub(super) fn hold(&mut self, publisher: PublisherRef, receivers: u32) {
+    pub(super) fn hold(&mut self, publisher: PublisherRef, receivers: u32, elsewhere: Elsewhere) {
         let mut behind = std::mem::take(&mut self.receivers.behind);
         behind.retain(|receiver| {
             let alone = !publisher.carrier && self.is_alone_in_its_group(receiver);
@@ -146,11 +184,20 @@ impl Broker {
             }
             !alone
         });
-        let nearly_all = are_nearly_all(behind.len(), receivers as usize);
+        let here = Elsewhere {
+            receivers,
+            behind: behind.len() as u32,
+        };
+        let nearly_all = here.and(elsewhere).are_nearly_all_behind();
         for receiver in behind.drain(..) {
             self.hold_for(receiver.slot, publisher, nearly_all);
         }
         self.receivers.behind = behind;
+    }
+
+    /// Whether some receiver of this loop is above its high-water mark, for the other loops.
+    pub fn is_some_behind(&mut self) -> bool {
+        self.receivers.is_some_behind()
     }
 
     /// Whether it got the message for a queue group that keeps up but for few. A part of its members is seen, evenly over all,
@@ -167,18 +214,25 @@ impl Broker {
             return false;
         };
         let step = group.len().div_ceil(MEMBERS_SEEN_MAX).max(1);
-        let (mut seen, mut behind) = (0, 0);
-        for id in (0..group.len())
-            .step_by(step)
-            .filter_map(|at| group.member(at))
-        {
-            let target = self.receivers.subscriptions[id as usize].target();
-            if let Target::Client(slot) | Target::Route(slot) = target {
-                seen += 1;
-                behind += usize::from(self.is_behind(slot));
+        let (mut seen, mut behind, mut alike, mut keep_up) = (0, 0, 0, 0);
+        for at in (0..group.len()).step_by(step) {
+            let Some((id, weight)) = group.member(at).zip(group.weight(at)) else {
+                continue;
+            };
+            match self.receivers.subscriptions[id as usize].target() {
+                Target::Client(slot) | Target::Route(slot) => {
+                    seen += 1;
+                    behind += u64::from(self.is_behind(slot));
+                }
+                // Where anybody is behind, the members are taken to be like those here.
+                Target::Loop(index) if self.peers[usize::from(index)].behind => {
+                    alike += u64::from(weight);
+                }
+                Target::Loop(_) => keep_up += u64::from(weight),
             }
         }
-        !are_nearly_all(behind, seen)
+        let all = seen + alike + keep_up;
+        !are_nearly_all(behind * (seen + alike), all * seen)
     }
 
     fn is_behind(&self, slot: Slot) -> bool {
@@ -405,11 +459,6 @@ impl Broker {
         self.give_up(slot);
         self.close(slot, CloseReason::SlowConsumer);
     }
-}
-
-/// Three quarters.
-fn are_nearly_all(behind: usize, receivers: usize) -> bool {
-    behind * 4 >= receivers * 3
 }
 
 #[cfg(test)]

@@ -8,10 +8,10 @@
 //!   interest: kind u8 | plain or queue u8 | - u16 | count u32 | subject length u32 | queue length u32
 //!             subject | queue
 //!   message:  kind u8 | plain u8 | hops u8 | shared u8 | groups u32
-//!             subject, reply, header (or none), body, tail lengths u32 | others u32
+//!             subject, reply, header (or none), body, tail lengths u32 | receivers elsewhere, of them behind u32
 //!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u32, name)... | sid | tail
-//!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32 | others u32
-//!             publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
+//!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32
+//!             receivers elsewhere, of them behind u32 | publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
 //!             in it the tails lie
 //!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | next u32 | lines
 //!   mark:     kind u8 | - | position u64
@@ -26,6 +26,7 @@
 //! long as a line may get.
 
 use super::client::PublisherRef;
+use super::hold::Elsewhere;
 use crate::wire::parser::{Message, Padded};
 use crate::wire::run::{RUN_MESSAGES_MAX, Run, Tail};
 use bytes::Bytes;
@@ -40,7 +41,7 @@ const KIND_INTEREST_WANTED: u8 = 4;
 const KIND_RUN: u8 = 5;
 const KIND_MARK: u8 = 6;
 const KIND_TAKEN_IN: u8 = 7;
-const RUN_HEAD_BYTES: usize = 32;
+const RUN_HEAD_BYTES: usize = 36;
 const NO_HEADERS: u32 = u32::MAX;
 /// In place of the number of groups: those of the message before that has any.
 const SAME_GROUPS: u32 = u32::MAX;
@@ -88,8 +89,7 @@ pub struct Envelope {
     pub plain: bool,
     /// How often it was passed on because the chosen member of a queue group had gone.
     pub hops: u8,
-    /// Receivers it had outside the receiving loop.
-    pub others: u32,
+    pub elsewhere: Elsewhere,
     pub publisher: PublisherRef,
 }
 
@@ -211,7 +211,8 @@ impl Batch {
             message.header_bytes.unwrap_or(NO_HEADERS),
             message.body_bytes as u32,
             tail.len() as u32,
-            envelope.others,
+            envelope.elsewhere.receivers,
+            envelope.elsewhere.behind,
             envelope.publisher.slot,
         ];
         for number in numbers {
@@ -268,7 +269,8 @@ impl Batch {
             0,
         ];
         self.bytes.extend_from_slice(&kind);
-        for number in [subject.len() as u32, envelope.others, slot] {
+        let Elsewhere { receivers, behind } = envelope.elsewhere;
+        for number in [subject.len() as u32, receivers, behind, slot] {
             self.bytes.extend_from_slice(&number.to_le_bytes());
         }
         self.bytes.extend_from_slice(&cid.to_le_bytes());
@@ -406,14 +408,15 @@ impl<'a> Iterator for Records<'a> {
             }
             KIND_MESSAGE => {
                 let (hops, shared, count) = (low, high, self.number());
-                let lengths: [u32; 7] = std::array::from_fn(|_| self.number());
+                let lengths: [u32; 8] = std::array::from_fn(|_| self.number());
                 let [
                     subject_len,
                     reply_len,
                     header_len,
                     body_len,
                     tail_len,
-                    others,
+                    receivers,
+                    behind,
                     slot,
                 ] = lengths;
                 let cid = self.long_number();
@@ -442,7 +445,7 @@ impl<'a> Iterator for Records<'a> {
                 let envelope = Envelope {
                     plain: flag & 1 == 1,
                     hops,
-                    others,
+                    elsewhere: Elsewhere { receivers, behind },
                     publisher: PublisherRef {
                         slot,
                         cid,
@@ -458,7 +461,7 @@ impl<'a> Iterator for Records<'a> {
             }
             KIND_RUN => {
                 let [hops, carrier, _, _] = self.number_bytes().expect("a whole record");
-                let (subject_len, others, slot) = (self.number(), self.number(), self.number());
+                let [subject_len, receivers, behind, slot] = std::array::from_fn(|_| self.number());
                 let (cid, region_len) = (self.long_number(), self.number());
                 let subject = Padded::new(self.bytes, subject_len as usize);
                 self.take(subject_len as usize);
@@ -470,7 +473,7 @@ impl<'a> Iterator for Records<'a> {
                 let envelope = Envelope {
                     plain: true,
                     hops,
-                    others,
+                    elsewhere: Elsewhere { receivers, behind },
                     publisher: PublisherRef {
                         slot,
                         cid,
@@ -530,7 +533,10 @@ mod tests {
         let envelope = Envelope {
             plain: true,
             hops: 1,
-            others: 5,
+            elsewhere: Elsewhere {
+                receivers: 5,
+                behind: 3,
+            },
             publisher,
         };
         let small = Message {
@@ -633,7 +639,7 @@ mod tests {
                         m.body().escape_ascii(),
                         e.plain,
                         e.hops,
-                        e.others,
+                        e.elsewhere.receivers - e.elsewhere.behind,
                         owned.is_some()
                     )
                 }
@@ -643,7 +649,7 @@ mod tests {
             shown,
             [
                 "a.* None 1",
-                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 5 ["q1", "q2"] false"#,
+                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 2 ["q1", "q2"] false"#,
                 "b Some(\"q\") 4",
                 "lines Some(9) true Some(5) SUB a  RSID:1:1\\r\\n",
                 "lines None false None UNSUB RSID:1:1\\r\\n",
@@ -651,7 +657,7 @@ mod tests {
                 "mark 1099511627776",
                 "taken in 7",
                 r#"run foo ["None hello\\r\\n", "Some(2) hi\\r\\n"]"#,
-                r#"7:1 foo None None hi\r\n false 1 5 [] true"#,
+                r#"7:1 foo None None hi\r\n false 1 2 [] true"#,
             ]
         );
         batch.clear();
@@ -708,7 +714,7 @@ mod tests {
         Envelope {
             plain: true,
             hops: 1,
-            others: 0,
+            elsewhere: Elsewhere::default(),
             publisher: PublisherRef {
                 slot: 7,
                 cid: 9,

@@ -7,6 +7,7 @@
 use super::Broker;
 use super::client::PublisherRef;
 use super::deliver::Origin;
+use super::hold::Elsewhere;
 use super::mail::{Backlog, Batch, Envelope, Record};
 use super::pace::Mark;
 use super::subs::{Care, Target};
@@ -28,6 +29,8 @@ pub struct Peer {
     interest: HashMap<PatternAndGroup, u32>,
     /// Sent to that loop and not yet worked off, told by the carrier.
     pub backlog: Backlog,
+    /// Some receiver over there is above its high-water mark, told by the carrier.
+    pub behind: bool,
     /// Publishers of this loop held back until the backlog is gone.
     waiting: Vec<PublisherRef>,
     /// What the current message is to do there.
@@ -74,6 +77,14 @@ impl Peer {
     #[inline]
     pub fn bytes_ahead(&self) -> usize {
         self.backlog.bytes + self.outgoing.weight
+    }
+
+    /// It counts as one receiver of a message that goes there.
+    pub fn as_receiver(&self) -> Elsewhere {
+        Elsewhere {
+            receivers: 1,
+            behind: u32::from(self.behind),
+        }
     }
 
     pub fn changes_ahead(&self) -> usize {
@@ -243,6 +254,11 @@ impl Broker {
         }
     }
 
+    /// The carrier tells whether some receiver over there is above its high-water mark.
+    pub fn set_behind(&mut self, to: u16, behind: bool) {
+        self.peers[to as usize].behind = behind;
+    }
+
     /// A publisher sent to another loop whose mailbox is full: hold it until there is room.
     #[cold]
     pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: PublisherRef) {
@@ -262,7 +278,7 @@ fn origin_of(from_loop: u16, envelope: &Envelope) -> Origin {
         publisher: envelope.publisher,
         from_loop: Some(from_loop),
         hops: envelope.hops,
-        others: envelope.others,
+        elsewhere: envelope.elsewhere,
         from_route: false,
     }
 }

@@ -13,6 +13,7 @@
 
 use super::client::{Client, Phase};
 use super::deliver::{Origin, Receivers, put_head};
+use super::hold::Elsewhere;
 use super::mail::Envelope;
 use super::outbox::{PADDING, put};
 use super::peers::BACKLOG_BYTES_MAX;
@@ -28,6 +29,14 @@ const HEAD_BYTES_MAX: usize = 192;
 /// Groups up to this size are looked through before a run is dealt out.
 const GROUP_MEMBERS_MAX: usize = 64;
 const _: () = assert!(GROUP_MEMBERS_MAX < u8::MAX as usize);
+
+/// Each message of a run went to so many receivers here; all together had so many messages, with so many bytes.
+#[derive(Clone, Copy)]
+struct Delivered {
+    receivers: u32,
+    messages: u64,
+    bytes: u64,
+}
 
 /// How a run can be delivered to those who match.
 enum Way {
@@ -121,16 +130,16 @@ impl Broker {
             }
         }
         reached_routes.clear();
+        let mut elsewhere = origin.elsewhere;
         if !matched_peers.is_empty() {
-            self.send_run_to_peers(origin, run, count);
+            elsewhere = elsewhere.and(self.send_run_to_peers(origin, run, count));
         }
-        self.finish_run(
-            origin,
-            run,
-            count,
-            run.count() as u64,
-            run.body_bytes as u64,
-        );
+        let delivered = Delivered {
+            receivers: count,
+            messages: run.count() as u64,
+            bytes: run.body_bytes as u64,
+        };
+        self.finish_run(origin, run, delivered, elsewhere);
     }
 
     /// Each message to one member of a group, chosen evenly.
@@ -167,19 +176,27 @@ impl Broker {
                 bytes += part.body_bytes as u64;
             }
         }
-        self.finish_run(origin, run, u32::from(messages > 0), messages, bytes);
+        let delivered = Delivered {
+            receivers: u32::from(messages > 0),
+            messages,
+            bytes,
+        };
+        self.finish_run(origin, run, delivered, origin.elsewhere);
     }
 
-    /// What is left to do once all receivers have been visited: each message had `receivers`, all
-    /// together had so many messages and bytes.
+    /// What is left to do once all receivers have been visited.
     fn finish_run(
         &mut self,
         origin: &Origin,
         run: &Run<'_>,
-        receivers: u32,
-        messages: u64,
-        bytes: u64,
+        delivered: Delivered,
+        elsewhere: Elsewhere,
     ) {
+        let Delivered {
+            receivers,
+            messages,
+            bytes,
+        } = delivered;
         let copies = u64::from(receivers);
         self.totals.traffic.messages_out += copies * messages;
         self.totals.traffic.bytes_out += copies * bytes;
@@ -187,19 +204,21 @@ impl Broker {
         if self.receivers.anything_left()
             && let Some(first) = run.messages().next()
         {
-            self.finish_rare(origin, &first, receivers);
+            self.finish_rare(origin, &first, receivers, elsewhere);
         }
     }
 
-    fn send_run_to_peers(&mut self, origin: &Origin, run: &Run<'_>, others: u32) {
+    /// Returns what there is to know of the receivers over there.
+    fn send_run_to_peers(&mut self, origin: &Origin, run: &Run<'_>, receivers: u32) -> Elsewhere {
         let targets = std::mem::take(&mut self.matched_peers);
+        let (ours, theirs) = self.receivers_of(receivers, &targets);
         for index in &targets {
             let peer = &mut self.peers[*index as usize];
             peer.plain = false;
             let envelope = Envelope {
                 plain: true,
                 hops: origin.hops,
-                others,
+                elsewhere: ours.and(theirs).without(peer.as_receiver()),
                 publisher: origin.publisher,
             };
             peer.outgoing.push_run(run, envelope);
@@ -209,6 +228,7 @@ impl Broker {
         }
         self.matched_peers = targets;
         self.matched_peers.clear();
+        theirs
     }
 }
 

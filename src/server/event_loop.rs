@@ -300,8 +300,14 @@ impl<I: Io> EventLoop<I> {
             }
             let backlog = mailbox.backlog(self.broker.waits_for(to));
             self.broker.set_backlog(to, backlog);
+            let door = shared.mesh.door(to);
+            self.broker.set_behind(to, door.is_behind());
         }
         self.broker.backlogs_are_set();
+        if shared.mesh.loops() > 1 {
+            let door = shared.mesh.door(self.index);
+            door.set_behind(self.broker.is_some_behind());
+        }
     }
 
     fn ring(&mut self, to: u16) {

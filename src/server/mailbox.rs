@@ -148,6 +148,8 @@ pub struct LoopDoor<C> {
     ring_fd: AtomicI32,
     /// Connections the loop has or is about to get.
     pub connections: AtomicUsize,
+    /// Some receiver of the loop is above its high-water mark. A hint: others read it once a turn.
+    behind: AtomicBool,
     commands: SegQueue<C>,
     /// Wakes the loop for a command.
     event: nix::sys::eventfd::EventFd,
@@ -160,9 +162,22 @@ impl<C> LoopDoor<C> {
             sleep: Sleep::default(),
             ring_fd: AtomicI32::new(-1),
             connections: AtomicUsize::new(0),
+            behind: AtomicBool::new(false),
             commands: SegQueue::new(),
             event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
+    }
+
+    /// Called by the loop itself.
+    pub fn set_behind(&self, behind: bool) {
+        // The line is read by all, and seldom changes.
+        if self.is_behind() != behind {
+            self.behind.store(behind, Ordering::Relaxed);
+        }
+    }
+
+    pub fn is_behind(&self) -> bool {
+        self.behind.load(Ordering::Relaxed)
     }
 
     /// Called by ordinary threads.

@@ -675,6 +675,11 @@ impl World {
             let backlog = Backlog { bytes: 0, changes };
             let broker = &mut self.servers[site].lanes[index as usize].broker;
             broker.set_backlog(to, backlog);
+            let behind = self.servers[site].lanes[to as usize]
+                .broker
+                .is_some_behind();
+            let broker = &mut self.servers[site].lanes[index as usize].broker;
+            broker.set_behind(to, behind);
         }
         let lane = &mut self.servers[site].lanes[index as usize];
         lane.broker.backlogs_are_set();

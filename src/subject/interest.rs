@@ -97,6 +97,11 @@ impl Group {
         self.members.get(index).map(|member| member.id)
     }
 
+    /// Number of subscriptions behind one member.
+    pub fn weight(&self, index: usize) -> Option<u32> {
+        self.members.get(index).map(|member| member.weight)
+    }
+
     /// Number of subscriptions behind the members.
     pub fn total_weight(&self) -> u64 {
         self.total_weight

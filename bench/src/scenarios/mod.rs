@@ -286,7 +286,7 @@ fn core() -> Vec<Scenario> {
             75.0,
             FLOW,
         )
-        .setup(Setup::TwoLoops),
+        .setup(Setup::Loops(2)),
         flow(
             "route-publisher-side",
             "across a route, 16 B: CPU of the publisher's server",
@@ -382,10 +382,17 @@ fn loads() -> Vec<Scenario> {
         new(
             "slow-consumer",
             "1 publisher, 8 subscribers, one stops reading: time per message to the others",
-            slow::cost,
+            |bed, setting| slow::cost(bed, setting, slow::Slow::Silent),
         )
         .unit("of that with 7")
         .target(1.05),
+        new(
+            "slow-reader-9-loops",
+            "1 publisher, 8 subscribers, each on a loop of its own, one reads 10 MB/s: time per message to the others",
+            |bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)),
+        )
+        .unit("of that with 7")
+        .setup(Setup::Loops(9)),
         new(
             "connect-storm",
             "connect, CONNECT, PING, PONG by 9600 clients, 32 at once; close",

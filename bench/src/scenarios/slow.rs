@@ -3,29 +3,87 @@
 use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Due, Publisher, Result, Subscriber, wait_for};
+use crate::load::{Connection, Due, Publisher, Result, Subscriber, Target, wait_for};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 const SUBSCRIBERS: usize = 8;
 const PAYLOAD: usize = 128;
+/// How often whoever reads slowly does.
+const READ_EVERY: Duration = Duration::from_millis(10);
+
+/// What the slow one does.
+#[derive(Clone, Copy)]
+pub enum Slow {
+    Silent,
+    /// Reads so many bytes a second, and comes back when it was cut off.
+    Reads(usize),
+}
+
+impl Slow {
+    /// Subscribes, and goes on until it is told to stop.
+    fn start<'s>(
+        self,
+        scope: &'s Scope<'s, '_>,
+        target: Target,
+        stop: &'s AtomicBool,
+    ) -> Result<ScopedJoinHandle<'s, Result<()>>> {
+        let mut connection = subscribed(&target)?;
+        Ok(scope.spawn(move || {
+            let bytes = match self {
+                Self::Silent => 0,
+                Self::Reads(bytes) => bytes / (1000 / READ_EVERY.as_millis() as usize),
+            };
+            let mut chunk = vec![0; bytes];
+            while !stop.load(Ordering::Relaxed) {
+                std::thread::sleep(READ_EVERY);
+                let read = match self {
+                    Self::Silent => continue,
+                    Self::Reads(_) => connection.read(&mut chunk),
+                };
+                match read {
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+                    Ok(0) | Err(_) => connection = subscribed(&target)?,
+                    Ok(_) => {}
+                }
+            }
+            Ok(())
+        }))
+    }
+}
+
+fn line() -> String {
+    format!("SUB {} {:06}\r\n", subject(0), 1)
+}
+
+fn subscribed(target: &Target) -> Result<Connection> {
+    let mut connection = Connection::open(target)?;
+    connection.write(line().as_bytes())?;
+    connection.settle()?;
+    connection.timeout(READ_EVERY)?;
+    Ok(connection)
+}
 
 /// Messages a second that flow to this many subscribers.
-fn rate(bed: &Bed, seconds: f64, readers: usize, with_slow_one: bool) -> Result<f64> {
-    let target = bed.target();
-    let line = format!("SUB {} {:06}\r\n", subject(0), 1);
-    let slow = match with_slow_one {
-        true => {
-            let mut connection = Connection::open(&target)?;
-            connection.write(line.as_bytes())?;
-            connection.settle()?;
-            Some(connection)
-        }
-        false => None,
-    };
+fn rate(bed: &Bed, seconds: f64, readers: usize, slow: Option<Slow>) -> Result<f64> {
+    let (target, stop) = (bed.target(), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        let slow = slow
+            .map(|slow| slow.start(scope, target.clone(), &stop))
+            .transpose()?;
+        let rate = rate_of(&target, seconds, readers);
+        stop.store(true, Ordering::Relaxed);
+        slow.map_or(Ok(()), |slow| slow.join().expect("it does not panic"))?;
+        rate
+    })
+}
+
+fn rate_of(target: &Target, seconds: f64, readers: usize) -> Result<f64> {
     let readers = (0..readers)
-        .map(|_| Subscriber::new(&target, &line, ordered(PAYLOAD)))
+        .map(|_| Subscriber::new(target, &line(), ordered(PAYLOAD)))
         .collect::<Result<Vec<_>>>()?;
-    let mut publisher = Publisher::new(&target, &[subject(0)], PAYLOAD)?;
+    let mut publisher = Publisher::new(target, &[subject(0)], PAYLOAD)?;
     let start = Instant::now();
     let published = publisher.run(start + Duration::from_secs_f64(seconds))?;
     let share = published * sample(PAYLOAD).len() as u64;
@@ -35,17 +93,16 @@ fn rate(bed: &Bed, seconds: f64, readers: usize, with_slow_one: bool) -> Result<
     for reader in readers {
         reader.finish()?;
     }
-    drop(slow);
     waited.map(|()| rate)
 }
 
 /// How many times as long a message to the others takes.
-pub fn cost(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+pub fn cost(bed: &Bed, setting: &Setting, slow: Slow) -> Result<Outcome> {
     // Long enough for a hold-up of some seconds to show as what it is.
     let seconds = setting.seconds * 5.0;
-    rate(bed, setting.seconds / 5.0, SUBSCRIBERS - 1, false)?; // warm-up
-    let alone = rate(bed, seconds, SUBSCRIBERS - 1, false)?;
-    let beside = rate(bed, seconds, SUBSCRIBERS - 1, true)?;
+    rate(bed, setting.seconds / 5.0, SUBSCRIBERS - 1, None)?; // warm-up
+    let alone = rate(bed, seconds, SUBSCRIBERS - 1, None)?;
+    let beside = rate(bed, seconds, SUBSCRIBERS - 1, Some(slow))?;
     Ok(Outcome {
         figure: alone / beside,
         rate: beside,

@@ -11,6 +11,7 @@ mod receivers;
 mod tests;
 
 use super::client::PublisherRef;
+use super::hold::Elsewhere;
 use super::mail::{Envelope, Groups};
 use super::peers::BACKLOG_BYTES_MAX;
 use super::propagate::{Address, QUEUE_SID_PREFIX};
@@ -33,8 +34,7 @@ pub(super) struct Origin {
     pub publisher: PublisherRef,
     pub from_loop: Option<u16>,
     pub hops: u8,
-    /// Receivers known elsewhere.
-    pub others: u32,
+    pub elsewhere: Elsewhere,
     /// It came over a route: it goes to no other one.
     pub from_route: bool,
 }
@@ -239,8 +239,9 @@ impl Broker {
     /// What is left to do once all receivers have been visited.
     #[inline]
     fn finish(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) {
+        let mut elsewhere = origin.elsewhere;
         if !self.matched_peers.is_empty() {
-            self.send_to_peers(origin, delivery);
+            elsewhere = elsewhere.and(self.send_to_peers(origin, delivery));
         }
         self.reached_routes.clear();
         self.totals.fanout_max = self.totals.fanout_max.max(delivery.receivers);
@@ -248,12 +249,18 @@ impl Broker {
         self.totals.traffic.bytes_out +=
             u64::from(delivery.receivers) * delivery.message.body_bytes as u64;
         if self.receivers.anything_left() {
-            self.finish_rare(origin, delivery.message, delivery.receivers);
+            self.finish_rare(origin, delivery.message, delivery.receivers, elsewhere);
         }
     }
 
     #[cold]
-    pub(super) fn finish_rare(&mut self, origin: &Origin, message: &Message<'_>, receivers: u32) {
+    pub(super) fn finish_rare(
+        &mut self,
+        origin: &Origin,
+        message: &Message<'_>,
+        receivers: u32,
+        elsewhere: Elsewhere,
+    ) {
         for slot in std::mem::take(&mut self.receivers.requested) {
             let client = &mut self.receivers.clients[slot as usize];
             let responses = client.permissions.as_ref().and_then(|p| p.responses);
@@ -287,16 +294,18 @@ impl Broker {
             );
         }
         if !self.receivers.behind.is_empty() {
-            self.hold(origin.publisher, receivers + origin.others);
+            self.hold(origin.publisher, receivers, elsewhere);
         }
     }
 
-    fn send_to_peers(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) {
+    /// Returns what there is to know of the receivers over there.
+    fn send_to_peers(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) -> Elsewhere {
         let message = delivery.message;
         if delivery.owned.is_none() && message.tail.len >= SHARED_BYTES_MIN {
             delivery.owned = Some(Bytes::copy_from_slice(message.tail.bytes()));
         }
         let targets = std::mem::take(&mut self.matched_peers);
+        let (ours, theirs) = self.receivers_of(delivery.receivers, &targets);
         for index in &targets {
             let Self { peers, sublist, .. } = self;
             let peer = &mut peers[*index as usize];
@@ -309,7 +318,7 @@ impl Broker {
             let envelope = Envelope {
                 plain,
                 hops: origin.hops + u8::from(origin.from_loop.is_some()),
-                others: delivery.receivers,
+                elsewhere: ours.and(theirs).without(peer.as_receiver()),
                 publisher: origin.publisher,
             };
             let names = groups.iter().map(|queue| sublist.queue_name(*queue));
@@ -326,6 +335,21 @@ impl Broker {
         delivery.reached_peers += targets.len() as u32;
         self.matched_peers = targets;
         self.matched_peers.clear();
+        theirs
+    }
+
+    /// Of a message that has so many receivers here, and some on each of these loops: what there is to know of the ones
+    /// and of the others.
+    pub(super) fn receivers_of(&self, here: u32, loops: &[u16]) -> (Elsewhere, Elsewhere) {
+        let ours = Elsewhere {
+            receivers: here,
+            behind: self.receivers.behind.len() as u32,
+        };
+        let mut theirs = Elsewhere::default();
+        for index in loops {
+            theirs = theirs.and(self.peers[usize::from(*index)].as_receiver());
+        }
+        (ours, theirs)
     }
 
     /// The answer to a request that reached nobody: status 503, to the requester's own subscription
@@ -358,7 +382,7 @@ impl Broker {
                 publisher: self.publisher(slot),
                 from_loop: None,
                 hops: 0,
-                others: 0,
+                elsewhere: Elsewhere::default(),
                 from_route: false,
             };
             self.finish(&origin, &mut delivery);

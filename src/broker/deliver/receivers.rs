@@ -70,6 +70,8 @@ pub(in crate::broker) struct Receivers {
     /// their high-water mark, and those above their bound.
     pub(super) expired: Vec<u32>,
     pub behind: Vec<Behind>,
+    /// Receivers that were above their marks, by slot and cid; some have caught up or have gone.
+    was_behind: Vec<(Slot, u64)>,
     pub(super) overflowed: Vec<Slot>,
     /// Clients that got a request and may answer it whatever else they may publish.
     pub requested: Vec<Slot>,
@@ -90,6 +92,7 @@ impl Receivers {
             dirty: Vec::new(),
             expired: Vec::new(),
             behind: Vec::new(),
+            was_behind: Vec::new(),
             overflowed: Vec::new(),
             requested: Vec::new(),
             visit: 0,
@@ -197,13 +200,37 @@ impl Receivers {
     #[cold]
     pub fn note_backlog(&mut self, slot: Slot, subscription: u32, added: usize) {
         let limits = self.limits(slot);
-        let client = &self.clients[slot as usize];
+        let client = &mut self.clients[slot as usize];
         let pending = client.outbox.pending();
         if pending.saturating_sub(added) > limits.pending_bytes_max {
             self.overflowed.push(slot);
         } else if pending > limits.high_water_bytes && (!client.stuck || client.internal) {
             self.behind.push(Behind { slot, subscription });
+            if !std::mem::replace(&mut client.listed_behind, true) {
+                self.was_behind.push((slot, client.cid));
+            }
         }
+    }
+
+    /// Whether some receiver is above its mark, and takes some of its output yet. Parts of this process do not count: who
+    /// sends to them waits by other terms.
+    pub fn is_some_behind(&mut self) -> bool {
+        while let Some((slot, cid)) = self.was_behind.last().copied() {
+            let high_water_bytes = match self.clients.get(slot as usize) {
+                Some(_) => self.limits(slot).high_water_bytes,
+                None => usize::MAX,
+            };
+            let client = self.clients.get_mut(slot as usize);
+            if let Some(client) = client.filter(|client| client.cid == cid) {
+                let above = client.outbox.pending() > high_water_bytes;
+                if above && client.phase == Phase::Open && !client.stuck && !client.internal {
+                    return true;
+                }
+                client.listed_behind = false;
+            }
+            self.was_behind.pop();
+        }
+        false
     }
 
     /// A route gets a message once, however many of its plain subscriptions match.

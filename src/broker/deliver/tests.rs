@@ -88,7 +88,7 @@ fn members_of_this_loop_are_drawn_evenly() {
             let envelope = Envelope {
                 plain: false,
                 hops: 0,
-                others: 0,
+                elsewhere: Default::default(),
                 publisher,
             };
             let mut batch = Batch::default();

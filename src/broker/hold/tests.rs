@@ -660,3 +660,129 @@ fn in_a_cluster_with_little_room() -> Settings {
     settings.cluster.as_mut().unwrap().pending_bytes_max = 100_000;
     settings
 }
+
+/// Loops whose turns come one after another, all within a moment.
+struct House {
+    loops: Vec<Broker>,
+    now: Instant,
+    publisher: Slot,
+    /// By loop; the first one has none.
+    receivers: Vec<Slot>,
+}
+
+impl House {
+    /// A publisher on the first loop, and one receiver on each of so many others.
+    fn new(receivers: u16, subscribe: &str) -> Self {
+        let now = Instant::now();
+        let make = |index| {
+            let (region, settings) = (RegionMut::map(1 << 20).unwrap(), Settings::default());
+            Broker::new(
+                Arc::new(settings),
+                index,
+                receivers + 1,
+                region,
+                Random::new(1),
+                now,
+            )
+        };
+        let mut loops: Vec<Broker> = (0..=receivers).map(make).collect();
+        let publisher = open(&mut loops[0], 1, now);
+        let mut slots = vec![publisher];
+        for (home, broker) in loops.iter_mut().enumerate().skip(1) {
+            let slot = open(broker, home as u64 + 1, now);
+            broker.handle_bytes(slot, subscribe.as_bytes(), now);
+            slots.push(slot);
+        }
+        let mut house = Self {
+            loops,
+            now,
+            publisher,
+            receivers: slots,
+        };
+        house.exchange();
+        house
+    }
+
+    fn exchange(&mut self) {
+        for from in 0..self.loops.len() {
+            self.loops[from].end_turn();
+            for to in (0..self.loops.len()).filter(|to| *to != from) {
+                let batch = self.loops[from].take_mail(to as u16, Default::default());
+                self.loops[to].handle_mail(from as u16, &batch, self.now);
+                self.loops[from].set_backlog(to as u16, Default::default());
+            }
+        }
+        for from in 0..self.loops.len() {
+            let behind = self.loops[from].is_some_behind();
+            for to in (0..self.loops.len()).filter(|to| *to != from) {
+                self.loops[to].set_behind(from as u16, behind);
+            }
+        }
+    }
+
+    /// The publisher says as much as it may, a read a millisecond, and each receiver takes so many bytes in that time.
+    /// Returns for how long it was held, and the most that was pending for one.
+    fn run(
+        &mut self,
+        read: &[u8],
+        milliseconds: u32,
+        takes: impl Fn(usize) -> usize,
+    ) -> (Duration, usize) {
+        let (mut held, mut most, step) = (Duration::ZERO, 0, Duration::from_millis(1));
+        for _ in 0..milliseconds {
+            let publisher = self.publisher;
+            match self.loops[0].wants_bytes(publisher) {
+                true => self.loops[0].handle_bytes(publisher, read, self.now),
+                false => held += step,
+            }
+            self.exchange();
+            for home in 1..self.loops.len() {
+                let slot = self.receivers[home];
+                take(&mut self.loops[home], slot, takes(home), self.now);
+                most = most.max(pending(&self.loops[home], slot));
+            }
+            self.now += step;
+            for broker in &mut self.loops {
+                broker.handle_timeouts(self.now);
+            }
+            self.exchange();
+            resumed(&mut self.loops[0]);
+        }
+        (held, most)
+    }
+}
+
+/// Nobody beside it on its loop keeps up; everybody elsewhere does.
+#[test]
+fn a_slow_receiver_alone_on_its_loop_is_alone_all_the_same() {
+    for subscribe in ["SUB x 1\r\n", "SUB x q 1\r\n"] {
+        for read in [message("x", 10_000), message("x", 100).repeat(100)] {
+            let mut house = House::new(8, subscribe);
+            let slow = |home| if home == 5 { 100 } else { usize::MAX };
+            let (held, most) = house.run(&read, 2000, slow);
+            assert!(most > HIGH_WATER_BYTES, "{most} bytes");
+            let moment = Duration::from_millis(100);
+            assert!(!held.is_zero() && held < moment, "{held:?} of 2 s");
+        }
+    }
+}
+
+#[test]
+fn receivers_that_are_all_slow_hold_their_publisher_from_wherever_they_are() {
+    // All of them, and all but two.
+    for keep_up in [0, 2] {
+        let mut house = House::new(8, "SUB x 1\r\n");
+        let takes = |home| if home <= keep_up { usize::MAX } else { 1000 };
+        let (held, most) = house.run(&message("x", 10_000), 5000, takes);
+        assert!(held > Duration::from_secs(3), "{held:?} of 5 s");
+        assert!(most < 3 << 20, "{most} bytes");
+    }
+}
+
+#[test]
+fn a_group_of_all_loops_that_is_slow_holds_its_publisher() {
+    let mut house = House::new(8, "SUB x q 1\r\n");
+    let (held, most) = house.run(&message("x", 10_000).repeat(4), 5000, |_| 1000);
+    assert!(held > Duration::from_secs(3), "{held:?} of 5 s");
+    assert!(most < 3 << 20, "{most} bytes");
+}

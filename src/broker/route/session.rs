@@ -4,6 +4,7 @@ use crate::broker::auth::{Shown, Verdict};
 use crate::broker::client::{Client, Phase};
 use crate::broker::deliver::Origin;
 use crate::broker::effect::CloseReason;
+use crate::broker::hold::Elsewhere;
 use crate::broker::propagate::QUEUE_SID_PREFIX;
 use crate::broker::subs::Care;
 use crate::broker::{Broker, Slot};
@@ -70,7 +71,7 @@ impl<'b, const TRACE: bool> RouteSession<'b, TRACE> {
             publisher: self.broker.publisher(self.slot),
             from_loop: None,
             hops: 0,
-            others: 0,
+            elsewhere: Elsewhere::default(),
             from_route: true,
         }
     }
