@@ -1,6 +1,6 @@
 //! What a scenario runs on: one server or several, with what they need on the disk.
 
-use crate::load::{Result, Target};
+use crate::connection::{Result, Target};
 use crate::server::{Program, Server, free_port};
 use std::path::Path;
 use std::sync::Arc;

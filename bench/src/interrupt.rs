@@ -2,7 +2,7 @@
 //!
 //! Signals are blocked in all threads but the one that waits for them, so that no system call of the load is cut short.
 
-use crate::load::Result;
+use crate::connection::Result;
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, killpg};
 use nix::unistd::Pid;
 use std::io::Write;

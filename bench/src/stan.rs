@@ -1,6 +1,6 @@
 //! A client of NATS Streaming, made for load: batches prepared as far as can be.
 
-use crate::load::{Connection, Result};
+use crate::connection::{Connection, Result};
 use crate::stats::histogram;
 use hdrhistogram::Histogram;
 use prost::Message;

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Crowd, Result, Target};
+use crate::connection::{Connection, Crowd, Result, Target};
 use crate::stats::{Latency, histogram};
 use hdrhistogram::Histogram;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};

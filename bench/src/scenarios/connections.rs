@@ -2,7 +2,7 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Result};
+use crate::connection::{Connection, Result};
 use std::time::Duration;
 
 /// Connections of a storm that are being made at any time.

@@ -2,10 +2,9 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{
-    Audience, Connection, Due, Expected, Publisher, Receives, Result, Subscriber, Target, received,
-    wait_for,
-};
+use crate::connection::{Connection, Result, Target};
+use crate::publish::Publisher;
+use crate::receive::{Audience, Due, Expected, Receives, Subscriber, received, wait_for};
 use std::time::{Duration, Instant};
 
 #[derive(Clone)]

@@ -2,7 +2,7 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Crowd, Result};
+use crate::connection::{Connection, Crowd, Result};
 use crate::stats::{Latency, histogram};
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};

@@ -9,7 +9,7 @@ mod streaming;
 mod subjects;
 
 use crate::bed::{Bed, Setup, Store};
-use crate::load::Result;
+use crate::connection::Result;
 use crate::stats::Latency;
 use cluster::Burst;
 use flow::{FLOW, Flow, flow};

@@ -3,7 +3,9 @@
 use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Due, Publisher, Result, Subscriber, Target, wait_for};
+use crate::connection::{Connection, Result, Target};
+use crate::publish::Publisher;
+use crate::receive::{Due, Subscriber, wait_for};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::{Duration, Instant};

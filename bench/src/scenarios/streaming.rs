@@ -2,7 +2,7 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Result, Target};
+use crate::connection::{Connection, Result, Target};
 use crate::server;
 use crate::stan::{self, Publisher, Start, Subscriber};
 use crate::stats::{Latency, histogram};

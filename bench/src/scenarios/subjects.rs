@@ -3,7 +3,9 @@
 use super::flow::{ordered, sample, subject};
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::load::{Connection, Due, Publisher, Result, Subscriber, batches, wait_for};
+use crate::connection::{Connection, Result};
+use crate::publish::{Publisher, batches};
+use crate::receive::{Due, Subscriber, wait_for};
 use std::time::{Duration, Instant};
 
 const MANY: usize = 200_000;

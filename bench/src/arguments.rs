@@ -1,0 +1,105 @@
+//! The command line.
+
+use crate::server::Program;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    about = "Compares NATS servers: speed, CPU per message, latency, memory",
+    version
+)]
+pub struct Arguments {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Subcommand)]
+pub enum Command {
+    /// Names the scenarios
+    List,
+    /// Runs scenarios against servers, in turn
+    Run(Box<RunArguments>),
+    /// Holds two reports against each other: their ratios, and whether those agree
+    Compare(CompareArguments),
+}
+
+#[derive(clap::Args)]
+pub struct CompareArguments {
+    /// A report of `run --json`
+    pub first: String,
+    /// Another one, of the same servers
+    pub second: String,
+    /// Percent a ratio may be apart
+    #[arg(long, default_value_t = 15.0)]
+    pub within: f64,
+}
+
+#[derive(clap::Args)]
+pub struct RunArguments {
+    /// The server to judge: NAME=PATH; started directly, so that a script in its place must `exec` it
+    #[arg(long, required_unless_present = "url")]
+    pub server: Option<Program>,
+    /// Further arguments for it, in one string
+    #[arg(long, default_value = "--threads 1", allow_hyphen_values = true)]
+    pub server_args: String,
+    /// A server to compare with: NAME=PATH, started directly as well; an installed nats-server or gnatsd when none is given
+    #[arg(long)]
+    pub peer: Vec<Program>,
+    /// A streaming server to compare with: NAME=PATH; an installed nats-streaming-server when none is given
+    #[arg(long)]
+    pub streaming_peer: Vec<Program>,
+    /// Do not compare with an installed server
+    #[arg(long)]
+    pub no_peer: bool,
+    /// Load a server that runs already, at nats://HOST:PORT, in place of starting any; its CPU time is not known then
+    #[arg(long, conflicts_with_all = ["server", "peer", "streaming_peer"])]
+    pub url: Option<String>,
+    /// Scenarios whose names hold one of these words
+    #[arg(long)]
+    pub scenario: Vec<String>,
+    /// Measured seconds per run
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    pub seconds: f64,
+    /// Runs per server and scenario, at least; more where the ratios of the rounds differ so much that another report could well say
+    /// something else
+    #[arg(long, default_value_t = 6, value_parser = repeat)]
+    pub repeat: usize,
+    /// Runs per server and scenario, at most
+    #[arg(long, default_value_t = 25, value_parser = repeat)]
+    pub repeat_max: usize,
+    /// One short run of each: a check that everything works, no measurement
+    #[arg(long)]
+    pub quick: bool,
+    /// CPU for the server; the first one this program may use, if not given
+    #[arg(long)]
+    pub server_cpu: Option<usize>,
+    /// CPU for the load; the first one that is left, if not given
+    #[arg(long)]
+    pub load_cpu: Option<usize>,
+    /// Write all figures to this file
+    #[arg(long)]
+    pub json: Option<String>,
+    /// Write the tables to this file
+    #[arg(long)]
+    pub markdown: Option<String>,
+    /// Write tables and plots to this file
+    #[arg(long)]
+    pub html: Option<String>,
+}
+
+/// More than a day is a mistake.
+const SECONDS_MAX: f64 = 86_400.0;
+
+fn seconds(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(seconds) if seconds > 0.0 && seconds <= SECONDS_MAX => Ok(seconds),
+        _ => Err(format!("expected more than 0 and at most {SECONDS_MAX}")),
+    }
+}
+
+fn repeat(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(repeat) if repeat > 0 => Ok(repeat),
+        _ => Err("expected 1 or more".into()),
+    }
+}

