@@ -25,10 +25,10 @@
 //! their marks at about the same time. A route that is slow is not judged so: cutting it off would cost everybody on the
 //! other server.
 //!
-//! Of the receivers of other loops a loop knows little: once a turn each tells whether any of its receivers is behind. One where
-//! none is counts as one receiver that keeps up, another one as one that is behind; for a queue group it counts as many as it has
+//! Of the receivers of other loops a loop knows little: once a turn each tells whether any of its receivers is behind, which is
+//! whoever was above its mark and has not come down to low water since. A loop where none is counts as one receiver that keeps up, another one as one that is behind; for a queue group it counts as many as it has
 //! members, and where any receiver is behind they are taken to be like those here. What is told may be a turn old: when all are too
-//! slow, those that come to their marks first are held to be alone for that long.
+//! slow, those that come to their marks first are held to be alone until then.
 //!
 //! A publisher that carries messages of many, a route or the streaming engine, would be held from all others by one receiver
 //! that is slow: most of its messages have one. So it is not, until that one is well on the way to being cut off.
@@ -66,6 +66,8 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// that long.
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
+/// A receiver that held a publisher together with others counts as behind for that long after it has caught up, to other loops.
+const BEHIND_FOR: Duration = Duration::from_millis(100);
 /// Of thousands that wait for a part of this process each has a buffer full to say: these are let go when it has caught up,
 /// and so many more each time that it takes something, or after that long.
 const LET_GO_AT_ONCE: usize = 16;
@@ -195,9 +197,11 @@ impl Broker {
         self.receivers.behind = behind;
     }
 
-    /// Whether some receiver of this loop is above its high-water mark, for the other loops.
+    /// Whether some receiver of this loop is behind, for the other loops. While one holds its publisher, together with
+    /// others, there is no message to ask about the others, and the next one comes when it has caught up: it counts as
+    /// behind for some time after that.
     pub fn is_some_behind(&mut self) -> bool {
-        self.receivers.is_some_behind()
+        self.receivers.is_some_behind() || self.now < self.behind_until
     }
 
     /// Whether it got the message for a queue group that keeps up but for few. A part of its members is seen, evenly over all,
@@ -221,8 +225,9 @@ impl Broker {
             };
             match self.receivers.subscriptions[id as usize].target() {
                 Target::Client(slot) | Target::Route(slot) => {
-                    seen += 1;
-                    behind += u64::from(self.is_behind(slot));
+                    // It stands for those between it and the next one.
+                    seen += step as u64;
+                    behind += step as u64 * u64::from(self.is_behind(slot));
                 }
                 // Where anybody is behind, the members are taken to be like those here.
                 Target::Loop(index) if self.peers[usize::from(index)].behind => {
@@ -371,7 +376,15 @@ impl Broker {
         if !holding.publishers.is_empty() {
             self.look_again(receiver, self.now + LET_GO_EVERY);
         }
-        for held in go {
+        self.let_go(receiver, go);
+    }
+
+    fn let_go(&mut self, receiver: Slot, publishers: Vec<Held>) {
+        let internal = self.receivers.clients[receiver as usize].internal;
+        for held in publishers {
+            if held.nearly_all && !internal {
+                self.behind_until = self.now + BEHIND_FOR;
+            }
             self.tell_publisher(held.publisher, false);
         }
     }
@@ -426,9 +439,7 @@ impl Broker {
         if let Some(holding) = &mut self.receivers.clients[receiver as usize].holding {
             holding.publishers = stay;
         }
-        for held in go {
-            self.tell_publisher(held.publisher, false);
-        }
+        self.let_go(receiver, go);
     }
 
     pub(super) fn cut_off(&mut self, slot: Slot, cause: String) {

@@ -614,7 +614,7 @@ mod tests {
                 Record::TakenIn { position } => format!("taken in {position}"),
                 Record::InterestWanted { route, from } => format!("wanted {} {from}", route.cid),
                 Record::Run { run, envelope: e } => {
-                    assert_eq!((e.publisher, run.body_bytes), (publisher, 7));
+                    assert_eq!((e, run.body_bytes), (envelope, 7));
                     let messages = run.messages().map(|m| {
                         let reply = m.reply().map(<[u8]>::len);
                         format!("{reply:?} {}", m.body().escape_ascii())
@@ -631,7 +631,7 @@ mod tests {
                     assert_eq!(e.publisher, publisher);
                     let groups: Vec<_> = groups.map(|g| g.escape_ascii().to_string()).collect();
                     format!(
-                        "{} {} {:?} {:?} {} {} {} {} {groups:?} {}",
+                        "{} {} {:?} {:?} {} {} {} {:?} {groups:?} {}",
                         m.sid.escape_ascii(),
                         m.subject.bytes().escape_ascii(),
                         m.reply().map(<[u8]>::len),
@@ -639,7 +639,7 @@ mod tests {
                         m.body().escape_ascii(),
                         e.plain,
                         e.hops,
-                        e.elsewhere.receivers - e.elsewhere.behind,
+                        (e.elsewhere.receivers, e.elsewhere.behind),
                         owned.is_some()
                     )
                 }
@@ -649,7 +649,7 @@ mod tests {
             shown,
             [
                 "a.* None 1",
-                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 2 ["q1", "q2"] false"#,
+                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 (5, 3) ["q1", "q2"] false"#,
                 "b Some(\"q\") 4",
                 "lines Some(9) true Some(5) SUB a  RSID:1:1\\r\\n",
                 "lines None false None UNSUB RSID:1:1\\r\\n",
@@ -657,7 +657,7 @@ mod tests {
                 "mark 1099511627776",
                 "taken in 7",
                 r#"run foo ["None hello\\r\\n", "Some(2) hi\\r\\n"]"#,
-                r#"7:1 foo None None hi\r\n false 1 2 [] true"#,
+                r#"7:1 foo None None hi\r\n false 1 (5, 3) [] true"#,
             ]
         );
         batch.clear();

@@ -84,6 +84,8 @@ pub struct Broker {
     catching_up: Vec<(mail::RouteRef, Instant)>,
     pace: pace::Pace,
     allowance: hold::Allowance,
+    /// Until then this loop counts as one with a receiver that is behind.
+    behind_until: Instant,
     /// The line for routes being written.
     route_line: Vec<u8>,
     /// Where else clients can connect; empty until another server was seen.
@@ -141,6 +143,7 @@ impl Broker {
             catching_up: Vec::new(),
             pace: pace::Pace::default(),
             allowance: hold::Allowance::new(now),
+            behind_until: now,
             route_line: Vec::new(),
             client_urls: Arc::default(),
             totals: Totals::default(),

@@ -29,7 +29,7 @@ pub struct Peer {
     interest: HashMap<PatternAndGroup, u32>,
     /// Sent to that loop and not yet worked off, told by the carrier.
     pub backlog: Backlog,
-    /// Some receiver over there is above its high-water mark, told by the carrier.
+    /// Some receiver over there is behind, told by the carrier.
     pub behind: bool,
     /// Publishers of this loop held back until the backlog is gone.
     waiting: Vec<PublisherRef>,
@@ -254,7 +254,7 @@ impl Broker {
         }
     }
 
-    /// The carrier tells whether some receiver over there is above its high-water mark.
+    /// The carrier tells whether some receiver over there is behind.
     pub fn set_behind(&mut self, to: u16, behind: bool) {
         self.peers[to as usize].behind = behind;
     }

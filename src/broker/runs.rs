@@ -218,7 +218,7 @@ impl Broker {
             let envelope = Envelope {
                 plain: true,
                 hops: origin.hops,
-                elsewhere: ours.and(theirs).without(peer.as_receiver()),
+                elsewhere: (origin.elsewhere.and(ours).and(theirs)).without(peer.as_receiver()),
                 publisher: origin.publisher,
             };
             peer.outgoing.push_run(run, envelope);

@@ -5,7 +5,6 @@
 //! arrays and maps; JSON is a special case. Unlike the original, what is left open is an error, and
 //! nesting is bounded.
 
-use std::borrow::Cow;
 use std::cell::Cell;
 use std::collections::hash_map::{Entry as Slot, HashMap};
 use std::path::{Path, PathBuf};
@@ -171,7 +170,7 @@ fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<
         };
         format!("error opening config file: open {shown}: {reason}")
     })?;
-    let text = String::from_utf8_lossy(&bytes);
+    let (text, replaced) = lossy(&bytes);
     let folder = path.parent().unwrap_or(Path::new("")).to_owned();
     let mut reader = Reader::new(
         text.trim_start_matches('\u{feff}'),
@@ -179,12 +178,28 @@ fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<
         folder,
         depth,
     );
-    reader.replaced = matches!(text, Cow::Owned(_));
+    reader.replaced = replaced;
     let read = reader.document(scopes);
+    // An error at such a byte says less.
+    reader.note_not_utf8();
     match &reader.not_utf8 {
         Some(at) => reader.error(at, "a byte that is not UTF-8"),
         None => read,
     }
+}
+
+/// The text, with U+FFFD where bytes are not UTF-8, and how much of the text there is from each of those on, in bytes.
+fn lossy(bytes: &[u8]) -> (String, Vec<usize>) {
+    let (mut text, mut starts) = (String::with_capacity(bytes.len()), Vec::new());
+    for chunk in bytes.utf8_chunks() {
+        text.push_str(chunk.valid());
+        if !chunk.invalid().is_empty() {
+            starts.push(text.len());
+            text.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
+    let rests = starts.iter().map(|start| text.len() - start).collect();
+    (text, rests)
 }
 
 struct Reader<'a> {
@@ -196,8 +211,9 @@ struct Reader<'a> {
     depth: usize,
     /// What is being read is the value of a key that holds a secret: no message may show it.
     secret: bool,
-    /// Bytes that are not UTF-8 stand as U+FFFD in the text. In comments, of an old encoding, they do not matter.
-    replaced: bool,
+    /// Where bytes that are not UTF-8 stood, by how much of the text there is from there on, falling. In comments, of an old
+    /// encoding, they do not matter.
+    replaced: Vec<usize>,
     /// The first of them elsewhere.
     not_utf8: Option<Position>,
 }
@@ -218,7 +234,7 @@ impl<'a> Reader<'a> {
             column: 1,
             depth,
             secret: false,
-            replaced: false,
+            replaced: Vec::new(),
             not_utf8: None,
         }
     }
@@ -244,13 +260,16 @@ impl<'a> Reader<'a> {
     }
 
     fn next(&mut self) -> Option<char> {
-        if self.replaced
-            && self.not_utf8.is_none()
-            && self.peek() == Some(char::REPLACEMENT_CHARACTER)
-        {
+        self.note_not_utf8();
+        self.step()
+    }
+
+    fn note_not_utf8(&mut self) {
+        let left = self.rest.as_str().len();
+        let is_replaced = |at: &Vec<usize>| at.binary_search_by(|one| left.cmp(one)).is_ok();
+        if self.not_utf8.is_none() && !self.replaced.is_empty() && is_replaced(&self.replaced) {
             self.not_utf8 = Some(self.at());
         }
-        self.step()
     }
 
     fn step(&mut self) -> Option<char> {
@@ -751,11 +770,18 @@ mod tests {
             read(&path).map(|entries| entries.len())
         };
         assert_eq!(read_bytes(b"# f\xfcr\na = 1 // f\xfcr\nb = 2"), Ok(2));
+        let real = "a = 'a real \u{fffd}' #".as_bytes();
+        assert_eq!(
+            read_bytes(&[b"\xef\xbb\xbf# \xfc\n", real, b"\xfc\n"].concat()),
+            Ok(1)
+        );
         for text in [
             &b"a = 'f\xfcr'"[..],
             b"a = 1\xfc # f\xfcr",
             b"\xfc = 1",
             b"a = (\n\xfc\n)\n",
+            b"a = 'x'\xfc",
+            b"a \xfc 1",
         ] {
             let error = read_bytes(text).unwrap_err();
             assert!(error.contains("a byte that is not UTF-8"), "{error}");

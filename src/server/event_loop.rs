@@ -300,13 +300,12 @@ impl<I: Io> EventLoop<I> {
             }
             let backlog = mailbox.backlog(self.broker.waits_for(to));
             self.broker.set_backlog(to, backlog);
-            let door = shared.mesh.door(to);
-            self.broker.set_behind(to, door.is_behind());
+            self.broker.set_behind(to, shared.mesh.is_behind(to));
         }
         self.broker.backlogs_are_set();
         if shared.mesh.loops() > 1 {
-            let door = shared.mesh.door(self.index);
-            door.set_behind(self.broker.is_some_behind());
+            let behind = self.broker.is_some_behind();
+            shared.mesh.set_behind(self.index, behind);
         }
     }
 

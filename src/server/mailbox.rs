@@ -148,8 +148,6 @@ pub struct LoopDoor<C> {
     ring_fd: AtomicI32,
     /// Connections the loop has or is about to get.
     pub connections: AtomicUsize,
-    /// Some receiver of the loop is above its high-water mark. A hint: others read it once a turn.
-    behind: AtomicBool,
     commands: SegQueue<C>,
     /// Wakes the loop for a command.
     event: nix::sys::eventfd::EventFd,
@@ -162,22 +160,9 @@ impl<C> LoopDoor<C> {
             sleep: Sleep::default(),
             ring_fd: AtomicI32::new(-1),
             connections: AtomicUsize::new(0),
-            behind: AtomicBool::new(false),
             commands: SegQueue::new(),
             event: EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)?,
         })
-    }
-
-    /// Called by the loop itself.
-    pub fn set_behind(&self, behind: bool) {
-        // The line is read by all, and seldom changes.
-        if self.is_behind() != behind {
-            self.behind.store(behind, Ordering::Relaxed);
-        }
-    }
-
-    pub fn is_behind(&self) -> bool {
-        self.behind.load(Ordering::Relaxed)
     }
 
     /// Called by ordinary threads.
@@ -221,10 +206,19 @@ impl<C> LoopDoor<C> {
     }
 }
 
+/// Of each loop, whether some receiver of it is behind: a hint. All loops read all of it once a turn, and it seldom changes;
+/// so it has lines of the cache to itself.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct BehindLine([AtomicBool; BEHIND_LINE]);
+
+const BEHIND_LINE: usize = 32;
+
 /// Everything loops share.
 #[derive(Debug)]
 pub struct Mesh<C> {
     doors: Vec<LoopDoor<C>>,
+    behind: Vec<BehindLine>,
     /// From each loop to each loop, row by row.
     mailboxes: Vec<Mailbox>,
 }
@@ -236,6 +230,9 @@ impl<C> Mesh<C> {
             doors: (0..count)
                 .map(|_| LoopDoor::new())
                 .collect::<nix::Result<_>>()?,
+            behind: (0..count.div_ceil(BEHIND_LINE))
+                .map(|_| BehindLine::default())
+                .collect(),
             mailboxes: (0..count * count).map(|_| Mailbox::default()).collect(),
         })
     }
@@ -250,6 +247,23 @@ impl<C> Mesh<C> {
 
     pub fn doors(&self) -> &[LoopDoor<C>] {
         &self.doors
+    }
+
+    fn behind(&self, index: u16) -> &AtomicBool {
+        let index = usize::from(index);
+        &self.behind[index / BEHIND_LINE].0[index % BEHIND_LINE]
+    }
+
+    /// Called by the loop itself.
+    pub fn set_behind(&self, index: u16, behind: bool) {
+        if self.is_behind(index) != behind {
+            self.behind(index).store(behind, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether some receiver of this loop is behind.
+    pub fn is_behind(&self, index: u16) -> bool {
+        self.behind(index).load(Ordering::Relaxed)
     }
 
     pub fn mailbox(&self, from: u16, to: u16) -> &Mailbox {

@@ -46,12 +46,26 @@ impl Slow {
                 };
                 match read {
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
-                    Ok(0) | Err(_) => connection = subscribed(&target)?,
+                    // Some servers close it again at once.
+                    Ok(0) | Err(_) => {
+                        if let Ok(new) = subscribed(&target) {
+                            connection = new;
+                        }
+                    }
                     Ok(_) => {}
                 }
             }
             Ok(())
         }))
+    }
+}
+
+/// Also of a panic, or the scope would wait for ever.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 
@@ -74,8 +88,10 @@ fn rate(bed: &Bed, seconds: f64, readers: usize, slow: Option<Slow>) -> Result<f
         let slow = slow
             .map(|slow| slow.start(scope, target.clone(), &stop))
             .transpose()?;
-        let rate = rate_of(&target, seconds, readers);
-        stop.store(true, Ordering::Relaxed);
+        let rate = {
+            let _stop = StopAtEnd(&stop);
+            rate_of(&target, seconds, readers)
+        };
         slow.map_or(Ok(()), |slow| slow.join().expect("it does not panic"))?;
         rate
     })

@@ -318,7 +318,7 @@ impl Broker {
             let envelope = Envelope {
                 plain,
                 hops: origin.hops + u8::from(origin.from_loop.is_some()),
-                elsewhere: ours.and(theirs).without(peer.as_receiver()),
+                elsewhere: (origin.elsewhere.and(ours).and(theirs)).without(peer.as_receiver()),
                 publisher: origin.publisher,
             };
             let names = groups.iter().map(|queue| sublist.queue_name(*queue));

@@ -44,6 +44,9 @@ impl<'m, 'a> Delivery<'m, 'a> {
     }
 }
 
+/// So many may be in the list of receivers that were behind before those are taken out that are not.
+const LISTED_MIN: usize = 64;
+
 /// A receiver above its high-water mark, and the subscription by which it got the message.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::broker) struct Behind {
@@ -206,31 +209,52 @@ impl Receivers {
             self.overflowed.push(slot);
         } else if pending > limits.high_water_bytes && (!client.stuck || client.internal) {
             self.behind.push(Behind { slot, subscription });
-            if !std::mem::replace(&mut client.listed_behind, true) {
-                self.was_behind.push((slot, client.cid));
-            }
+            self.list_behind(slot);
         }
     }
 
-    /// Whether some receiver is above its mark, and takes some of its output yet. Parts of this process do not count: who
-    /// sends to them waits by other terms.
+    fn list_behind(&mut self, slot: Slot) {
+        let client = &mut self.clients[slot as usize];
+        if std::mem::replace(&mut client.listed_behind, true) {
+            return;
+        }
+        let cid = client.cid;
+        if self.was_behind.len() >= LISTED_MIN.max(2 * self.clients.len()) {
+            let mut listed = std::mem::take(&mut self.was_behind);
+            listed.retain(|(slot, cid)| self.stays_listed(*slot, *cid));
+            self.was_behind = listed;
+        }
+        self.was_behind.push((slot, cid));
+    }
+
+    /// Whether this one is behind yet; otherwise it is not listed any more.
+    fn stays_listed(&mut self, slot: Slot, cid: u64) -> bool {
+        let of_it = |client: &&mut Client| client.cid == cid;
+        if self.clients.get_mut(slot as usize).filter(of_it).is_none() {
+            return false;
+        }
+        let low_water_bytes = self.limits(slot).low_water_bytes();
+        let client = &mut self.clients[slot as usize];
+        let is_behind = client.outbox.pending() > low_water_bytes;
+        client.listed_behind = is_behind && client.phase == Phase::Open && !client.internal;
+        client.listed_behind
+    }
+
+    /// Whether some receiver was above its mark and has not caught up since. Parts of this process do not count: who sends to
+    /// them waits by other terms.
     pub fn is_some_behind(&mut self) -> bool {
         while let Some((slot, cid)) = self.was_behind.last().copied() {
-            let high_water_bytes = match self.clients.get(slot as usize) {
-                Some(_) => self.limits(slot).high_water_bytes,
-                None => usize::MAX,
-            };
-            let client = self.clients.get_mut(slot as usize);
-            if let Some(client) = client.filter(|client| client.cid == cid) {
-                let above = client.outbox.pending() > high_water_bytes;
-                if above && client.phase == Phase::Open && !client.stuck && !client.internal {
-                    return true;
-                }
-                client.listed_behind = false;
+            if self.stays_listed(slot, cid) {
+                return true;
             }
             self.was_behind.pop();
         }
         false
+    }
+
+    #[cfg(test)]
+    pub fn was_behind_count(&self) -> usize {
+        self.was_behind.len()
     }
 
     /// A route gets a message once, however many of its plain subscriptions match.

@@ -786,3 +786,41 @@ fn a_group_of_all_loops_that_is_slow_holds_its_publisher() {
     assert!(held > Duration::from_secs(3), "{held:?} of 5 s");
     assert!(most < 3 << 20, "{most} bytes");
 }
+
+/// The faster ones catch up first, and let the publisher go: to fill the others.
+#[test]
+fn receivers_that_are_slow_in_different_ways_hold_their_publisher_together() {
+    for (receivers, least, seconds) in [(2, 1, 20), (2, 4, 80), (8, 1, 40)] {
+        let mut house = House::new(receivers, "SUB x 1\r\n");
+        let takes = |home| 1000 * (least + home - 1);
+        let (held, most) = house.run(&message("x", 20_000), 1000 * seconds, takes);
+        assert!(held > Duration::from_secs(seconds.into()) / 2, "{held:?}");
+        assert!(most < 5 << 20, "{most} bytes for one of {receivers}");
+    }
+}
+
+/// Whoever has gone, or has caught up, leaves nothing.
+#[test]
+fn the_list_of_those_behind_is_bounded() {
+    let (mut broker, now) = broker(Settings::default());
+    let publisher = open(&mut broker, 1, now);
+    let message = message("x", 10_000);
+    for cid in 2..500 {
+        let receiver = open(&mut broker, cid, now);
+        broker.handle_bytes(receiver, b"SUB x 1\r\n", now);
+        for _ in 0..150 {
+            broker.handle_bytes(publisher, &message, now);
+        }
+        assert!(broker.receivers.was_behind_count() > 0);
+        if cid % 2 == 0 {
+            drain(&mut broker, receiver, now);
+        }
+        broker.handle_gone(receiver, now);
+        broker.release(receiver);
+    }
+    assert!(broker.receivers.was_behind_count() <= 65);
+    let later = now + BEHIND_FOR;
+    broker.handle_timeouts(later);
+    assert!(!broker.is_some_behind());
+    assert_eq!(broker.receivers.was_behind_count(), 0);
+}
