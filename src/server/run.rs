@@ -33,6 +33,8 @@ use std::time::{Duration, Instant};
 
 /// Output memory of each loop that is registered with its ring, and thereby pinned.
 const REGION_BYTES: usize = 4 << 20;
+/// What a loop locks at most: its region, and its ring where the kernel counts that.
+const LOCKED_BYTES: usize = REGION_BYTES + (1 << 20);
 /// Descriptors that clients do not get, where there is a file store.
 const STORE_FDS: u64 = 32;
 /// Lame duck mode closes connections this often.
@@ -333,6 +335,39 @@ pub(super) fn connections_max(options: &Options) -> usize {
     usize::try_from(options.max_connections).unwrap_or(usize::MAX)
 }
 
+/// How many loops could register their output memory: the last one tells.
+struct Registrations {
+    loops: u16,
+    left: AtomicUsize,
+    failed: AtomicUsize,
+}
+
+impl Registrations {
+    fn new(loops: u16) -> Self {
+        Self {
+            loops,
+            left: AtomicUsize::new(loops.into()),
+            failed: AtomicUsize::new(0),
+        }
+    }
+
+    fn note(&self, registered: std::io::Result<()>) {
+        if let Err(error) = registered {
+            log::debug!("output buffers are not registered: {error}");
+            self.failed.fetch_add(1, Ordering::SeqCst);
+        }
+        let is_last = self.left.fetch_sub(1, Ordering::SeqCst) == 1;
+        let (loops, failed) = (self.loops, self.failed.load(Ordering::SeqCst));
+        if is_last && failed > 0 {
+            let total = (usize::from(loops) * LOCKED_BYTES) >> 20;
+            log::warn!(
+                "{failed} of {loops} event loops write the slower, unregistered way, because their output buffers could not be \
+                 locked in memory: raise RLIMIT_MEMLOCK (LimitMEMLOCK= in a systemd unit) to {total} MiB or more"
+            );
+        }
+    }
+}
+
 type LoopThread = JoinHandle<std::io::Result<()>>;
 
 /// Starts every loop in a thread of its own. None runs before its gate is opened, when the doorbells
@@ -343,10 +378,12 @@ fn start_loops(
     listeners: (Option<OwnedFd>, Option<OwnedFd>),
 ) -> Result<(Vec<LoopThread>, Vec<mpsc::Sender<()>>), StartError> {
     let mut listeners = Some(listeners);
+    let registrations = Arc::new(Registrations::new(shared.mesh.loops()));
     let (ready, started) = mpsc::channel();
     let mut threads = Vec::new();
     for index in 0..shared.mesh.loops() {
         let (shared, settings, ready) = (shared.clone(), settings.clone(), ready.clone());
+        let registrations = registrations.clone();
         // The loop keeps it for as long as the process lives.
         let (clients, routes) = listeners.take().map_or((None, None), |(clients, routes)| {
             (
@@ -356,19 +393,13 @@ fn start_loops(
         });
         let body = move || {
             let region = RegionMut::map(REGION_BYTES)?;
-            let ring = match Ring::new(&RingConfig::new(&region.keep_alive())) {
+            let mut ring = match Ring::new(&RingConfig::new(&region.keep_alive())) {
                 Ok(ring) => ring,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return Ok(());
                 }
             };
-            // The rings of all loops are alike.
-            if index == 0
-                && let Some(warning) = ring.warning()
-            {
-                log::warn!("{warning}");
-            }
             let door = shared.mesh.door(index);
             door.set_ring_fd(ring.fd());
             let broker = Broker::new(
@@ -384,6 +415,7 @@ fn start_loops(
             drop(ready);
             match gate.recv() {
                 Ok(()) => {
+                    registrations.note(ring.register_region());
                     let (loops, now) = (shared.mesh.loops(), ring.now());
                     let acceptor = Acceptor::new(clients, routes, loops, now);
                     let result = EventLoop::new(index, ring, broker, shared, acceptor).run();

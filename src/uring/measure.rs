@@ -80,6 +80,7 @@ fn run(shape: Option<(Shape, usize)>, recv: Option<(u16, u32)>) -> f64 {
         (config.recv_bufs, config.recv_buf_bytes) = (bufs, bytes);
     }
     let mut ring = Ring::new(&config).unwrap();
+    ring.register_region().unwrap();
     match shape {
         Some((Shape::Shared, _)) => ring.pretend(true, false),
         Some((Shape::Plain, _)) => ring.pretend(false, false),

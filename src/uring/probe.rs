@@ -23,8 +23,6 @@ pub(super) struct Features {
     pub(super) no_iowait: bool,
     /// The region is pinned and registered.
     pub(super) registered_region: bool,
-    /// Something that works, but slower than it could, with the cure. One sentence.
-    pub(super) warning: Option<String>,
 }
 
 /// Why there is no ring. Displays as one sentence with cause and cure, for the operator.
