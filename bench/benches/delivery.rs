@@ -129,7 +129,7 @@ fn mailbox(criterion: &mut Criterion) {
     let now = Instant::now();
     group.throughput(Throughput::Elements(1));
     group.bench_function("empty-batch", |bencher| {
-        let mailbox = Mailbox::default();
+        let mailbox = Mailbox::new(2);
         bencher.iter(|| {
             mailbox.send(mailbox.spare());
             let batch = mailbox.receive().expect("just sent");
@@ -144,7 +144,7 @@ fn mailbox(criterion: &mut Criterion) {
         let interest = far.take_mail(0, Batch::default());
         near.handle_mail(1, &interest, now);
         let batch = messages("PUB orders.eu", payload);
-        let mailbox = Mailbox::default();
+        let mailbox = Mailbox::new(2);
         let (mut dirty, mut pieces) = (Vec::new(), Vec::new());
         flush(&mut near, &mut dirty, &mut pieces, now);
         flush(&mut far, &mut dirty, &mut pieces, now);

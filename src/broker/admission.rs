@@ -4,7 +4,7 @@ use super::client::{Client, Phase};
 use super::deliver::Receivers;
 use super::effect::Effect;
 use super::settings::Settings;
-use super::{Broker, Slot, auth, perms};
+use super::{Broker, Slot, auth, peers, perms};
 use crate::util::nkey::encode_nonce;
 use crate::wire::connect::Connect;
 use crate::wire::encode::{self, error_line};
@@ -54,6 +54,8 @@ impl Broker {
     pub fn reconfigure(&mut self, settings: Arc<Settings>, now: Instant) {
         self.now = now;
         self.receivers.set_limits(&settings);
+        let loops = self.peers.len() as u16;
+        self.backlog_bytes_max = peers::backlog_bytes_max(loops, settings.pending_bytes_max);
         let route_auth = |settings: &Settings| settings.cluster.as_ref().map(|c| c.auth.clone());
         let clients_too = settings.auth != self.settings.auth;
         let routes_too = route_auth(&settings) != route_auth(&self.settings);

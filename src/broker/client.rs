@@ -25,6 +25,8 @@ pub struct PublisherRef {
     pub cid: u64,
     /// A route, or a part of this process: it carries messages of many, for many.
     pub carrier: bool,
+    /// It does not want its own messages.
+    pub no_echo: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

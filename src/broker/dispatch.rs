@@ -193,6 +193,7 @@ impl Session<'_> {
                 slot: self.slot,
                 cid: client.cid,
                 carrier: client.internal,
+                no_echo: !client.echo,
             },
             from_loop: None,
             hops: 0,

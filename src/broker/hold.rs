@@ -14,8 +14,8 @@
 //!
 //! A receiver alone behind among others that keep up may hold its publisher only for a small part
 //! of each second: the others lose a few percent at most, and it is cut off when its backlog
-//! reaches the bound. That part is one for all receivers of a loop, or fifty of them that are slow at
-//! different times would hold it for most of the second. When nearly all receivers of a publisher are
+//! reaches the bound. That part is one for all receivers of a loop, and of all loops where anybody is behind each has its share
+//! of it, or fifty that are slow at different times would hold it for most of the second. When nearly all receivers of a publisher are
 //! behind, the publisher is simply too fast, and is held for as long as they make progress. Both may be
 //! at one receiver at the same time; each publisher waits by its own terms.
 //!
@@ -117,25 +117,24 @@ impl Allowance {
         }
     }
 
-    /// Until when it lasts; None once it is used up.
-    fn until(&mut self, now: Instant) -> Option<Instant> {
+    /// Until when it lasts; None once it is used up. So many loops share one.
+    fn until(&mut self, now: Instant, loops: u32) -> Option<Instant> {
         if now >= self.period_ends {
             self.period_ends = now + PERIOD;
-            self.ends = now + ALLOWANCE;
+            self.ends = now + ALLOWANCE / loops;
         }
         (now < self.ends).then_some(self.ends)
     }
 }
 
-/// What a loop knows of receivers of a message that are not its own. Another loop counts as one receiver; it is behind
-/// when anybody there is.
+/// Receivers of a message.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Elsewhere {
+pub struct Count {
     pub receivers: u32,
     pub behind: u32,
 }
 
-impl Elsewhere {
+impl Count {
     pub fn and(self, more: Self) -> Self {
         Self {
             receivers: self.receivers + more.receivers,
@@ -153,6 +152,15 @@ impl Elsewhere {
     fn are_nearly_all_behind(self) -> bool {
         are_nearly_all(self.behind.into(), self.receivers.into())
     }
+}
+
+/// What a loop knows of receivers of a message that are not its own.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Elsewhere {
+    /// On the loop the message comes from.
+    pub counted: Count,
+    /// Further loops, each as one receiver; it is behind when anybody there is.
+    pub loops: Count,
 }
 
 /// Three quarters.
@@ -186,11 +194,14 @@ impl Broker {
             }
             !alone
         });
-        let here = Elsewhere {
+        let here = Count {
             receivers,
             behind: behind.len() as u32,
         };
-        let nearly_all = here.and(elsewhere).are_nearly_all_behind();
+        let known = here.and(elsewhere.counted);
+        // Of a loop with many receivers any may be the one that is behind: that alone makes nobody one of nearly all.
+        let nearly_all =
+            known.are_nearly_all_behind() && known.and(elsewhere.loops).are_nearly_all_behind();
         for receiver in behind.drain(..) {
             self.hold_for(receiver.slot, publisher, nearly_all);
         }
@@ -261,7 +272,7 @@ impl Broker {
         }
         let until = match nearly_all {
             true => Some(now + CATCH_UP_WITHIN),
-            false => self.allowance.until(now),
+            false => self.allowance.until(now, 1 + self.peers_behind),
         };
         let Some(until) = until else {
             // Without progress it is not to be asked again with each message.
@@ -307,7 +318,7 @@ impl Broker {
     }
 
     /// Passes a hold, or its end, to a publisher here or on another loop.
-    fn tell_publisher(&mut self, publisher: PublisherRef, hold: bool) {
+    pub(super) fn tell_publisher(&mut self, publisher: PublisherRef, hold: bool) {
         let home = self.loop_of(publisher.cid);
         if home == self.loop_index {
             self.handle_hold(publisher, hold);

@@ -7,11 +7,11 @@
 //! ```text
 //!   interest: kind u8 | plain or queue u8 | - u16 | count u32 | subject length u32 | queue length u32
 //!             subject | queue
-//!   message:  kind u8 | plain u8 | hops u8 | shared u8 | groups u32
-//!             subject, reply, header (or none), body, tail lengths u32 | receivers elsewhere, of them behind u32
+//!   message:  kind u8 | plain, flags of the publisher u8 | hops u8 | shared u8 | groups u32
+//!             subject, reply, header (or none), body, tail lengths u32 | receivers elsewhere 4 x u32
 //!             publisher slot u32, cid u64 | sid length u32 | subject | groups: (length u32, name)... | sid | tail
-//!   run:      kind u8 | - u8 | count u16 | hops u8 | - u8, u16 | subject length u32
-//!             receivers elsewhere, of them behind u32 | publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
+//!   run:      kind u8 | - u8 | count u16 | hops u8 | flags of the publisher u8 | - u16 | subject length u32
+//!             receivers elsewhere 4 x u32 | publisher slot u32, cid u64 | region length u32 | subject | region, with `tails` saying where
 //!             in it the tails lie
 //!   lines:    kind u8 | one route or all u8 | - u16 | length u32 | route's slot u32, cid u64 | next u32 | lines
 //!   mark:     kind u8 | - | position u64
@@ -26,7 +26,7 @@
 //! long as a line may get.
 
 use super::client::PublisherRef;
-use super::hold::Elsewhere;
+use super::hold::{Count, Elsewhere};
 use crate::wire::parser::{Message, Padded};
 use crate::wire::run::{RUN_MESSAGES_MAX, Run, Tail};
 use bytes::Bytes;
@@ -41,7 +41,7 @@ const KIND_INTEREST_WANTED: u8 = 4;
 const KIND_RUN: u8 = 5;
 const KIND_MARK: u8 = 6;
 const KIND_TAKEN_IN: u8 = 7;
-const RUN_HEAD_BYTES: usize = 36;
+const RUN_HEAD_BYTES: usize = 44;
 const NO_HEADERS: u32 = u32::MAX;
 /// In place of the number of groups: those of the message before that has any.
 const SAME_GROUPS: u32 = u32::MAX;
@@ -69,6 +69,8 @@ pub struct Batch {
     pub weight: usize,
     /// Changes of interest in `bytes`.
     pub changes: usize,
+    /// There is more in `bytes` than changes of interest, which can wait until the receiver has something to do.
+    has_messages: bool,
     pub arrivals: Vec<Arrival>,
     /// Publishers of the receiving loop to hold back, or to let go again.
     pub holds: Vec<(PublisherRef, bool)>,
@@ -148,6 +150,32 @@ impl<'a> Iterator for Groups<'a> {
     }
 }
 
+const CARRIER: u8 = 1;
+const NO_ECHO: u8 = 2;
+
+fn publisher_flags(publisher: PublisherRef) -> u8 {
+    (u8::from(publisher.carrier) * CARRIER) | (u8::from(publisher.no_echo) * NO_ECHO)
+}
+
+fn publisher(slot: u32, cid: u64, flags: u8) -> PublisherRef {
+    PublisherRef {
+        slot,
+        cid,
+        carrier: flags & CARRIER != 0,
+        no_echo: flags & NO_ECHO != 0,
+    }
+}
+
+fn numbers_of(elsewhere: Elsewhere) -> [u32; 4] {
+    let Elsewhere { counted, loops } = elsewhere;
+    [
+        counted.receivers,
+        counted.behind,
+        loops.receivers,
+        loops.behind,
+    ]
+}
+
 impl Batch {
     pub fn is_empty(&self) -> bool {
         self.bytes.is_empty() && self.arrivals.is_empty() && self.holds.is_empty()
@@ -163,8 +191,14 @@ impl Batch {
         self.tails.shrink_to(16 << 10);
         self.weight = 0;
         self.changes = 0;
+        self.has_messages = false;
         self.arrivals.clear();
         self.holds.clear();
+    }
+
+    /// Whether the receiver has something to do about it now. Interest counts when a message comes.
+    pub fn is_urgent(&self) -> bool {
+        self.has_messages || !self.arrivals.is_empty() || !self.holds.is_empty()
     }
 
     /// Memory it holds on to.
@@ -195,11 +229,12 @@ impl Batch {
         envelope: Envelope,
         groups: impl Iterator<Item = &'g [u8]>,
     ) {
+        self.has_messages = true;
         let subject = message.subject.bytes();
         let tail = message.tail.bytes();
         self.bytes.extend_from_slice(&[
             KIND_MESSAGE,
-            u8::from(envelope.plain) | u8::from(envelope.publisher.carrier) << 1,
+            u8::from(envelope.plain) | publisher_flags(envelope.publisher) << 1,
             envelope.hops,
             u8::from(owned.is_some()),
         ]);
@@ -211,13 +246,13 @@ impl Batch {
             message.header_bytes.unwrap_or(NO_HEADERS),
             message.body_bytes as u32,
             tail.len() as u32,
-            envelope.elsewhere.receivers,
-            envelope.elsewhere.behind,
-            envelope.publisher.slot,
         ];
-        for number in numbers {
+        let elsewhere = numbers_of(envelope.elsewhere);
+        for number in numbers.iter().chain(&elsewhere) {
             self.bytes.extend_from_slice(&number.to_le_bytes());
         }
+        self.bytes
+            .extend_from_slice(&envelope.publisher.slot.to_le_bytes());
         self.bytes
             .extend_from_slice(&envelope.publisher.cid.to_le_bytes());
         self.bytes
@@ -252,27 +287,29 @@ impl Batch {
     }
 
     pub fn push_run(&mut self, run: &Run<'_>, envelope: Envelope) {
+        self.has_messages = true;
         let (subject, region) = (run.subject.bytes(), run.region());
         self.bytes
             .reserve(RUN_HEAD_BYTES + subject.len() + region.len());
         let count = (run.count() as u16).to_le_bytes();
-        let PublisherRef { slot, cid, carrier } = envelope.publisher;
-        let carrier = u8::from(carrier);
+        let PublisherRef { slot, cid, .. } = envelope.publisher;
         let kind = [
             KIND_RUN,
             0,
             count[0],
             count[1],
             envelope.hops,
-            carrier,
+            publisher_flags(envelope.publisher),
             0,
             0,
         ];
         self.bytes.extend_from_slice(&kind);
-        let Elsewhere { receivers, behind } = envelope.elsewhere;
-        for number in [subject.len() as u32, receivers, behind, slot] {
+        self.bytes
+            .extend_from_slice(&(subject.len() as u32).to_le_bytes());
+        for number in numbers_of(envelope.elsewhere) {
             self.bytes.extend_from_slice(&number.to_le_bytes());
         }
+        self.bytes.extend_from_slice(&slot.to_le_bytes());
         self.bytes.extend_from_slice(&cid.to_le_bytes());
         self.bytes
             .extend_from_slice(&(region.len() as u32).to_le_bytes());
@@ -289,6 +326,7 @@ impl Batch {
         next: Option<u32>,
         lines: &[u8],
     ) {
+        self.has_messages = true;
         let flags = [u8::from(route.is_some()), u8::from(first)];
         self.bytes
             .extend_from_slice(&[KIND_ROUTE_LINES, flags[0], flags[1], 0]);
@@ -303,6 +341,7 @@ impl Batch {
     }
 
     pub fn push_interest_wanted(&mut self, route: RouteRef, from: u32) {
+        self.has_messages = true;
         self.bytes
             .extend_from_slice(&[KIND_INTEREST_WANTED, 0, 0, 0]);
         self.push_route(route);
@@ -311,11 +350,13 @@ impl Batch {
     }
 
     pub fn push_mark(&mut self, position: u64) {
+        self.has_messages = true;
         self.bytes.extend_from_slice(&[KIND_MARK, 0, 0, 0]);
         self.bytes.extend_from_slice(&position.to_le_bytes());
     }
 
     pub fn push_taken_in(&mut self, position: u64) {
+        self.has_messages = true;
         self.bytes.extend_from_slice(&[KIND_TAKEN_IN, 0, 0, 0]);
         self.bytes.extend_from_slice(&position.to_le_bytes());
     }
@@ -352,6 +393,18 @@ impl<'a> Records<'a> {
         let (number, rest) = self.bytes.split_first_chunk().expect("a whole record");
         self.bytes = rest;
         u32::from_le_bytes(*number)
+    }
+
+    #[inline]
+    fn elsewhere(&mut self) -> Elsewhere {
+        let mut count = || Count {
+            receivers: self.number(),
+            behind: self.number(),
+        };
+        Elsewhere {
+            counted: count(),
+            loops: count(),
+        }
     }
 
     #[inline]
@@ -408,17 +461,10 @@ impl<'a> Iterator for Records<'a> {
             }
             KIND_MESSAGE => {
                 let (hops, shared, count) = (low, high, self.number());
-                let lengths: [u32; 8] = std::array::from_fn(|_| self.number());
-                let [
-                    subject_len,
-                    reply_len,
-                    header_len,
-                    body_len,
-                    tail_len,
-                    receivers,
-                    behind,
-                    slot,
-                ] = lengths;
+                let lengths: [u32; 5] = std::array::from_fn(|_| self.number());
+                let [subject_len, reply_len, header_len, body_len, tail_len] = lengths;
+                let elsewhere = self.elsewhere();
+                let slot = self.number();
                 let cid = self.long_number();
                 let sid_len = self.number();
                 let subject = Padded::new(self.bytes, subject_len as usize);
@@ -445,12 +491,8 @@ impl<'a> Iterator for Records<'a> {
                 let envelope = Envelope {
                     plain: flag & 1 == 1,
                     hops,
-                    elsewhere: Elsewhere { receivers, behind },
-                    publisher: PublisherRef {
-                        slot,
-                        cid,
-                        carrier: flag & 2 == 2,
-                    },
+                    elsewhere,
+                    publisher: publisher(slot, cid, flag >> 1),
                 };
                 Some(Record::Message {
                     message,
@@ -460,8 +502,9 @@ impl<'a> Iterator for Records<'a> {
                 })
             }
             KIND_RUN => {
-                let [hops, carrier, _, _] = self.number_bytes().expect("a whole record");
-                let [subject_len, receivers, behind, slot] = std::array::from_fn(|_| self.number());
+                let [hops, flags, _, _] = self.number_bytes().expect("a whole record");
+                let (subject_len, elsewhere) = (self.number(), self.elsewhere());
+                let slot = self.number();
                 let (cid, region_len) = (self.long_number(), self.number());
                 let subject = Padded::new(self.bytes, subject_len as usize);
                 self.take(subject_len as usize);
@@ -473,12 +516,8 @@ impl<'a> Iterator for Records<'a> {
                 let envelope = Envelope {
                     plain: true,
                     hops,
-                    elsewhere: Elsewhere { receivers, behind },
-                    publisher: PublisherRef {
-                        slot,
-                        cid,
-                        carrier: carrier == 1,
-                    },
+                    elsewhere,
+                    publisher: publisher(slot, cid, flags),
                 };
                 Some(Record::Run { run, envelope })
             }
@@ -529,13 +568,20 @@ mod tests {
             slot: 7,
             cid: 1 << 40,
             carrier: true,
+            no_echo: true,
         };
         let envelope = Envelope {
             plain: true,
             hops: 1,
             elsewhere: Elsewhere {
-                receivers: 5,
-                behind: 3,
+                counted: Count {
+                    receivers: 5,
+                    behind: 3,
+                },
+                loops: Count {
+                    receivers: 4,
+                    behind: 2,
+                },
             },
             publisher,
         };
@@ -639,7 +685,7 @@ mod tests {
                         m.body().escape_ascii(),
                         e.plain,
                         e.hops,
-                        (e.elsewhere.receivers, e.elsewhere.behind),
+                        numbers_of(e.elsewhere),
                         owned.is_some()
                     )
                 }
@@ -649,7 +695,7 @@ mod tests {
             shown,
             [
                 "a.* None 1",
-                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 (5, 3) ["q1", "q2"] false"#,
+                r#"7:1 foo Some(2) Some(12) NATS/1.0\r\n\r\nhi\r\n true 1 [5, 3, 4, 2] ["q1", "q2"] false"#,
                 "b Some(\"q\") 4",
                 "lines Some(9) true Some(5) SUB a  RSID:1:1\\r\\n",
                 "lines None false None UNSUB RSID:1:1\\r\\n",
@@ -657,7 +703,7 @@ mod tests {
                 "mark 1099511627776",
                 "taken in 7",
                 r#"run foo ["None hello\\r\\n", "Some(2) hi\\r\\n"]"#,
-                r#"7:1 foo None None hi\r\n false 1 (5, 3) [] true"#,
+                r#"7:1 foo None None hi\r\n false 1 [5, 3, 4, 2] [] true"#,
             ]
         );
         batch.clear();
@@ -719,6 +765,7 @@ mod tests {
                 slot: 7,
                 cid: 9,
                 carrier: false,
+                no_echo: false,
             },
         }
     }

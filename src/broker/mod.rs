@@ -84,6 +84,14 @@ pub struct Broker {
     catching_up: Vec<(mail::RouteRef, Instant)>,
     pace: pace::Pace,
     allowance: hold::Allowance,
+    /// Other loops with a receiver that is behind.
+    peers_behind: u32,
+    /// Bytes under way to one loop above which publishers that send there are held back.
+    backlog_bytes_max: usize,
+    /// Changes of interest another loop has not worked off, above which bursts wait for it.
+    changes_ahead_max: usize,
+    /// Another loop gets as much as it may: nothing more is read in this turn.
+    mail_is_full: bool,
     /// Until then this loop counts as one with a receiver that is behind.
     behind_until: Instant,
     /// The line for routes being written.
@@ -120,6 +128,7 @@ impl Broker {
         let mut random = random;
         let mut receivers = Receivers::new(Pool::new(region));
         receivers.set_limits(&settings);
+        let pending_bytes_max = settings.pending_bytes_max;
         Self {
             loop_index,
             now,
@@ -143,6 +152,10 @@ impl Broker {
             catching_up: Vec::new(),
             pace: pace::Pace::default(),
             allowance: hold::Allowance::new(now),
+            peers_behind: 0,
+            backlog_bytes_max: peers::backlog_bytes_max(loops, pending_bytes_max),
+            changes_ahead_max: pace::changes_ahead_max(loops),
+            mail_is_full: false,
             behind_until: now,
             route_line: Vec::new(),
             client_urls: Arc::default(),
@@ -320,6 +333,7 @@ impl Broker {
     /// The last call of a turn, before mail and output are taken.
     pub fn end_turn(&mut self) {
         self.end_turn_of_pace();
+        self.mail_is_full = false;
         if !self.untold.is_empty() {
             self.tell_untold();
         }
@@ -454,6 +468,7 @@ impl Broker {
             slot,
             cid: client.cid,
             carrier: client.internal || client.kind == Kind::Route,
+            no_echo: !client.echo,
         }
     }
 }

@@ -62,7 +62,13 @@ const MARKS_ASKED_MAX: usize = 256;
 /// Changes another loop has not worked off, above which bursts wait for it until it is about through: a few
 /// milliseconds of its time.
 const CHANGES_AHEAD_MAX: usize = if cfg!(test) { 64 } else { 1024 };
-const CHANGES_AHEAD_LOW: usize = CHANGES_AHEAD_MAX / 4;
+const CHANGES_AHEAD_MIN: usize = 64;
+
+/// The part of one of so many loops: what all others have for one is taken in in one turn.
+pub(super) fn changes_ahead_max(loops: u16) -> usize {
+    let others = usize::from(loops.max(2)) - 1;
+    (CHANGES_AHEAD_MAX / others).max(CHANGES_AHEAD_MIN)
+}
 
 /// Subscriptions that came and went in one turn, above which nothing more is read in it: output and mail go first.
 const CHANGES_PER_TURN: u64 = if cfg!(test) { 64 } else { 2048 };
@@ -148,6 +154,8 @@ impl Pace {
 impl Broker {
     /// The next turn has a portion of its own.
     pub(super) fn end_turn_of_pace(&mut self) {
+        // Before the carrier asks whether anybody waits for other loops, which tell then.
+        self.look_at_loops();
         self.pace.taken_out = 0;
         self.pace.changed_before = self.subscriptions_changed();
     }
@@ -156,23 +164,27 @@ impl Broker {
         self.totals.inserts + self.totals.removes
     }
 
-    /// So much has changed that what was received has to wait for the next turn.
+    /// So much has changed, or another loop got so much, that what was received has to wait for the next turn.
     pub fn turn_is_full(&self) -> bool {
-        self.subscriptions_changed() - self.pace.changed_before >= CHANGES_PER_TURN
+        self.mail_is_full
+            || self.subscriptions_changed() - self.pace.changed_before >= CHANGES_PER_TURN
     }
 
     /// Other loops may have got more to do.
     fn look_at_loops(&mut self) {
-        let mut ahead = self.peers.iter().map(Peer::changes_ahead);
-        self.pace.loops_behind |= ahead.any(|changes| changes >= CHANGES_AHEAD_MAX);
+        let (mut ahead, max) = (
+            self.peers.iter().map(Peer::changes_ahead),
+            self.changes_ahead_max,
+        );
+        self.pace.loops_behind |= ahead.any(|changes| changes >= max);
     }
 
     /// The carrier has told what all other loops have ahead of them.
     pub fn backlogs_are_set(&mut self) {
         let mut ahead = self.peers.iter().map(Peer::changes_ahead);
         let most = match self.pace.loops_behind {
-            true => CHANGES_AHEAD_LOW,
-            false => CHANGES_AHEAD_MAX,
+            true => self.changes_ahead_max / 4,
+            false => self.changes_ahead_max,
         };
         self.pace.loops_behind = ahead.any(|changes| changes >= most);
     }

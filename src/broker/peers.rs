@@ -7,7 +7,7 @@
 use super::Broker;
 use super::client::PublisherRef;
 use super::deliver::Origin;
-use super::hold::Elsewhere;
+use super::hold::Count;
 use super::mail::{Backlog, Batch, Envelope, Record};
 use super::pace::Mark;
 use super::subs::{Care, Target};
@@ -15,8 +15,18 @@ use crate::subject::sublist::{InterestId, QueueId};
 use std::collections::HashMap;
 use std::time::Instant;
 
-/// Bytes under way to one loop above which publishers that send there are held back.
-pub const BACKLOG_BYTES_MAX: usize = 4 << 20;
+/// Bytes under way to one loop, from all others, above which publishers that send there are held back. Of a few loops each
+/// may have as much as it needs to be fast.
+const BACKLOG_BYTES_MAX: usize = 4 << 20;
+const BACKLOG_BYTES_MIN: usize = 64 << 10;
+
+/// The part of one of so many loops: what all others have for one is taken in in one turn, all of it perhaps for a
+/// receiver for which so much may wait.
+pub fn backlog_bytes_max(loops: u16, pending_bytes_max: usize) -> usize {
+    let others = usize::from(loops.max(2)) - 1;
+    let all = BACKLOG_BYTES_MAX.min(pending_bytes_max / 4);
+    (all / others).max(BACKLOG_BYTES_MIN)
+}
 
 /// A pattern, and the queue group where it is one's.
 type PatternAndGroup = (Box<[u8]>, Option<Box<[u8]>>);
@@ -80,8 +90,8 @@ impl Peer {
     }
 
     /// It counts as one receiver of a message that goes there.
-    pub fn as_receiver(&self) -> Elsewhere {
-        Elsewhere {
+    pub fn as_receiver(&self) -> Count {
+        Count {
             receivers: 1,
             behind: u32::from(self.behind),
         }
@@ -238,35 +248,41 @@ impl Broker {
         !self.peers[to as usize].waiting.is_empty() || self.pace.waits_for_loops()
     }
 
+    /// Whether that loop is to work off its mail soon: somebody waits for it, or will before long.
+    pub fn is_waited_for(&self, to: u16) -> bool {
+        self.waits_for(to) || self.peers[to as usize].changes_ahead() >= self.changes_ahead_max / 4
+    }
+
     /// Something for another loop that is not of the broker's making, in order with the rest.
     pub fn outgoing(&mut self, to: u16) -> &mut Batch {
         &mut self.peers[to as usize].outgoing
     }
 
-    /// The carrier tells what of ours that loop has not worked off yet.
+    /// The carrier tells, before it takes the mail of a turn, what of ours that loop has not worked off yet.
     pub fn set_backlog(&mut self, to: u16, backlog: Backlog) {
         let peer = &mut self.peers[to as usize];
         peer.backlog = backlog;
-        if backlog.bytes <= BACKLOG_BYTES_MAX / 2 {
+        if peer.bytes_ahead() <= self.backlog_bytes_max / 2 {
             for publisher in std::mem::take(&mut peer.waiting) {
-                self.handle_hold(publisher, false);
+                self.tell_publisher(publisher, false);
             }
         }
     }
 
     /// The carrier tells whether some receiver over there is behind.
     pub fn set_behind(&mut self, to: u16, behind: bool) {
-        self.peers[to as usize].behind = behind;
+        let before = std::mem::replace(&mut self.peers[to as usize].behind, behind);
+        self.peers_behind = self.peers_behind + u32::from(behind) - u32::from(before);
     }
 
-    /// A publisher sent to another loop whose mailbox is full: hold it until there is room.
+    /// A publisher sent to another loop whose mailbox is full, or had its message passed on to it: hold it until there is room.
     #[cold]
     pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: PublisherRef) {
-        let local = self.loop_of(publisher.cid) == self.loop_index;
+        self.mail_is_full = true;
         let waiting = &mut self.peers[peer as usize].waiting;
-        if local && !waiting.contains(&publisher) {
+        if !waiting.contains(&publisher) {
             waiting.push(publisher);
-            self.handle_hold(publisher, true);
+            self.tell_publisher(publisher, true);
         }
     }
 }
@@ -325,6 +341,78 @@ mod tests {
         assert!(!loops[0].wants_bytes(publisher));
         assert!(written(&mut loops[2], stays, now).len() > 1_200_000);
         mail(&mut loops, 2, 0);
+        assert!(loops[0].wants_bytes(publisher));
+    }
+
+    /// The one chosen member has gone, and the loop it was on has only the publisher's to pass the message on to.
+    #[test]
+    fn who_wants_no_echo_gets_none_by_way_of_others() {
+        for (echo, expect) in [(true, 1), (false, 0)] {
+            let now = Instant::now();
+            let make = |index| {
+                let region = RegionMut::map(1 << 20).unwrap();
+                Broker::new(Default::default(), index, 2, region, Random::new(1), now)
+            };
+            let mut loops: Vec<Broker> = (0..2).map(make).collect();
+            let publisher = loops[0].open(1, PEER, now);
+            let connect = format!("CONNECT {{\"verbose\":false,\"echo\":{echo}}}\r\n");
+            loops[0].handle_bytes(publisher, connect.as_bytes(), now);
+            let leaver = loops[1].open(2, PEER, now);
+            loops[1].handle_bytes(leaver, b"CONNECT {}\r\nSUB x q 1\r\n", now);
+            let mail = |loops: &mut Vec<Broker>, from: u16, to: u16| {
+                loops[usize::from(from)].end_turn();
+                let batch = loops[usize::from(from)].take_mail(to, Batch::default());
+                loops[usize::from(to)].handle_mail(from, &batch, now);
+            };
+            loops[0].handle_bytes(publisher, b"SUB x q 7\r\n", now);
+            mail(&mut loops, 1, 0);
+            mail(&mut loops, 0, 1);
+            loops[0].handle_bytes(publisher, b"PUB x 2\r\nhi\r\n", now);
+            loops[1].handle_gone(leaver, now);
+            mail(&mut loops, 0, 1);
+            mail(&mut loops, 1, 0);
+            let text = written(&mut loops[0], publisher, now);
+            assert_eq!(text.matches("MSG x 7 ").count(), expect, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_publisher_waits_for_the_loop_its_messages_are_passed_on_to() {
+        let now = Instant::now();
+        let make = |index| {
+            let region = RegionMut::map(1 << 20).unwrap();
+            Broker::new(Default::default(), index, 3, region, Random::new(1), now)
+        };
+        let mut loops: Vec<Broker> = (0..3).map(make).collect();
+        let open = |broker: &mut Broker, cid| {
+            let slot = broker.open(cid, PEER, now);
+            broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
+            slot
+        };
+        let mail = |loops: &mut Vec<Broker>, from: u16, to: u16| {
+            loops[usize::from(from)].end_turn();
+            let batch = loops[usize::from(from)].take_mail(to, Batch::default());
+            loops[usize::from(to)].handle_mail(from, &batch, now);
+        };
+        let publisher = open(&mut loops[0], 1);
+        let (leaver, stays) = (open(&mut loops[1], 2), open(&mut loops[2], 3));
+        loops[1].handle_bytes(leaver, b"SUB x q 1\r\n", now);
+        loops[2].handle_bytes(stays, b"SUB x q 1\r\n", now);
+        mail(&mut loops, 1, 0);
+        mail(&mut loops, 2, 1);
+        let message = format!("PUB x 10000\r\n{}\r\n", ".".repeat(10_000));
+        loops[0].handle_bytes(publisher, message.repeat(200).as_bytes(), now);
+        loops[1].handle_gone(leaver, now);
+        mail(&mut loops, 0, 1);
+        loops[0].set_backlog(1, Backlog::default());
+        loops[0].handle_bytes(publisher, message.repeat(50).as_bytes(), now);
+        mail(&mut loops, 0, 1);
+        mail(&mut loops, 1, 0);
+        assert!(!loops[0].wants_bytes(publisher));
+        // What was passed on is worked off.
+        loops[1].take_mail(2, Batch::default());
+        loops[1].set_backlog(2, Backlog::default());
+        mail(&mut loops, 1, 0);
         assert!(loops[0].wants_bytes(publisher));
     }
 }

@@ -13,10 +13,9 @@
 
 use super::client::{Client, Phase};
 use super::deliver::{Origin, Receivers, put_head};
-use super::hold::Elsewhere;
+use super::hold::{Count, Elsewhere};
 use super::mail::Envelope;
 use super::outbox::{PADDING, put};
-use super::peers::BACKLOG_BYTES_MAX;
 use super::subs::{Care, Subscription, Target};
 use super::{Broker, Slot, mark_dirty};
 use crate::subject::sublist::{Group, InterestId};
@@ -132,7 +131,8 @@ impl Broker {
         reached_routes.clear();
         let mut elsewhere = origin.elsewhere;
         if !matched_peers.is_empty() {
-            elsewhere = elsewhere.and(self.send_run_to_peers(origin, run, count));
+            let loops = self.send_run_to_peers(origin, run, count);
+            elsewhere.loops = elsewhere.loops.and(loops);
         }
         let delivered = Delivered {
             receivers: count,
@@ -208,8 +208,8 @@ impl Broker {
         }
     }
 
-    /// Returns what there is to know of the receivers over there.
-    fn send_run_to_peers(&mut self, origin: &Origin, run: &Run<'_>, receivers: u32) -> Elsewhere {
+    /// Returns what there is to know of the receivers over there: each loop counts as one.
+    fn send_run_to_peers(&mut self, origin: &Origin, run: &Run<'_>, receivers: u32) -> Count {
         let targets = std::mem::take(&mut self.matched_peers);
         let (ours, theirs) = self.receivers_of(receivers, &targets);
         for index in &targets {
@@ -218,11 +218,14 @@ impl Broker {
             let envelope = Envelope {
                 plain: true,
                 hops: origin.hops,
-                elsewhere: (origin.elsewhere.and(ours).and(theirs)).without(peer.as_receiver()),
+                elsewhere: Elsewhere {
+                    counted: origin.elsewhere.counted.and(ours),
+                    loops: (origin.elsewhere.loops.and(theirs)).without(peer.as_receiver()),
+                },
                 publisher: origin.publisher,
             };
             peer.outgoing.push_run(run, envelope);
-            if peer.bytes_ahead() > BACKLOG_BYTES_MAX {
+            if peer.bytes_ahead() > self.backlog_bytes_max {
                 self.wait_for_peer(*index, origin.publisher);
             }
         }

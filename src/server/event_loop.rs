@@ -271,15 +271,16 @@ impl<I: Io> EventLoop<I> {
     /// All that was there when the completions were reaped, which is what they may depend on. What comes meanwhile
     /// is for the next turn: a loop that sends as fast as this one takes in must not keep it from its connections.
     fn take_in_mail(&mut self) {
-        let shared = self.shared.clone();
-        for from in shared.mesh.others(self.index) {
-            let mailbox = shared.mesh.mailbox(from, self.index);
-            for _ in 0..mailbox.len() {
+        for from in self.shared.mesh.others(self.index) {
+            let batches = self.shared.mesh.mailbox(from, self.index).len();
+            for _ in 0..batches {
+                let mailbox = self.shared.mesh.mailbox(from, self.index);
                 let mut batch = mailbox.receive().expect("only this end takes out");
                 self.broker.handle_mail(from, &batch, self.now);
                 for arrival in std::mem::take(&mut batch.arrivals) {
                     self.open(arrival);
                 }
+                let mailbox = self.shared.mesh.mailbox(from, self.index);
                 if mailbox.give_back(batch) {
                     self.ring(from);
                 }
@@ -288,24 +289,31 @@ impl<I: Io> EventLoop<I> {
     }
 
     fn send_mail(&mut self) {
-        let shared = self.shared.clone();
-        for to in shared.mesh.others(self.index) {
-            let mailbox = shared.mesh.mailbox(self.index, to);
-            if self.broker.has_mail(to) {
-                let batch = self.broker.take_mail(to, mailbox.spare());
-                mailbox.send(batch);
-                if shared.mesh.door(to).sleep.must_ring() {
-                    self.ring(to);
-                }
-            }
+        let mesh = &self.shared.mesh;
+        // Before anything is sent: whoever is let go may be a publisher of another loop.
+        for to in mesh.others(self.index) {
+            let mailbox = mesh.mailbox(self.index, to);
             let backlog = mailbox.backlog(self.broker.waits_for(to));
             self.broker.set_backlog(to, backlog);
-            self.broker.set_behind(to, shared.mesh.is_behind(to));
+            self.broker.set_behind(to, mesh.is_behind(to));
         }
         self.broker.backlogs_are_set();
-        if shared.mesh.loops() > 1 {
-            let behind = self.broker.is_some_behind();
-            shared.mesh.set_behind(self.index, behind);
+        if mesh.loops() > 1 {
+            mesh.set_behind(self.index, self.broker.is_some_behind());
+        }
+        for to in self.shared.mesh.others(self.index) {
+            if !self.broker.has_mail(to) {
+                continue;
+            }
+            let mesh = &self.shared.mesh;
+            let mailbox = mesh.mailbox(self.index, to);
+            let batch = self.broker.take_mail(to, mailbox.spare());
+            // Who sleeps need not wake for interest alone: whatever wakes it, it takes in the mail first.
+            let urgent = batch.is_urgent() || self.broker.is_waited_for(to);
+            mailbox.send(batch);
+            if urgent && mesh.door(to).sleep.must_ring() {
+                self.ring(to);
+            }
         }
     }
 

@@ -55,8 +55,9 @@ impl Sleep {
 pub struct Mailbox {
     full: SegQueue<Batch>,
     empty: SegQueue<Batch>,
-    /// Memory of those in `empty`.
+    /// Memory of those in `empty`, and the most of it.
     spare_bytes: AtomicUsize,
+    spare_bytes_max: usize,
     /// Bytes, and changes of interest, put in and not yet worked off.
     backlog: AtomicUsize,
     changes: AtomicUsize,
@@ -64,24 +65,25 @@ pub struct Mailbox {
     sender_waits: AtomicBool,
 }
 
-/// Memory of emptied batches kept for reuse per mailbox: a sender whose receiver has not had its turn
-/// yet sends several.
-const SPARE_BYTES_MAX: usize = 1 << 20;
+/// Memory of emptied batches kept for reuse by all senders of a loop, and by one of them: a sender whose receiver has not had its
+/// turn yet sends several.
+const SPARE_BYTES_MAX: usize = 4 << 20;
+const SPARE_BYTES_OF_ONE_MAX: usize = 1 << 20;
 
-impl Default for Mailbox {
-    fn default() -> Self {
+impl Mailbox {
+    /// Of one of so many loops.
+    pub fn new(loops: usize) -> Self {
         Self {
             full: SegQueue::new(),
             empty: SegQueue::new(),
+            spare_bytes_max: (SPARE_BYTES_MAX / loops).min(SPARE_BYTES_OF_ONE_MAX),
             spare_bytes: AtomicUsize::new(0),
             backlog: AtomicUsize::new(0),
             changes: AtomicUsize::new(0),
             sender_waits: AtomicBool::new(false),
         }
     }
-}
 
-impl Mailbox {
     pub fn spare(&self) -> Batch {
         let Some(batch) = self.empty.pop() else {
             return Batch::default();
@@ -112,7 +114,7 @@ impl Mailbox {
         batch.clear();
         // Only this end adds, so the bound holds.
         let bytes = batch.capacity_bytes();
-        if self.spare_bytes.load(Ordering::Relaxed) + bytes <= SPARE_BYTES_MAX {
+        if self.spare_bytes.load(Ordering::Relaxed) + bytes <= self.spare_bytes_max {
             self.spare_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.empty.push(batch);
         }
@@ -233,7 +235,7 @@ impl<C> Mesh<C> {
             behind: (0..count.div_ceil(BEHIND_LINE))
                 .map(|_| BehindLine::default())
                 .collect(),
-            mailboxes: (0..count * count).map(|_| Mailbox::default()).collect(),
+            mailboxes: (0..count * count).map(|_| Mailbox::new(count)).collect(),
         })
     }
 

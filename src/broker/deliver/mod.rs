@@ -11,9 +11,8 @@ mod receivers;
 mod tests;
 
 use super::client::PublisherRef;
-use super::hold::Elsewhere;
+use super::hold::{Count, Elsewhere};
 use super::mail::{Envelope, Groups};
-use super::peers::BACKLOG_BYTES_MAX;
 use super::propagate::{Address, QUEUE_SID_PREFIX};
 use super::subs::Target;
 use super::{Broker, Slot};
@@ -152,7 +151,7 @@ impl Broker {
     ) {
         let mut matched = std::mem::take(&mut self.matched);
         self.sublist.matches(message.subject.bytes(), &mut matched);
-        let mut delivery = Delivery::new(message, owned, None);
+        let mut delivery = Delivery::new(message, owned, self.no_echo_of(origin));
         let Self {
             receivers,
             sublist,
@@ -179,6 +178,15 @@ impl Broker {
         }
         self.matched = matched;
         self.finish(origin, &mut delivery);
+    }
+
+    /// The publisher of a message that another loop passed on, where it is ours and does not want it back.
+    fn no_echo_of(&self, origin: &Origin) -> Option<Slot> {
+        let PublisherRef {
+            slot, cid, no_echo, ..
+        } = origin.publisher;
+        let client = self.receivers.clients.get(slot as usize);
+        (no_echo && client.is_some_and(|client| client.cid == cid)).then_some(slot)
     }
 
     /// A message that came over a route: to our own plain subscriptions, or to the queue member it is
@@ -241,7 +249,7 @@ impl Broker {
     fn finish(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) {
         let mut elsewhere = origin.elsewhere;
         if !self.matched_peers.is_empty() {
-            elsewhere = elsewhere.and(self.send_to_peers(origin, delivery));
+            elsewhere.loops = elsewhere.loops.and(self.send_to_peers(origin, delivery));
         }
         self.reached_routes.clear();
         self.totals.fanout_max = self.totals.fanout_max.max(delivery.receivers);
@@ -298,8 +306,8 @@ impl Broker {
         }
     }
 
-    /// Returns what there is to know of the receivers over there.
-    fn send_to_peers(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) -> Elsewhere {
+    /// Returns what there is to know of the receivers over there: each loop counts as one.
+    fn send_to_peers(&mut self, origin: &Origin, delivery: &mut Delivery<'_, '_>) -> Count {
         let message = delivery.message;
         if delivery.owned.is_none() && message.tail.len >= SHARED_BYTES_MIN {
             delivery.owned = Some(Bytes::copy_from_slice(message.tail.bytes()));
@@ -318,7 +326,10 @@ impl Broker {
             let envelope = Envelope {
                 plain,
                 hops: origin.hops + u8::from(origin.from_loop.is_some()),
-                elsewhere: (origin.elsewhere.and(ours).and(theirs)).without(peer.as_receiver()),
+                elsewhere: Elsewhere {
+                    counted: origin.elsewhere.counted.and(ours),
+                    loops: (origin.elsewhere.loops.and(theirs)).without(peer.as_receiver()),
+                },
                 publisher: origin.publisher,
             };
             let names = groups.iter().map(|queue| sublist.queue_name(*queue));
@@ -327,7 +338,7 @@ impl Broker {
             peer.groups = groups;
             peer.groups.clear();
             peer.member.clear();
-            if peer.bytes_ahead() > BACKLOG_BYTES_MAX {
+            if peer.bytes_ahead() > self.backlog_bytes_max {
                 self.wait_for_peer(*index, origin.publisher);
             }
         }
@@ -338,14 +349,13 @@ impl Broker {
         theirs
     }
 
-    /// Of a message that has so many receivers here, and some on each of these loops: what there is to know of the ones
-    /// and of the others.
-    pub(super) fn receivers_of(&self, here: u32, loops: &[u16]) -> (Elsewhere, Elsewhere) {
-        let ours = Elsewhere {
+    /// Of a message that has so many receivers here, and some on each of these loops: the one, and the others.
+    pub(super) fn receivers_of(&self, here: u32, loops: &[u16]) -> (Count, Count) {
+        let ours = Count {
             receivers: here,
             behind: self.receivers.behind.len() as u32,
         };
-        let mut theirs = Elsewhere::default();
+        let mut theirs = Count::default();
         for index in loops {
             theirs = theirs.and(self.peers[usize::from(*index)].as_receiver());
         }

@@ -84,6 +84,7 @@ fn members_of_this_loop_are_drawn_evenly() {
                 slot: 0,
                 cid: 1,
                 carrier: false,
+                no_echo: false,
             };
             let envelope = Envelope {
                 plain: false,

@@ -667,66 +667,68 @@ struct House {
     now: Instant,
     publisher: Slot,
     /// By loop; the first one has none.
-    receivers: Vec<Slot>,
+    receivers: Vec<Vec<Slot>>,
 }
 
 impl House {
-    /// A publisher on the first loop, and one receiver on each of so many others.
-    fn new(receivers: u16, subscribe: &str) -> Self {
-        let now = Instant::now();
+    /// A publisher on the first loop, and so many receivers on each of so many others.
+    fn new(others: u16, each: u64, subscribe: &str) -> Self {
+        let (now, count) = (Instant::now(), u64::from(others) + 1);
         let make = |index| {
             let (region, settings) = (RegionMut::map(1 << 20).unwrap(), Settings::default());
-            Broker::new(
-                Arc::new(settings),
-                index,
-                receivers + 1,
-                region,
-                Random::new(1),
-                now,
-            )
+            let random = Random::new(1);
+            Broker::new(Arc::new(settings), index, others + 1, region, random, now)
         };
-        let mut loops: Vec<Broker> = (0..=receivers).map(make).collect();
+        let mut loops: Vec<Broker> = (0..=others).map(make).collect();
         let publisher = open(&mut loops[0], 1, now);
-        let mut slots = vec![publisher];
-        for (home, broker) in loops.iter_mut().enumerate().skip(1) {
-            let slot = open(broker, home as u64 + 1, now);
-            broker.handle_bytes(slot, subscribe.as_bytes(), now);
-            slots.push(slot);
+        let mut receivers = vec![Vec::new()];
+        for (home, broker) in (0..).zip(&mut loops).skip(1) {
+            let cids = (0..each).map(|n| 1 + home + count * n);
+            let slots: Vec<Slot> = cids.map(|cid| open(broker, cid, now)).collect();
+            for slot in &slots {
+                broker.handle_bytes(*slot, subscribe.as_bytes(), now);
+            }
+            receivers.push(slots);
         }
         let mut house = Self {
             loops,
             now,
             publisher,
-            receivers: slots,
+            receivers,
         };
         house.exchange();
         house
     }
 
+    /// The end of a turn of all.
     fn exchange(&mut self) {
-        for from in 0..self.loops.len() {
+        let count = self.loops.len();
+        let others = |one: usize| (0..count).filter(move |other| *other != one);
+        let mut mail = Vec::new();
+        for from in 0..count {
             self.loops[from].end_turn();
-            for to in (0..self.loops.len()).filter(|to| *to != from) {
-                let batch = self.loops[from].take_mail(to as u16, Default::default());
-                self.loops[to].handle_mail(from as u16, &batch, self.now);
-                self.loops[from].set_backlog(to as u16, Default::default());
-            }
-        }
-        for from in 0..self.loops.len() {
             let behind = self.loops[from].is_some_behind();
-            for to in (0..self.loops.len()).filter(|to| *to != from) {
+            for to in others(from) {
+                self.loops[from].set_backlog(to as u16, Default::default());
                 self.loops[to].set_behind(from as u16, behind);
             }
+            for to in others(from) {
+                let batch = self.loops[from].take_mail(to as u16, Default::default());
+                mail.push((from, to, batch));
+            }
+        }
+        for (from, to, batch) in mail {
+            self.loops[to].handle_mail(from as u16, &batch, self.now);
         }
     }
 
-    /// The publisher says as much as it may, a read a millisecond, and each receiver takes so many bytes in that time.
-    /// Returns for how long it was held, and the most that was pending for one.
+    /// The publisher says as much as it may, a read a millisecond, and each receiver takes so many bytes in that time,
+    /// by its loop and its number there. Returns for how long the publisher was held, and the most that was pending for one.
     fn run(
         &mut self,
         read: &[u8],
         milliseconds: u32,
-        takes: impl Fn(usize) -> usize,
+        takes: impl Fn(usize, usize) -> usize,
     ) -> (Duration, usize) {
         let (mut held, mut most, step) = (Duration::ZERO, 0, Duration::from_millis(1));
         for _ in 0..milliseconds {
@@ -736,10 +738,11 @@ impl House {
                 false => held += step,
             }
             self.exchange();
-            for home in 1..self.loops.len() {
-                let slot = self.receivers[home];
-                take(&mut self.loops[home], slot, takes(home), self.now);
-                most = most.max(pending(&self.loops[home], slot));
+            for (home, broker) in self.loops.iter_mut().enumerate() {
+                for (number, slot) in self.receivers[home].iter().enumerate() {
+                    take(broker, *slot, takes(home, number), self.now);
+                    most = most.max(pending(broker, *slot));
+                }
             }
             self.now += step;
             for broker in &mut self.loops {
@@ -757,8 +760,8 @@ impl House {
 fn a_slow_receiver_alone_on_its_loop_is_alone_all_the_same() {
     for subscribe in ["SUB x 1\r\n", "SUB x q 1\r\n"] {
         for read in [message("x", 10_000), message("x", 100).repeat(100)] {
-            let mut house = House::new(8, subscribe);
-            let slow = |home| if home == 5 { 100 } else { usize::MAX };
+            let mut house = House::new(8, 1, subscribe);
+            let slow = |home, _| if home == 5 { 100 } else { usize::MAX };
             let (held, most) = house.run(&read, 2000, slow);
             assert!(most > HIGH_WATER_BYTES, "{most} bytes");
             let moment = Duration::from_millis(100);
@@ -771,8 +774,8 @@ fn a_slow_receiver_alone_on_its_loop_is_alone_all_the_same() {
 fn receivers_that_are_all_slow_hold_their_publisher_from_wherever_they_are() {
     // All of them, and all but two.
     for keep_up in [0, 2] {
-        let mut house = House::new(8, "SUB x 1\r\n");
-        let takes = |home| if home <= keep_up { usize::MAX } else { 1000 };
+        let mut house = House::new(8, 1, "SUB x 1\r\n");
+        let takes = |home, _| if home <= keep_up { usize::MAX } else { 1000 };
         let (held, most) = house.run(&message("x", 10_000), 5000, takes);
         assert!(held > Duration::from_secs(3), "{held:?} of 5 s");
         assert!(most < 3 << 20, "{most} bytes");
@@ -781,8 +784,8 @@ fn receivers_that_are_all_slow_hold_their_publisher_from_wherever_they_are() {
 
 #[test]
 fn a_group_of_all_loops_that_is_slow_holds_its_publisher() {
-    let mut house = House::new(8, "SUB x q 1\r\n");
-    let (held, most) = house.run(&message("x", 10_000).repeat(4), 5000, |_| 1000);
+    let mut house = House::new(8, 1, "SUB x q 1\r\n");
+    let (held, most) = house.run(&message("x", 10_000).repeat(4), 5000, |_, _| 1000);
     assert!(held > Duration::from_secs(3), "{held:?} of 5 s");
     assert!(most < 3 << 20, "{most} bytes");
 }
@@ -791,8 +794,8 @@ fn a_group_of_all_loops_that_is_slow_holds_its_publisher() {
 #[test]
 fn receivers_that_are_slow_in_different_ways_hold_their_publisher_together() {
     for (receivers, least, seconds) in [(2, 1, 20), (2, 4, 80), (8, 1, 40)] {
-        let mut house = House::new(receivers, "SUB x 1\r\n");
-        let takes = |home| 1000 * (least + home - 1);
+        let mut house = House::new(receivers, 1, "SUB x 1\r\n");
+        let takes = |home, _| 1000 * (least + home - 1);
         let (held, most) = house.run(&message("x", 20_000), 1000 * seconds, takes);
         assert!(held > Duration::from_secs(seconds.into()) / 2, "{held:?}");
         assert!(most < 5 << 20, "{most} bytes for one of {receivers}");
@@ -823,4 +826,45 @@ fn the_list_of_those_behind_is_bounded() {
     broker.handle_timeouts(later);
     assert!(!broker.is_some_behind());
     assert_eq!(broker.receivers.was_behind_count(), 0);
+}
+
+/// One of four on each loop: every loop has somebody who is behind.
+#[test]
+fn a_few_slow_receivers_on_every_loop_are_few() {
+    let mut house = House::new(15, 4, "SUB x 1\r\n");
+    let takes = |_, number| if number == 3 { 100 } else { usize::MAX };
+    let (held, most) = house.run(&message("x", 10_000), 2000, takes);
+    assert!(most > HIGH_WATER_BYTES, "{most} bytes");
+    let moment = Duration::from_millis(150);
+    assert!(!held.is_zero() && held < moment, "{held:?} of 2 s");
+}
+
+/// What all others have for a loop it takes in in one turn, before its receiver can take anything.
+#[test]
+fn many_loops_send_one_no_more_than_few_do() {
+    for others in [1, 4, 16, 60] {
+        let mut house = House::new(others, 1, "");
+        let receiver = house.publisher;
+        let subscribe = b"SUB x 1\r\n";
+        house.loops[0].handle_bytes(receiver, subscribe, house.now);
+        house.exchange();
+        let read = message("x", 1000).repeat(60);
+        let mut most = 0;
+        for _ in 0..50 {
+            for home in 1..=usize::from(others) {
+                let (broker, publisher) = (&mut house.loops[home], house.receivers[home][0]);
+                // As much as is read in a turn.
+                for _ in 0..16 {
+                    if broker.wants_bytes(publisher) && !broker.turn_is_full() {
+                        broker.handle_bytes(publisher, &read, house.now);
+                    }
+                }
+            }
+            house.exchange();
+            most = most.max(pending(&house.loops[0], receiver));
+            drain(&mut house.loops[0], receiver, house.now);
+            house.exchange();
+        }
+        assert!(most > 500_000 && most < 9 << 20, "{most} bytes of {others}");
+    }
 }
