@@ -26,9 +26,10 @@
 //! other server.
 //!
 //! Of the receivers of other loops a loop knows little: once a turn each tells whether any of its receivers is behind, which is
-//! whoever was above its mark and has not come down to low water since. A loop where none is counts as one receiver that keeps up, another one as one that is behind; for a queue group it counts as many as it has
-//! members, and where any receiver is behind they are taken to be like those here. What is told may be a turn old: when all are too
-//! slow, those that come to their marks first are held to be alone until then.
+//! whoever was above its mark and has not come down to low water since, and whether nearly all were of the latest message for
+//! one of them. To others a loop is one receiver, which is behind in the latter case. For a queue group it counts as many as it
+//! has members; where any receiver is behind, they are taken to be like those here. What is told may be a turn old: when all are
+//! too slow, those that come to their marks first are held to be alone until then.
 //!
 //! A publisher that carries messages of many, a route or the streaming engine, would be held from all others by one receiver
 //! that is slow: most of its messages have one. So it is not, until that one is well on the way to being cut off.
@@ -157,10 +158,31 @@ impl Count {
 /// What a loop knows of receivers of a message that are not its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Elsewhere {
-    /// On the loop the message comes from.
+    /// On the loops the message comes from.
     pub counted: Count,
-    /// Further loops, each as one receiver; it is behind when anybody there is.
+    /// Further loops, each as one receiver; it is behind when nearly all are there.
     pub loops: Count,
+}
+
+/// How the receivers of a loop fare: whether any is behind, and whether nearly all were of the latest message for somebody who is.
+/// As a number, for the carrier.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Lag {
+    #[default]
+    None,
+    Some,
+    NearlyAll,
+}
+
+impl From<u8> for Lag {
+    fn from(number: u8) -> Self {
+        match number {
+            0 => Self::None,
+            1 => Self::Some,
+            _ => Self::NearlyAll,
+        }
+    }
 }
 
 /// Three quarters.
@@ -198,21 +220,25 @@ impl Broker {
             receivers,
             behind: behind.len() as u32,
         };
-        let known = here.and(elsewhere.counted);
-        // Of a loop with many receivers any may be the one that is behind: that alone makes nobody one of nearly all.
-        let nearly_all =
-            known.are_nearly_all_behind() && known.and(elsewhere.loops).are_nearly_all_behind();
+        self.nearly_all_behind = here.are_nearly_all_behind();
+        let all = here.and(elsewhere.counted).and(elsewhere.loops);
+        let nearly_all = all.are_nearly_all_behind();
         for receiver in behind.drain(..) {
             self.hold_for(receiver.slot, publisher, nearly_all);
         }
         self.receivers.behind = behind;
     }
 
-    /// Whether some receiver of this loop is behind, for the other loops. While one holds its publisher, together with
-    /// others, there is no message to ask about the others, and the next one comes when it has caught up: it counts as
-    /// behind for some time after that.
-    pub fn is_some_behind(&mut self) -> bool {
-        self.receivers.is_some_behind() || self.now < self.behind_until
+    /// How the receivers of this loop fare, for the other loops. While one holds its publisher, together with others,
+    /// there is no message to ask about the others, and the next one comes when it has caught up: it counts as behind for
+    /// some time after that.
+    pub fn lag(&mut self) -> Lag {
+        let behind = self.receivers.is_some_behind() || self.now < self.behind_until;
+        match (behind, self.nearly_all_behind) {
+            (false, _) => Lag::None,
+            (true, false) => Lag::Some,
+            (true, true) => Lag::NearlyAll,
+        }
     }
 
     /// Whether it got the message for a queue group that keeps up but for few. A part of its members is seen, evenly over all,
@@ -241,7 +267,7 @@ impl Broker {
                     behind += step as u64 * u64::from(self.is_behind(slot));
                 }
                 // Where anybody is behind, the members are taken to be like those here.
-                Target::Loop(index) if self.peers[usize::from(index)].behind => {
+                Target::Loop(index) if self.peers[usize::from(index)].lag != Lag::None => {
                     alike += u64::from(weight);
                 }
                 Target::Loop(_) => keep_up += u64::from(weight),

@@ -181,14 +181,17 @@ impl Batch {
         self.bytes.is_empty() && self.arrivals.is_empty() && self.holds.is_empty()
     }
 
-    /// Makes an emptied batch ready for another turn; its memory is kept unless it grew large.
-    pub fn clear(&mut self) {
+    /// Makes an emptied batch ready for another turn; so much of its memory is kept.
+    pub fn clear(&mut self, keep_bytes: usize) {
         self.bytes.clear();
         self.groups = 0..0;
-        self.bytes.shrink_to(256 << 10);
+        let tails_bytes = keep_bytes / 4;
+        self.bytes
+            .shrink_to((keep_bytes - tails_bytes).min(256 << 10));
         self.shared.clear();
         self.tails.clear();
-        self.tails.shrink_to(16 << 10);
+        self.tails
+            .shrink_to((tails_bytes / size_of::<Tail>()).min(16 << 10));
         self.weight = 0;
         self.changes = 0;
         self.has_messages = false;
@@ -706,7 +709,7 @@ mod tests {
                 r#"7:1 foo None None hi\r\n false 1 [5, 3, 4, 2] [] true"#,
             ]
         );
-        batch.clear();
+        batch.clear(1 << 20);
         assert!(batch.is_empty() && batch.records().next().is_none());
     }
 
@@ -740,7 +743,7 @@ mod tests {
             groups.map(known).collect()
         };
         assert_eq!(counts(&batch), [100, 0, 100, 100, 99, 100]);
-        batch.clear();
+        batch.clear(1 << 20);
         batch.push_message(&plain_message(), None, plain_envelope(), all());
         assert_eq!(counts(&batch), [100]);
     }

@@ -38,7 +38,7 @@ use client::{Client, Phase, PublisherRef, Traffic};
 use deliver::Receivers;
 use effect::{CloseReason, Effect};
 use foldhash::fast::FixedState;
-pub use hold::SlowConsumer;
+pub use hold::{Lag, SlowConsumer};
 use outbox::Piece;
 use peers::Peer;
 use settings::Settings;
@@ -92,6 +92,8 @@ pub struct Broker {
     changes_ahead_max: usize,
     /// Another loop gets as much as it may: nothing more is read in this turn.
     mail_is_full: bool,
+    /// Of the latest message for somebody who is behind, nearly all receivers here were.
+    nearly_all_behind: bool,
     /// Until then this loop counts as one with a receiver that is behind.
     behind_until: Instant,
     /// The line for routes being written.
@@ -156,6 +158,7 @@ impl Broker {
             backlog_bytes_max: peers::backlog_bytes_max(loops, pending_bytes_max),
             changes_ahead_max: pace::changes_ahead_max(loops),
             mail_is_full: false,
+            nearly_all_behind: false,
             behind_until: now,
             route_line: Vec::new(),
             client_urls: Arc::default(),

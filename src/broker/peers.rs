@@ -7,7 +7,7 @@
 use super::Broker;
 use super::client::PublisherRef;
 use super::deliver::Origin;
-use super::hold::Count;
+use super::hold::{Count, Lag};
 use super::mail::{Backlog, Batch, Envelope, Record};
 use super::pace::Mark;
 use super::subs::{Care, Target};
@@ -39,9 +39,9 @@ pub struct Peer {
     interest: HashMap<PatternAndGroup, u32>,
     /// Sent to that loop and not yet worked off, told by the carrier.
     pub backlog: Backlog,
-    /// Some receiver over there is behind, told by the carrier.
-    pub behind: bool,
-    /// Publishers of this loop held back until the backlog is gone.
+    /// How the receivers over there fare, told by the carrier.
+    pub lag: Lag,
+    /// Publishers held back until the backlog is gone: of this loop, and such whose messages are passed on from here.
     waiting: Vec<PublisherRef>,
     /// What the current message is to do there.
     pub plain: bool,
@@ -93,7 +93,7 @@ impl Peer {
     pub fn as_receiver(&self) -> Count {
         Count {
             receivers: 1,
-            behind: u32::from(self.behind),
+            behind: u32::from(self.lag == Lag::NearlyAll),
         }
     }
 
@@ -269,18 +269,24 @@ impl Broker {
         }
     }
 
-    /// The carrier tells whether some receiver over there is behind.
-    pub fn set_behind(&mut self, to: u16, behind: bool) {
-        let before = std::mem::replace(&mut self.peers[to as usize].behind, behind);
-        self.peers_behind = self.peers_behind + u32::from(behind) - u32::from(before);
+    /// The carrier tells how the receivers over there fare.
+    pub fn set_lag(&mut self, to: u16, lag: Lag) {
+        let before = std::mem::replace(&mut self.peers[to as usize].lag, lag);
+        let count = |lag| u32::from(lag != Lag::None);
+        self.peers_behind = self.peers_behind + count(lag) - count(before);
     }
 
     /// A publisher sent to another loop whose mailbox is full, or had its message passed on to it: hold it until there is room.
     #[cold]
     pub(super) fn wait_for_peer(&mut self, peer: u16, publisher: PublisherRef) {
-        self.mail_is_full = true;
-        let waiting = &mut self.peers[peer as usize].waiting;
-        if !waiting.contains(&publisher) {
+        let full = self.backlog_bytes_max / 4;
+        let Peer {
+            outgoing, waiting, ..
+        } = &mut self.peers[peer as usize];
+        // Where it is from turns before, to end this one brings nothing.
+        self.mail_is_full |= outgoing.weight > full;
+        // It is the last one, nearly always.
+        if waiting.last() != Some(&publisher) && !waiting.contains(&publisher) {
             waiting.push(publisher);
             self.tell_publisher(publisher, true);
         }

@@ -54,7 +54,10 @@ impl Broker {
 
     pub fn next_deadline(&self) -> Option<Instant> {
         let timer = self.timers.0.peek().map(|Reverse((at, ..))| *at);
-        [timer, self.pace.deadline(self.now)]
+        // Other loops are told that nobody is behind any more.
+        let tells = self.peers.len() > 1 && self.now < self.behind_until;
+        let lag = tells.then_some(self.behind_until);
+        [timer, self.pace.deadline(self.now), lag]
             .into_iter()
             .flatten()
             .min()

@@ -13,6 +13,7 @@ use super::tls_link::TlsLink;
 use super::verifier::Job;
 use crate::broker::client::Client;
 use crate::broker::effect::{CloseReason, Dial, Effect};
+use crate::broker::mail::Batch;
 use crate::broker::outbox::Piece;
 use crate::broker::settings::Settings;
 use crate::broker::snapshot::{ConnectionInfo, Page};
@@ -150,6 +151,8 @@ pub struct EventLoop<I: Io> {
     pub(super) plain: Vec<u8>,
     /// When handshakes are to be done, the next one first; some are.
     pub(super) handshakes: BinaryHeap<Reverse<(Instant, Token)>>,
+    /// Of each loop, mail with more than interest, and how much there is behind it; empty between turns.
+    urgent_mail: Vec<(u16, usize, Batch)>,
     /// A part of a list was told in this turn, and commands may be left behind it.
     list_told: bool,
     commands_left: bool,
@@ -179,6 +182,7 @@ impl<I: Io> EventLoop<I> {
             segments: Vec::new(),
             plain: Vec::new(),
             handshakes: BinaryHeap::new(),
+            urgent_mail: Vec::new(),
             list_told: false,
             commands_left: false,
             now,
@@ -270,21 +274,46 @@ impl<I: Io> EventLoop<I> {
 
     /// All that was there when the completions were reaped, which is what they may depend on. What comes meanwhile
     /// is for the next turn: a loop that sends as fast as this one takes in must not keep it from its connections.
+    ///
+    /// Interest that nobody was woken for comes first, from all loops: a message one of them sent just now may depend on what
+    /// another one told long ago.
     fn take_in_mail(&mut self) {
+        let mut urgent = std::mem::take(&mut self.urgent_mail);
         for from in self.shared.mesh.others(self.index) {
-            let batches = self.shared.mesh.mailbox(from, self.index).len();
-            for _ in 0..batches {
-                let mailbox = self.shared.mesh.mailbox(from, self.index);
-                let mut batch = mailbox.receive().expect("only this end takes out");
-                self.broker.handle_mail(from, &batch, self.now);
-                for arrival in std::mem::take(&mut batch.arrivals) {
-                    self.open(arrival);
+            let mut left = self.shared.mesh.mailbox(from, self.index).len();
+            while left > 0 {
+                left -= 1;
+                let batch = self.receive_mail(from);
+                if batch.is_urgent() {
+                    urgent.push((from, left, batch));
+                    break;
                 }
-                let mailbox = self.shared.mesh.mailbox(from, self.index);
-                if mailbox.give_back(batch) {
-                    self.ring(from);
-                }
+                self.work_off(from, batch);
             }
+        }
+        for (from, left, batch) in urgent.drain(..) {
+            self.work_off(from, batch);
+            for _ in 0..left {
+                let batch = self.receive_mail(from);
+                self.work_off(from, batch);
+            }
+        }
+        self.urgent_mail = urgent;
+    }
+
+    fn receive_mail(&mut self, from: u16) -> Batch {
+        let mailbox = self.shared.mesh.mailbox(from, self.index);
+        mailbox.receive().expect("only this end takes out")
+    }
+
+    fn work_off(&mut self, from: u16, mut batch: Batch) {
+        self.broker.handle_mail(from, &batch, self.now);
+        for arrival in std::mem::take(&mut batch.arrivals) {
+            self.open(arrival);
+        }
+        let mailbox = self.shared.mesh.mailbox(from, self.index);
+        if mailbox.give_back(batch) {
+            self.ring(from);
         }
     }
 
@@ -295,11 +324,11 @@ impl<I: Io> EventLoop<I> {
             let mailbox = mesh.mailbox(self.index, to);
             let backlog = mailbox.backlog(self.broker.waits_for(to));
             self.broker.set_backlog(to, backlog);
-            self.broker.set_behind(to, mesh.is_behind(to));
+            self.broker.set_lag(to, mesh.lag(to));
         }
         self.broker.backlogs_are_set();
         if mesh.loops() > 1 {
-            mesh.set_behind(self.index, self.broker.is_some_behind());
+            mesh.set_lag(self.index, self.broker.lag());
         }
         for to in self.shared.mesh.others(self.index) {
             if !self.broker.has_mail(to) {

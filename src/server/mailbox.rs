@@ -6,10 +6,12 @@
 //! that promises it; what is under way stays bounded because publishers that send to a loop with
 //! too much backlog are not read from (see `broker::peers`).
 //!
-//! A loop that goes to sleep says so first and then looks at its mailboxes once more; a sender first
+//! A loop that sleeps is woken for all but interest, which counts when a message comes: it takes in what waits of that before
+//! anything else. One that goes to sleep says so first and then looks at its mailboxes once more; a sender first
 //! puts a batch in and then looks whether the receiver sleeps. One of the two sees the other, in
 //! whatever order these four steps fall: `tests::nobody_sleeps_on_mail` lets loom try them all.
 
+use crate::broker::Lag;
 use crate::broker::mail::{Backlog, Batch};
 use crossbeam_queue::SegQueue;
 use std::os::fd::{AsRawFd, RawFd};
@@ -18,7 +20,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use loom::sync::atomic::AtomicBool as SleepFlag;
 #[cfg(not(midge_loom))]
 use std::sync::atomic::AtomicBool as SleepFlag;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicUsize, Ordering};
 
 /// Whether a loop sleeps in the kernel, and thus needs a doorbell.
 #[derive(Debug)]
@@ -111,7 +113,7 @@ impl Mailbox {
         if batch.changes > 0 {
             self.changes.fetch_sub(batch.changes, Ordering::SeqCst);
         }
-        batch.clear();
+        batch.clear(self.spare_bytes_max);
         // Only this end adds, so the bound holds.
         let bytes = batch.capacity_bytes();
         if self.spare_bytes.load(Ordering::Relaxed) + bytes <= self.spare_bytes_max {
@@ -208,19 +210,19 @@ impl<C> LoopDoor<C> {
     }
 }
 
-/// Of each loop, whether some receiver of it is behind: a hint. All loops read all of it once a turn, and it seldom changes;
+/// How the receivers of each loop fare: a hint. All loops read all of it once a turn, and it seldom changes;
 /// so it has lines of the cache to itself.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct BehindLine([AtomicBool; BEHIND_LINE]);
+struct LagLine([AtomicU8; LAG_LINE]);
 
-const BEHIND_LINE: usize = 32;
+const LAG_LINE: usize = 32;
 
 /// Everything loops share.
 #[derive(Debug)]
 pub struct Mesh<C> {
     doors: Vec<LoopDoor<C>>,
-    behind: Vec<BehindLine>,
+    lags: Vec<LagLine>,
     /// From each loop to each loop, row by row.
     mailboxes: Vec<Mailbox>,
 }
@@ -232,8 +234,8 @@ impl<C> Mesh<C> {
             doors: (0..count)
                 .map(|_| LoopDoor::new())
                 .collect::<nix::Result<_>>()?,
-            behind: (0..count.div_ceil(BEHIND_LINE))
-                .map(|_| BehindLine::default())
+            lags: (0..count.div_ceil(LAG_LINE))
+                .map(|_| LagLine::default())
                 .collect(),
             mailboxes: (0..count * count).map(|_| Mailbox::new(count)).collect(),
         })
@@ -251,21 +253,21 @@ impl<C> Mesh<C> {
         &self.doors
     }
 
-    fn behind(&self, index: u16) -> &AtomicBool {
+    fn lag_of(&self, index: u16) -> &AtomicU8 {
         let index = usize::from(index);
-        &self.behind[index / BEHIND_LINE].0[index % BEHIND_LINE]
+        &self.lags[index / LAG_LINE].0[index % LAG_LINE]
     }
 
     /// Called by the loop itself.
-    pub fn set_behind(&self, index: u16, behind: bool) {
-        if self.is_behind(index) != behind {
-            self.behind(index).store(behind, Ordering::Relaxed);
+    pub fn set_lag(&self, index: u16, lag: Lag) {
+        if self.lag(index) != lag {
+            self.lag_of(index).store(lag as u8, Ordering::Relaxed);
         }
     }
 
-    /// Whether some receiver of this loop is behind.
-    pub fn is_behind(&self, index: u16) -> bool {
-        self.behind(index).load(Ordering::Relaxed)
+    /// How the receivers of this loop fare.
+    pub fn lag(&self, index: u16) -> Lag {
+        self.lag_of(index).load(Ordering::Relaxed).into()
     }
 
     pub fn mailbox(&self, from: u16, to: u16) -> &Mailbox {

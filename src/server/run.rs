@@ -352,9 +352,12 @@ impl Registrations {
     }
 
     fn note(&self, registered: std::io::Result<()>) {
-        if let Err(error) = registered {
-            log::debug!("output buffers are not registered: {error}");
+        if let Err(error) = &registered {
             self.failed.fetch_add(1, Ordering::SeqCst);
+            // Nothing else is known to happen.
+            if error.raw_os_error() != Some(libc::ENOMEM) {
+                log::warn!("output buffers of an event loop could not be registered: {error}");
+            }
         }
         let is_last = self.left.fetch_sub(1, Ordering::SeqCst) == 1;
         let (loops, failed) = (self.loops, self.failed.load(Ordering::SeqCst));

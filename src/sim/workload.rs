@@ -31,7 +31,7 @@ pub fn run(world: &mut World) -> Result<(), String> {
     world.saboteur.armed = true;
     clients_come_and_go(world);
     only_messages(world);
-    world.run_for(2 * SETTLE);
+    world.settle_for(2 * SETTLE);
     broken(world)?;
     world.ledger.verdict()?;
     check_graph(world)?;
@@ -91,11 +91,11 @@ fn repair(world: &mut World) {
 fn settle(world: &mut World) -> Result<(), String> {
     let end = world.now + HEAL_WITHIN;
     while world.broken.is_none() {
-        world.run_for(2 * SETTLE);
+        world.settle_for(2 * SETTLE);
         match check_graph(world) {
             Ok(()) => {
                 // Whoever was still dialling finds the route there.
-                world.run_for(LATE_DIALS);
+                world.settle_for(LATE_DIALS);
                 check_graph(world)?;
                 break;
             }
@@ -110,7 +110,7 @@ fn everybody_leaves(world: &mut World) -> Result<(), String> {
     for client in open_clients(world) {
         world.close_client(client);
     }
-    world.run_for(2 * SETTLE);
+    world.settle_for(2 * SETTLE);
     broken(world)?;
     check_graph(world)?;
     check_rest(world)

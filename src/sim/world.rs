@@ -124,6 +124,17 @@ impl World {
         self.events.insert((at, self.event_count), event);
     }
 
+    /// Lets time pass, and then has every loop take in what it was not woken for.
+    pub fn settle_for(&mut self, time: Micros) {
+        self.run_for(time);
+        for site in 0..self.servers.len() {
+            for index in 0..self.servers[site].lanes.len() as u16 {
+                self.wake(site, index);
+            }
+        }
+        self.run_for(TURN_WITHIN);
+    }
+
     /// Lets time pass, until a promise is broken at the latest.
     pub fn run_for(&mut self, time: Micros) {
         let end = self.now + time;
@@ -659,30 +670,32 @@ impl World {
     }
 
     fn send_mail(&mut self, site: usize, index: u16, loops: u16) {
-        for to in (0..loops).filter(|to| *to != index) {
-            let lanes = &mut self.servers[site].lanes;
-            if lanes[index as usize].broker.has_mail(to) {
-                let batch = lanes[index as usize]
-                    .broker
-                    .take_mail(to, Default::default());
-                lanes[to as usize].mail.push((index, batch));
-                self.wake(site, to);
-            }
+        let others = || (0..loops).filter(move |to| *to != index);
+        for to in others() {
             let unread = &self.servers[site].lanes[to as usize].mail;
             let ours = unread.iter().filter(|(from, _)| *from == index);
             let changes = ours.map(|(_, batch)| batch.changes).sum();
             // A loop that is through with its mail does not tell: nobody waits for it, but for bursts.
             let backlog = Backlog { bytes: 0, changes };
+            let lag = self.servers[site].lanes[to as usize].broker.lag();
             let broker = &mut self.servers[site].lanes[index as usize].broker;
             broker.set_backlog(to, backlog);
-            let behind = self.servers[site].lanes[to as usize]
-                .broker
-                .is_some_behind();
-            let broker = &mut self.servers[site].lanes[index as usize].broker;
-            broker.set_behind(to, behind);
+            broker.set_lag(to, lag);
         }
         let lane = &mut self.servers[site].lanes[index as usize];
         lane.broker.backlogs_are_set();
+        for to in others() {
+            let broker = &mut self.servers[site].lanes[index as usize].broker;
+            if broker.has_mail(to) {
+                let batch = broker.take_mail(to, Default::default());
+                let wakes = batch.is_urgent() || broker.is_waited_for(to);
+                let mail = &mut self.servers[site].lanes[to as usize].mail;
+                mail.push((index, batch));
+                if wakes {
+                    self.wake(site, to);
+                }
+            }
+        }
     }
 
     fn flush(&mut self, site: usize, index: u16) {

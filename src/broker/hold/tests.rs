@@ -707,10 +707,10 @@ impl House {
         let mut mail = Vec::new();
         for from in 0..count {
             self.loops[from].end_turn();
-            let behind = self.loops[from].is_some_behind();
+            let lag = self.loops[from].lag();
             for to in others(from) {
                 self.loops[from].set_backlog(to as u16, Default::default());
-                self.loops[to].set_behind(from as u16, behind);
+                self.loops[to].set_lag(from as u16, lag);
             }
             for to in others(from) {
                 let batch = self.loops[from].take_mail(to as u16, Default::default());
@@ -824,7 +824,7 @@ fn the_list_of_those_behind_is_bounded() {
     assert!(broker.receivers.was_behind_count() <= 65);
     let later = now + BEHIND_FOR;
     broker.handle_timeouts(later);
-    assert!(!broker.is_some_behind());
+    assert_eq!(broker.lag(), Lag::None);
     assert_eq!(broker.receivers.was_behind_count(), 0);
 }
 

@@ -124,8 +124,8 @@ impl House {
             let batch = self.brokers[from].take_mail(to as u16, Batch::default());
             self.brokers[to].handle_mail(from as u16, &batch, self.now);
             self.brokers[from].set_backlog(to as u16, Backlog::default());
-            let behind = self.brokers[from].is_some_behind();
-            self.brokers[to].set_behind(from as u16, behind);
+            let lag = self.brokers[from].lag();
+            self.brokers[to].set_lag(from as u16, lag);
         }
     }
 

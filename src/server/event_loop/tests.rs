@@ -1,7 +1,10 @@
 use super::*;
+use crate::broker::client::PublisherRef;
+use crate::broker::mail::Envelope;
 use crate::uring::fake::{Adversity, FakeIo};
 use crate::util::random::Random;
 use crate::util::region::RegionMut;
+use crate::wire::parser::{Message, Padded};
 use std::os::fd::RawFd;
 
 /// A loop over the scripted kernel, with a listener.
@@ -174,6 +177,41 @@ fn nobody_rings_at_a_loop_that_has_ended() {
 }
 
 /// The other loop sends the next batch as soon as it hears that one is worked off.
+/// A loop is not woken for interest. What it is woken for may depend on it, whichever loop told it.
+#[test]
+fn interest_that_waits_counts_before_the_message_that_wakes() {
+    let (mut event_loop, _) = one_of(3, 1, Adversity::NONE);
+    let message = Message {
+        subject: Padded::exact(b"x"),
+        tail: Padded::exact(b"2\r\nhi\r\n"),
+        reply_bytes: 0,
+        header_bytes: None,
+        body_bytes: 2,
+        sid: b"",
+    };
+    let envelope = Envelope {
+        plain: false,
+        hops: 0,
+        elsewhere: Default::default(),
+        publisher: PublisherRef {
+            slot: 0,
+            cid: 2,
+            carrier: false,
+            no_echo: false,
+        },
+    };
+    let (mut told, mut sent) = (Batch::default(), Batch::default());
+    told.push_interest(b"x", Some(b"q"), 1);
+    sent.push_message(&message, None, envelope, [&b"q"[..]].into_iter());
+    assert!(sent.is_urgent() && !told.is_urgent());
+    let mesh = &event_loop.shared.mesh;
+    mesh.mailbox(2, 0).send(told);
+    mesh.mailbox(1, 0).send(sent);
+    turns(&mut event_loop, 1);
+    let passed_on = event_loop.shared.mesh.mailbox(0, 2).receive();
+    assert!(passed_on.is_some_and(|batch| batch.is_urgent()));
+}
+
 #[test]
 fn mail_without_end_keeps_nobody_from_an_answer() {
     let (mut event_loop, listener) = one_of(2, 1, Adversity::NONE);
