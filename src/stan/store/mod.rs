@@ -158,8 +158,8 @@ pub trait Store: Send {
     fn limits(&self, channel: ChannelId) -> ChannelLimits;
     fn bounds(&self, channel: ChannelId) -> Bounds;
 
-    /// Stores a message behind the last one and returns its number; the oldest ones go where limits
-    /// ask for it. The message's own number is set here. An error while `completed` is yet to tell of messages of the channel that
+    /// Stores a message behind the last one and returns its number; the oldest ones go where limits ask for it, as soon as
+    /// this one cannot be taken back any more. The message's own number is set here. An error while `completed` is yet to tell of messages of the channel that
     /// were taken back.
     fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<Seq, StoreError>;
     /// The encoded message, or None where it has been removed. `Damaged`: it is there and cannot be

@@ -15,10 +15,14 @@ struct Disk {
 
 impl Disk {
     fn new() -> Self {
+        Self::with(ChannelLimits::default())
+    }
+
+    fn with(limits: ChannelLimits) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let steps = Arc::new(Steps::default());
         let options = FileOptions::new(&StreamingOptions::default().file);
-        let limits = Box::new(|_: &str| ChannelLimits::default());
+        let limits = Box::new(move |_: &str| limits);
         let opened = FileStore::open_in_steps(folder.path(), options, limits, &steps);
         let world = World::with(|_| {}, opened.unwrap().0);
         let mut disk = Self {
@@ -126,6 +130,32 @@ fn answers_say_that_there_was_no_room() {
     disk.tick();
     disk.settle();
     assert_eq!(disk.close("me"), "");
+}
+
+#[test]
+fn a_refused_publish_takes_nothing_from_a_durable() {
+    let mut disk = Disk::with(ChannelLimits {
+        messages: 1,
+        ..ChannelLimits::default()
+    });
+    disk.subscribe();
+    disk.world.publish("me", "foo");
+    disk.settle();
+    assert_eq!(disk.world.got("in"), [(2, false)]);
+    let full = disk.fill();
+    disk.world.publish("me", "foo");
+    disk.settle();
+    assert_eq!(acks(&mut disk.world), 0);
+    disk.world.wait(6 * SECOND);
+    assert_eq!(disk.world.got("in"), [(2, true)]);
+    drop(full);
+    disk.tick();
+    disk.world.publish("me", "foo");
+    disk.settle();
+    assert_eq!(disk.world.got("in"), [(3, false)]);
+    // Now there is a newer one.
+    disk.world.wait(6 * SECOND);
+    assert_eq!(disk.world.got("in"), [(3, true)]);
 }
 
 #[test]

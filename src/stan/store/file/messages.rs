@@ -470,6 +470,10 @@ impl MessageLog {
         if !self.staged.is_empty() {
             self.written = (self.staged.last, self.staged.last_timestamp);
             self.staged.clear();
+            // A limit that cannot be applied now is applied with what is written next.
+            if let Err(error) = self.apply_limits() {
+                log::error!("STREAM: {error}");
+            }
         }
         self.recent.trim(self.unwritten());
         self.dispose(options);
@@ -666,11 +670,13 @@ impl MessageLog {
 
     // ---- limits
 
-    pub fn apply_limits(&mut self) -> Result<(), StoreError> {
+    /// Old messages go for new ones that are in the files: for others, which may be taken back, nothing goes.
+    fn apply_limits(&mut self) -> Result<(), StoreError> {
         let limits = self.limits;
         let too_much = |log: &Self| {
-            (limits.messages > 0 && log.messages > limits.messages)
-                || (limits.bytes > 0 && log.bytes > limits.bytes && log.messages > 1)
+            let (messages, bytes) = log.in_files();
+            (limits.messages > 0 && messages > limits.messages)
+                || (limits.bytes > 0 && bytes > limits.bytes && messages > 1)
         };
         if !too_much(self) {
             return Ok(());
@@ -693,17 +699,30 @@ impl MessageLog {
         let (Some(slice), Some(next)) = (self.slices.front(), self.slices.get(1)) else {
             return false;
         };
-        let (count, bytes) = (slice.count, slice.bytes);
-        let still_too_much = (limits.messages > 0 && self.messages >= limits.messages + count)
-            || (limits.bytes > 0 && self.bytes.saturating_sub(bytes) >= limits.bytes);
+        let Written { count, bytes, .. } = slice.written;
+        let (held, held_bytes) = self.in_files();
+        let still_too_much = (limits.messages > 0 && held >= limits.messages + count)
+            || (limits.bytes > 0 && held_bytes.saturating_sub(bytes) >= limits.bytes);
         let whole = count > 0 && self.first == slice.first && self.front.is_empty();
-        if !whole || !still_too_much || self.messages <= count || next.count == 0 {
+        if !whole || !still_too_much || held <= count || next.written.count == 0 {
             return false;
         }
         self.first = next.first;
         self.uncount(count, bytes);
         self.drop_empty_slices();
         true
+    }
+
+    /// Messages that are in the files and have not gone, and their bytes.
+    fn in_files(&self) -> (u64, u64) {
+        if self.first > self.written.0 {
+            return (0, 0);
+        }
+        let unwritten_bytes = self.staged.bytes() + self.gathered.bytes();
+        (
+            self.messages.saturating_sub(self.unwritten() as u64),
+            self.bytes.saturating_sub(unwritten_bytes as u64),
+        )
     }
 
     fn uncount(&mut self, count: u64, bytes: u64) {

@@ -492,13 +492,7 @@ impl Store for FileStore {
         }
         let channel = channels.at_mut(channel);
         channel.check(options)?;
-        let log = &mut channel.log;
-        let seq = log.append(message, options)?;
-        // A limit that cannot be applied now is applied with the next message.
-        if let Err(error) = log.apply_limits() {
-            log::error!("STREAM: {error}");
-        }
-        Ok(seq)
+        channel.log.append(message, options)
     }
 
     fn lookup(&mut self, channel: ChannelId, seq: Seq) -> Result<Option<Bytes>, StoreError> {

@@ -49,6 +49,11 @@ impl Pending {
         self.data.len()
     }
 
+    /// As limits count.
+    pub fn bytes(&self) -> usize {
+        self.data.len() + self.index.len()
+    }
+
     pub fn push(&mut self, place: &Place<'_>, seq: Seq, timestamp: i64, payload: &[u8], crc: &Crc) {
         let entry = IndexEntry {
             seq,

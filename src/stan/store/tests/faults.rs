@@ -366,6 +366,98 @@ fn publish(store: &mut FileStore, channel: ChannelId, text: &str) -> Result<(), 
     panic!("nobody is told what became of it");
 }
 
+/// Where there is no room for what is written.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Full {
+    Log,
+    Channel,
+    /// The same without syncs.
+    ChannelAlone,
+}
+
+fn refused(store: &mut FileStore, root: &Path, full: Full, text: &str) {
+    store.append(0, message(text, 1)).unwrap();
+    let place = match full {
+        Full::Log => "midge.log.1",
+        Full::Channel | Full::ChannelAlone => "foo",
+    };
+    let planted = plant(&root.join(place), Fault::NoRoom);
+    if full == Full::ChannelAlone {
+        store.flush(0).unwrap_err();
+        return;
+    }
+    store.flush(0).unwrap();
+    store.commit();
+    let completion = loop {
+        match store.completed() {
+            Some(completion) => break completion.unwrap(),
+            None => std::thread::yield_now(),
+        }
+    };
+    drop(planted);
+    assert!(completion.taken_back.is_some());
+}
+
+#[test]
+fn what_is_refused_takes_the_place_of_nothing() {
+    const MESSAGE_BYTES: u64 = 50;
+    for full in [Full::Log, Full::Channel, Full::ChannelAlone] {
+        for (messages, bytes, per_slice) in [
+            (2, 0, 0),
+            (2, 0, 1),
+            (2, 0, 2),
+            (0, 3 * MESSAGE_BYTES - 1, 0),
+            (0, 3 * MESSAGE_BYTES - 1, 1),
+            (0, 3 * MESSAGE_BYTES - 1, 2),
+        ] {
+            let what = format!("{full:?} {messages} {bytes} {per_slice}");
+            let folder = tempfile::tempdir().unwrap();
+            let root = folder.path();
+            let options = || {
+                options(|o| {
+                    o.sync = full != Full::ChannelAlone;
+                    o.slice_max_msgs = per_slice;
+                })
+            };
+            let (mut store, _) = open(root, options(), limits(messages, bytes, 0));
+            store.save_server(&info()).unwrap();
+            store.create_channel("foo").unwrap();
+            let stored = |store: &mut FileStore, text: &str| match full {
+                Full::ChannelAlone => {
+                    store.append(0, message(text, 1)).unwrap();
+                    store.flush(0).unwrap();
+                }
+                Full::Log | Full::Channel => publish(store, 0, text).unwrap(),
+            };
+            for text in ["a", "b", "c"] {
+                stored(&mut store, text);
+            }
+            let before = store.bounds(0);
+            assert_eq!((before.first, before.last, before.messages), (2, 3, 2));
+            assert!((2 * MESSAGE_BYTES..3 * MESSAGE_BYTES - 1).contains(&before.bytes));
+            for _ in 0..3 {
+                refused(&mut store, root, full, "refused");
+                assert_eq!(store.bounds(0), before, "{what}");
+                assert_eq!(text(&mut store, 0, 2).as_deref(), Some("b"), "{what}");
+                assert_eq!(text(&mut store, 0, 3).as_deref(), Some("c"), "{what}");
+            }
+            // There is room again.
+            stored(&mut store, "d");
+            let after = store.bounds(0);
+            assert_eq!((after.first, after.last, after.messages), (3, 4, 2));
+            assert_eq!(after.bytes, before.bytes, "{what}");
+            assert_eq!(text(&mut store, 0, 2), None, "{what}");
+            store.close();
+            drop(store);
+            let (mut store, _) = open(root, options(), limits(messages, bytes, 0));
+            assert_eq!(store.bounds(0), after, "{what}");
+            for (seq, expected) in [(3, "c"), (4, "d")] {
+                assert_eq!(text(&mut store, 0, seq).as_deref(), Some(expected));
+            }
+        }
+    }
+}
+
 #[test]
 fn a_file_that_cannot_be_written_stops_its_channel_alone() {
     let folder = tempfile::tempdir().unwrap();
