@@ -69,6 +69,8 @@ pub struct Channel {
     /// The timer of the oldest message that is set; others are stale.
     pub age_timer: Option<i64>,
     pub inactivity_timer: bool,
+    /// A timer is set for new messages that could not be read.
+    pub reads_again: bool,
 }
 
 impl Channel {
@@ -93,6 +95,7 @@ impl Channel {
             active_at: now,
             age_timer: None,
             inactivity_timer: false,
+            reads_again: false,
         }
     }
 

@@ -17,6 +17,9 @@ const SLACK: i64 = 15 * SECOND / 1000;
 /// How long what is due again waits where the way out is full, or the way to the disk.
 pub(super) const WAIT_FOR_ROOM: i64 = SECOND / 20;
 
+/// When new messages of a channel are tried again that could not be read.
+const READ_AGAIN: i64 = 5 * SECOND;
+
 /// Who of a group gets a message.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Choice {
@@ -28,7 +31,8 @@ enum Choice {
 }
 
 impl Engine {
-    /// The next message behind this one, and its number. A damaged one is left out.
+    /// The next message behind this one, and its number. A damaged one is left out; one that cannot be read just now is tried
+    /// again later.
     fn message_after(&mut self, index: ChannelIndex, last: Seq) -> Option<(Seq, Bytes)> {
         let channel = self.channel(index);
         let (store, durable_to) = (channel.store, channel.durable_to);
@@ -43,11 +47,26 @@ impl Engine {
                 Ok(None) | Err(StoreError::Damaged { .. }) => seq += 1,
                 Err(error) => {
                     log::error!("STREAM: {error}");
+                    self.read_again(index);
                     return None;
                 }
             }
         }
         None
+    }
+
+    fn read_again(&mut self, index: ChannelIndex) {
+        let at = self.now + READ_AGAIN;
+        if !std::mem::replace(&mut self.channel(index).reads_again, true) {
+            self.timers.push(at, Timer::ReadAgain(index));
+        }
+    }
+
+    pub(super) fn handle_read_again(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        if let Some(channel) = self.channels.get_mut(index).and_then(Option::as_mut) {
+            channel.reads_again = false;
+            self.deliver(index, out);
+        }
     }
 
     /// New messages to a subscription. False: the way out is full, and there may be more.

@@ -22,6 +22,8 @@ pub(super) enum Timer {
     ProbeOver(u64),
     Age(ChannelIndex),
     Inactivity(ChannelIndex),
+    /// New messages could not be read.
+    ReadAgain(ChannelIndex),
 }
 
 #[derive(Debug, Default)]
@@ -56,6 +58,7 @@ impl Engine {
                 Timer::ProbeOver(serial) => self.probe_over(serial, at, out),
                 Timer::Age(index) => self.handle_age(index, at),
                 Timer::Inactivity(index) => self.handle_inactivity(index, out),
+                Timer::ReadAgain(index) => self.handle_read_again(index, out),
             }
         }
     }

@@ -158,16 +158,45 @@ fn a_refused_publish_takes_nothing_from_a_durable() {
     assert_eq!(disk.world.got("in"), [(3, true)]);
 }
 
-#[test]
-fn what_cannot_be_read_just_now_is_not_acknowledged() {
-    let folder = tempfile::tempdir().unwrap();
+/// Over a store without syncs.
+fn without_syncs(folder: &std::path::Path) -> World {
     let mut options = FileOptions::new(&StreamingOptions::default().file);
     options.sync = false;
     let limits = Box::new(|_: &str| ChannelLimits::default());
     let wake: crate::stan::store::file::Wake = Arc::new(|| {});
-    let (store, _) = FileStore::open(folder.path(), options, limits, &wake).unwrap();
+    let (store, _) = FileStore::open(folder, options, limits, &wake).unwrap();
     let mut world = World::with(|_| {}, store);
     world.connect("me");
+    world
+}
+
+#[test]
+fn new_messages_that_cannot_be_read_just_now_come_later() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = without_syncs(folder.path());
+    // More than are kept in memory.
+    for _ in 0..5000 {
+        world.publish("me", "foo");
+    }
+    world.took();
+    let planted = plant(&folder.path().join("foo"), Fault::Read);
+    world.subscribe(|request| request.max_in_flight = 1);
+    world.subscribe(|request| {
+        (request.inbox, request.queue_group) = ("group".into(), "group".into());
+    });
+    world.wait(20 * SECOND);
+    assert!(world.got("in").is_empty());
+    drop(planted);
+    world.wait(6 * SECOND);
+    let taken = world.took();
+    let to = |inbox: &str| taken.iter().filter(|(to, ..)| to == inbox).count();
+    assert_eq!((to("in"), to("group")), (1, 10));
+}
+
+#[test]
+fn what_cannot_be_read_just_now_is_not_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut world = without_syncs(folder.path());
     world.subscribe(|request| request.max_in_flight = 1);
     // More than are kept in memory.
     for _ in 0..5000 {

@@ -25,7 +25,8 @@ pub struct Block {
 
 impl Block {
     /// `len` bytes at `at`. When they are not in the block and the reader reads on, the block becomes
-    /// what follows from there, up to `end`, which must be written already; `ahead` is the most that it may be.
+    /// what follows from there, up to `end`, which must be written already; `ahead` is the most that it may be. What cannot be
+    /// read behind them is no error.
     pub fn read(
         &mut self,
         file: &Arc<StoreFile>,
@@ -45,7 +46,15 @@ impl Block {
         };
         let wanted = (ahead.min(grown) as u64).min(end.saturating_sub(at));
         let mut bytes = vec![0; (wanted as usize).max(len)];
-        file.get()?.read_exact_at(&mut bytes, at)?;
+        let open = file.get()?;
+        if let Err(error) = open.read_exact_at(&mut bytes, at) {
+            if bytes.len() == len {
+                return Err(error);
+            }
+            bytes.truncate(len);
+            open.read_exact_at(&mut bytes, at)?;
+            return Ok(bytes.into());
+        }
         let bytes = Bytes::from(bytes);
         let found = bytes.slice(..len);
         if ahead > 0 {
@@ -109,6 +118,9 @@ mod tests {
         std::fs::write(other.path(), [9; 20]).unwrap();
         assert_eq!(block.read(&other, 2, 0, 4, 100, 20).unwrap(), [9; 4][..]);
         assert!(block.read(&other, 2, 18, 4, 100, 20).is_err());
+        // What is behind them cannot be read.
+        assert_eq!(block.read(&other, 3, 0, 4, 100, 30).unwrap(), [9; 4][..]);
+        assert_eq!(block.read(&other, 3, 16, 4, 100, 30).unwrap(), [9; 4][..]);
     }
 
     #[test]
