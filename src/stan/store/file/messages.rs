@@ -13,6 +13,7 @@ pub use recover::unsupported_version;
 
 use super::ahead::Block;
 use super::damage::{Damage, Damaged};
+use super::disk::is_not_opened;
 use super::files::{Files, StoreFile};
 use super::pending::{Pending, Place};
 use super::progress::Progress;
@@ -761,14 +762,28 @@ impl MessageLog {
                 })?;
             let last = self.slices[slice].last();
             let last = last.min(self.first + FRONT_ENTRIES - 1);
+            let mut unreadable = None;
             for seq in self.first..=last {
+                let of = &self.slices[slice];
+                let (begun_at, ends_at) = (of.begun_at, of.last_timestamp);
+                let mean_bytes = (of.bytes / of.count).saturating_sub(OVERHEAD_BYTES) as u32;
                 let entry = match self.entry_of(slice, seq, true) {
                     Ok(entry) => (entry.size, entry.timestamp),
-                    // It can go like any other.
-                    Err(StoreError::Damaged { .. }) => (0, self.slices[slice].begun_at),
-                    Err(error) => return Err(error),
+                    // These can go like any other. One that cannot be read may be there another time, and does not go too
+                    // early.
+                    Err(StoreError::Damaged { .. }) => (mean_bytes, begun_at),
+                    Err(StoreError::Io { error, .. }) if is_not_opened(&error) => {
+                        return Err(io_error("reading", self.slices[slice].index.path(), error));
+                    }
+                    Err(error) => {
+                        unreadable.get_or_insert(error);
+                        (mean_bytes, ends_at)
+                    }
                 };
                 self.front.push_back(entry);
+            }
+            if let Some(error) = unreadable {
+                log::error!("STREAM: {error}");
             }
         }
         Ok(self.front[0])

@@ -459,6 +459,40 @@ fn what_is_refused_takes_the_place_of_nothing() {
 }
 
 #[test]
+fn limits_apply_to_messages_whose_index_cannot_be_read() {
+    for (messages, bytes, age) in [(10, 0, 0), (0, 570, 0), (0, 0, 100)] {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        let one_slice = options(|o| o.slice_max_msgs = 1000);
+        let (mut store, _) = open(root, one_slice, limits(messages, bytes, age));
+        store.save_server(&info()).unwrap();
+        let channel = store.create_channel("foo").unwrap();
+        // All of the same size.
+        let next = |store: &mut FileStore, number: i64| {
+            let now = 10_000 + number * 10;
+            store.append(channel, message("text", now)).unwrap();
+            store.flush(channel).unwrap();
+            store.expire(channel, now);
+        };
+        (1..=20).for_each(|number| next(&mut store, number));
+        let before = store.bounds(channel);
+        assert_eq!((before.first, before.messages), (11, 10));
+        // Not in memory any more.
+        store.maintain(0);
+        store.maintain(0);
+        let planted = plant(&root.join("foo").join("msgs.1.idx"), Fault::Read);
+        (21..=50).for_each(|number| next(&mut store, number));
+        let bounds = store.bounds(channel);
+        assert!(bounds.messages <= 20 && bounds.last == 50, "{bounds:?}");
+        drop(planted);
+        (51..=80).for_each(|number| next(&mut store, number));
+        let after = store.bounds(channel);
+        assert_eq!((after.first, after.messages), (71, 10));
+        assert_eq!(after.bytes, before.bytes);
+    }
+}
+
+#[test]
 fn a_file_that_cannot_be_written_stops_its_channel_alone() {
     let folder = tempfile::tempdir().unwrap();
     let root = folder.path();
