@@ -36,6 +36,8 @@ pub struct Pending {
     pub first_sent: i64,
     /// Its deadline was over when the server started, and it was not sent again since.
     pub due_at_start: bool,
+    /// It was to go to the dead letters, and could not: when it is due it is sent again first.
+    pub unburied: bool,
 }
 
 impl Pending {
@@ -104,7 +106,7 @@ impl Sub {
         let renew = |pending: &mut Pending| {
             listed = pending.due == Due::At(due);
             (pending.due, pending.redeliveries) = (Due::At(due), redeliveries);
-            pending.due_at_start = false;
+            (pending.due_at_start, pending.unburied) = (false, false);
         };
         self.pending
             .entry(seq)
@@ -114,6 +116,7 @@ impl Sub {
                 redeliveries,
                 first_sent: now,
                 due_at_start: false,
+                unburied: false,
             });
         self.state.last_sent = self.state.last_sent.max(seq);
         if listed {
@@ -147,6 +150,13 @@ impl Sub {
     pub fn note_taken_over_leaving(&mut self, seq: Seq, redeliveries: u32, now: i64) {
         self.note_sent(seq, now + self.ack_wait(), redeliveries, now);
         self.note_leaving(seq);
+    }
+
+    /// A message could not go to the dead letters.
+    pub fn note_unburied(&mut self, seq: Seq) {
+        if let Some(pending) = self.pending.get_mut(&seq) {
+            pending.unburied = true;
+        }
     }
 
     /// Puts off, until `until`, what would be due before that.

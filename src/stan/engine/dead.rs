@@ -3,7 +3,7 @@
 //! ```text
 //!   pending --sent max_redeliveries times again, due--> leaving --copy durable--> (forgotten)
 //!      ^                                                   |
-//!      '------- the copy could not be stored --------------'
+//!      '--- the copy could not be stored: sent once more --'
 //! ```
 //!
 //! The message stays pending until its copy is durable, so a crash in between repeats it and loses nothing.
@@ -60,14 +60,16 @@ impl std::fmt::Debug for DeadLetters {
 }
 
 impl Engine {
-    /// Whether a pending message was sent as often as it may be.
+    /// Whether a pending message was sent as often as it may be, and is not to be sent once more because it could not leave.
     pub(super) fn is_spent(&mut self, index: ChannelIndex, id: u64, seq: Seq) -> bool {
         let channel = self.channel(index);
         let Some(rule) = &channel.dead_letters else {
             return false;
         };
         let pending = channel.subs.get(&id).and_then(|sub| sub.pending.get(&seq));
-        pending.is_some_and(|pending| pending.redeliveries >= rule.max_redeliveries)
+        pending.is_some_and(|pending| {
+            pending.redeliveries >= rule.max_redeliveries && !pending.unburied
+        })
     }
 
     /// How long what is due waits, where so much was buried that more of it has to.
@@ -121,7 +123,7 @@ impl Engine {
                     rule.target,
                     Shown(&error)
                 );
-                return self.keep(index, id, seq);
+                return self.keep_unburied(index, id, seq);
             }
         };
         self.buried.letters += 1;
@@ -223,12 +225,20 @@ impl Engine {
         for one in departing {
             if self.channels.get(one.channel).is_some_and(Option::is_some) {
                 let owner = self.holder(one.channel, one.sub, &one.group, one.seq);
-                self.keep(one.channel, owner, one.seq);
+                self.keep_unburied(one.channel, owner, one.seq);
             }
         }
     }
 
-    /// A message that could not leave is due again after AckWait.
+    /// A message that could not leave is sent again after AckWait, and tried again when it is due then.
+    fn keep_unburied(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
+        self.keep(index, id, seq);
+        if let Some(sub) = self.channel(index).subs.get_mut(&id) {
+            sub.note_unburied(seq);
+        }
+    }
+
+    /// A message that cannot be dealt with now is due again after AckWait.
     pub(super) fn keep(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
         let now = self.now;
         if let Some(sub) = self.channel(index).subs.get_mut(&id)

@@ -302,13 +302,18 @@ fn without_room_for_it_a_message_stays() {
     world.publish("me", "foo");
     world.wait(6 * SECOND);
     store.get().full = true;
-    for _ in 0..5 {
+    world.took();
+    // By turns: it cannot leave, and is sent again.
+    for sent in [false, true, false, true] {
         world.wait(6 * SECOND);
+        let expected: &[_] = if sent { &[(1, true)] } else { &[] };
+        assert_eq!(world.got("in"), expected);
     }
     assert_eq!((world.letters("dead.foo").len(), world.pending()), (0, 1));
     store.get().full = false;
     world.wait(6 * SECOND);
     assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 0));
+    assert_eq!(world.got("in"), []);
 }
 
 #[test]
@@ -412,6 +417,9 @@ fn a_deleted_channel_of_dead_letters_gives_them_back() {
     world.send(Inlet::ADMIN, "_STAN_ADMIN.c.delete", delete);
     store.get().held.clear();
     store.get().hold = false;
+    world.took();
+    world.wait(6 * SECOND);
+    assert_eq!(world.got("in"), [(1, true)]);
     world.wait(6 * SECOND);
     assert_eq!((world.letters("dead.foo").len(), world.pending()), (1, 0));
 }

@@ -69,6 +69,8 @@ struct Unacked {
     forgotten: bool,
     /// A member left it, and which other one has it is not known.
     unplaced: bool,
+    /// It should have become a letter, and there was no channel for it: then it is sent again.
+    unburied: bool,
 }
 
 /// A subscription; an inactive one is a durable, or the place of a durable group.

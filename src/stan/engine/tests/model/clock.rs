@@ -185,6 +185,7 @@ impl Model {
                     redeliveries: 0,
                     forgotten: false,
                     unplaced: unacked.unplaced,
+                    unburied: false,
                 };
             }
         }

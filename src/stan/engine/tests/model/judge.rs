@@ -126,6 +126,7 @@ impl Model {
                 redeliveries: 0,
                 forgotten: false,
                 unplaced: false,
+                unburied: false,
             };
             sub.unacked.insert(seq, unacked);
             return Ok(());
@@ -147,7 +148,8 @@ impl Model {
             .unacked
             .remove(&seq)
             .unwrap();
-        if place.0 == "foo" && unacked.redeliveries >= self.redeliveries_max {
+        let is_spent = place.0 == "foo" && unacked.redeliveries >= self.redeliveries_max;
+        if is_spent && !unacked.unburied {
             return failed("it came again, and should be a dead letter");
         }
         if now < unacked.from {
@@ -179,6 +181,7 @@ impl Model {
             redeliveries: unacked.redeliveries + 1,
             forgotten: false,
             unplaced: false,
+            unburied: false,
         };
         self.subs
             .get_mut(&place)
@@ -217,6 +220,7 @@ impl Model {
             redeliveries: message.redelivery_count,
             forgotten: true,
             unplaced: false,
+            unburied: false,
         };
         sub.unacked.insert(seq, unacked);
         Ok(())
@@ -275,6 +279,7 @@ impl Model {
             redeliveries,
             forgotten: false,
             unplaced: true,
+            unburied: false,
         };
         self.moved.insert(seq);
         self.subs
