@@ -320,9 +320,9 @@ impl FileStore {
             if !under_way && commits.log.waits_for_commit() {
                 return commits.log.no_room();
             }
-            if !under_way && commits.log.is_postponed() {
-                let text = "there are no descriptors to sync what the log has";
-                return Err(StoreError::Refused(text.to_owned()));
+            if let Some(why) = commits.log.postponed().filter(|_| !under_way) {
+                let text = format!("the log keeps what it has: {why}");
+                return Err(StoreError::Refused(text));
             }
             if !under_way && !retiring {
                 break;

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! A file that holds what could not be replayed wholly, because the disk was full, is `Kept` at the start, or stays active:
-//! it is given up when the first commit has all of that again.
+//! it is given up when the first commit has all of that again. So does one that finds no room to be emptied.
 //!
 //! There are two files, of which one is active. docs/STORE-FORMAT.md says why what it holds survives a crash, and
 //! `log_format.rs` how it looks.
@@ -14,7 +14,9 @@ use super::disk::{File, Folder, is_not_opened};
 use super::files::StoreFile;
 use super::log_format::{self, BLOCK_BYTES, Entry};
 use super::replay::Tail;
-use super::sync::{Checkpoint, Done, LogWrite, Syncer, mark_empty, rewrite_first_block};
+use super::sync::{
+    Checkpoint, Done, LogWrite, Syncer, is_not_emptied, mark_empty, rewrite_first_block,
+};
 use super::{io_error, sync_error};
 use crate::stan::store::StoreError;
 use crate::util::random::Random;
@@ -84,9 +86,9 @@ pub struct SharedLog {
     syncer: Syncer,
     /// Of a retired log that is freed when what it has is in the next batch as well.
     deferred: Option<Checkpoint>,
-    /// One for which there were no descriptors; it is tried again now and then.
-    postponed: Option<Checkpoint>,
-    /// That there are none was told.
+    /// One for which there were no descriptors or no room, and what the system said; it is tried again now and then.
+    postponed: Option<(Checkpoint, String)>,
+    /// That was told.
     told: bool,
     /// What has to be synced with the next one as well.
     owing: (Vec<Arc<StoreFile>>, Vec<PathBuf>),
@@ -103,13 +105,13 @@ pub enum Event {
     NoRoom { commit: u64, error: StoreError },
     /// A log may be used again.
     Emptied,
-    /// It cannot be emptied for want of descriptors, and keeps what it has.
+    /// It cannot be emptied for want of descriptors or room, and keeps what it has.
     Postponed,
 }
 
 impl SharedLog {
-    /// Makes the files, or empties what they hold (up to these tails): it must have been replayed. Where `keep`, they
-    /// stay, and go on there. New batches are of a generation behind `above`.
+    /// Makes the files, or empties what they hold (up to these tails): it must have been replayed. Where `keep`, or where there
+    /// is no room to empty them, they stay, and go on there. New batches are of a generation behind `above`.
     pub fn open(
         root: &Path,
         bytes_max: u64,
@@ -118,16 +120,17 @@ impl SharedLog {
         keep: bool,
         above: u64,
     ) -> Result<Self, StoreError> {
-        let kept = if keep { tails } else { [None; 2] };
-        let open = |which: usize| LogFile::open(&root.join(NAMES[which]), kept[which]);
-        let generations = tails.map(|tail| tail.map(|tail| tail.generation));
-        // The older one is emptied first: after a crash in between, it must not be replayed alone.
-        let mut files = match generations[0] > generations[1] {
-            true => {
-                let second = open(1)?;
-                [open(0)?, second]
+        let mut kept = if keep { tails } else { [None; 2] };
+        let mut files = match LogFile::open_both(root, tails, kept) {
+            Err(StoreError::Io { error, .. }) if !keep && super::is_full(&error) => {
+                log::error!(
+                    "STREAM: the log of {} keeps what it has: {error}",
+                    root.display()
+                );
+                kept = tails;
+                LogFile::open_both(root, tails, kept)?
             }
-            false => [open(0)?, open(1)?],
+            opened => opened?,
         };
         let folder = Folder::open(root).map_err(|error| io_error("opening", root, error))?;
         let synced = folder.sync();
@@ -344,13 +347,14 @@ impl SharedLog {
 
     /// Tries again what there were no descriptors for.
     pub fn try_again(&mut self) {
-        if let Some(checkpoint) = self.postponed.take() {
+        if let Some((checkpoint, _)) = self.postponed.take() {
             self.syncer.checkpoint(checkpoint);
         }
     }
 
-    pub fn is_postponed(&self) -> bool {
-        self.postponed.is_some()
+    /// Why the last checkpoint waits, if it does.
+    pub fn postponed(&self) -> Option<&str> {
+        self.postponed.as_ref().map(|(_, why)| why.as_str())
     }
 
     fn checkpoint(
@@ -418,10 +422,10 @@ impl SharedLog {
             }
             Done::Checkpoint { checkpoint, result } => {
                 if let Err(error) = &result
-                    && is_not_opened(error)
+                    && (is_not_opened(error) || is_not_emptied(error))
                 {
                     self.tell_postponed(error);
-                    self.postponed = Some(checkpoint);
+                    self.postponed = Some((checkpoint, error.to_string()));
                     return Ok(Event::Postponed);
                 }
                 result.map_err(|error| sync_error(SYNCING_FILES, &self.root, error))?;
@@ -440,7 +444,7 @@ impl SharedLog {
     fn tell_postponed(&mut self, error: &io::Error) {
         if !std::mem::replace(&mut self.told, true) {
             log::error!(
-                "STREAM: the log of {} keeps what it has while its files cannot be opened to be synced: {error}",
+                "STREAM: the log of {} keeps what it has, until that is synced and the log can be emptied: {error}",
                 self.root.display()
             );
         }
@@ -449,7 +453,7 @@ impl SharedLog {
     fn tell_opened(&mut self) {
         if std::mem::take(&mut self.told) {
             log::info!(
-                "STREAM: the files of {} are synced again",
+                "STREAM: the log of {} is emptied again",
                 self.root.display()
             );
         }
@@ -506,7 +510,13 @@ impl SharedLog {
             return Err(StoreError::Refused(text.to_owned()));
         }
         let path = self.root.join(NAMES[self.active]);
-        mark_empty(&checkpoint.log).map_err(|error| sync_error(WRITING, &path, error))?;
+        if let Err(error) = mark_empty(&checkpoint.log) {
+            if super::is_full(&error) {
+                let error = io_error(WRITING, &path, error);
+                return Err(StoreError::Refused(error.to_string()));
+            }
+            return Err(sync_error(WRITING, &path, error));
+        }
         let log = &mut self.files[self.active];
         (log.state, log.end) = (State::Free, 0);
         self.generation += 1;
@@ -537,6 +547,21 @@ pub fn remove(root: &Path) {
 }
 
 impl LogFile {
+    /// The older one is emptied first: after a crash in between, it must not be replayed alone.
+    fn open_both(
+        root: &Path,
+        tails: [Option<Tail>; 2],
+        kept: [Option<Tail>; 2],
+    ) -> Result<[Self; 2], StoreError> {
+        let open = |which: usize| Self::open(&root.join(NAMES[which]), kept[which]);
+        let generations = tails.map(|tail| tail.map(|tail| tail.generation));
+        if generations[0] > generations[1] {
+            let second = open(1)?;
+            return Ok([open(0)?, second]);
+        }
+        Ok([open(0)?, open(1)?])
+    }
+
     fn open(path: &Path, kept: Option<Tail>) -> Result<Self, StoreError> {
         let failed = |error| io_error("opening", path, error);
         let open = |direct| -> io::Result<File> {

@@ -73,7 +73,10 @@ pub struct Checkpoint {
 impl Checkpoint {
     pub fn perform(&self, threads: usize) -> io::Result<()> {
         self.sync(threads)?;
-        mark_empty(&self.log)
+        mark_empty(&self.log).map_err(|error| match super::is_full(&error) {
+            true => io::Error::new(error.kind(), NotEmptied(error)),
+            false => error,
+        })
     }
 
     /// All of it but the log. Where something was not opened (`disk::is_not_opened`) no sync has failed, and all of it may be
@@ -180,19 +183,38 @@ fn still_there(path: &Path) -> Option<PathBuf> {
     folder.map(Into::into)
 }
 
-/// A log that does not begin with a batch's header is empty; one without any block is so already, and on a full disk
-/// stays without. Nothing but the header changes, so that whatever part of the write a loss of power leaves, what is
+/// There was no room to mark a log as empty, on a file system that never writes in place. Everything else is done, and the log
+/// is what it was.
+#[derive(Debug)]
+struct NotEmptied(io::Error);
+
+impl std::fmt::Display for NotEmptied {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for NotEmptied {}
+
+pub fn is_not_emptied(error: &io::Error) -> bool {
+    error
+        .get_ref()
+        .is_some_and(|inner| inner.is::<NotEmptied>())
+}
+
+/// A log that does not begin with a batch's header is empty; one that is so already stays what it is on a full disk. Nothing but the header changes, so that whatever part of the write a loss of power leaves, what is
 /// behind it is not damaged.
 pub fn mark_empty(log: &File) -> io::Result<()> {
-    let bare = log.metadata()?.len() == 0;
+    let mut is_empty = log.metadata()?.len() == 0;
     let mut room = BlockRoom::default();
     let block = room.block();
-    if log.read_exact_at(block, 0).is_err() {
-        block.fill(0); // there is none, or none that can be read
+    match log.read_exact_at(block, 0) {
+        Ok(()) => is_empty = block[..BATCH_HEADER_BYTES].iter().all(|byte| *byte == 0),
+        Err(_) => block.fill(0), // there is none, or none that can be read
     }
     block[..BATCH_HEADER_BYTES].fill(0);
     match log.write_durably(block, 0) {
-        Err(error) if bare && super::is_full(&error) => Ok(()),
+        Err(error) if is_empty && super::is_full(&error) => Ok(()),
         result => result,
     }
 }

@@ -683,6 +683,58 @@ fn a_log_is_not_emptied_while_there_are_no_descriptors() {
     }
 }
 
+/// As a file system does that never writes in place.
+#[test]
+fn a_log_that_there_is_no_room_to_empty_keeps_what_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path();
+    prepare(root).0.close();
+    let start = || {
+        let steps = Arc::new(Steps::default());
+        let opened = FileStore::open_in_steps(root, synced(), limits(0, 0, 0), &steps);
+        let (store, recovered) = opened.unwrap();
+        (store, recovered, steps)
+    };
+    let (mut store, _, steps) = start();
+    add_durable(&mut store, &steps, 1);
+    let full = plant(&root.join("midge.log.1"), Fault::NoRoom);
+    go_idle(&mut store, &steps);
+    store.maintain(0);
+    go_idle(&mut store, &steps);
+    assert!(!log_is_empty(root));
+    // The end waits for nothing, and the next start goes on there.
+    store.close();
+    drop(store);
+    assert!(!log_is_empty(root));
+    lose_subs(root);
+    let (mut store, recovered, steps) = start();
+    assert_eq!(subs(&recovered), [1]);
+    assert!(!log_is_empty(root));
+    store.add_sub(0, &durable(2)).unwrap();
+    store.commit();
+    steps.step(0);
+    while let Some(completion) = store.completed() {
+        completion.unwrap();
+    }
+    assert!(store.refused().is_some());
+    // At the end as well, when nothing retires.
+    store.close();
+    drop(full);
+    store.maintain(0);
+    store.commit();
+    while steps.waiting() > 0 {
+        steps.step(0);
+        assert!(store.completed().is_none());
+    }
+    go_idle(&mut store, &steps);
+    assert!(log_is_empty(root));
+    drop(store);
+    assert_eq!(subs(&start().1), [1, 2]);
+    // Empty ones need no room.
+    let _full = ["midge.log.1", "midge.log.2"].map(|log| plant(&root.join(log), Fault::NoRoom));
+    assert_eq!(subs(&start().1), [1, 2]);
+}
+
 #[test]
 fn a_start_that_cannot_sync_the_last_number_given_fails() {
     let folder = tempfile::tempdir().unwrap();
