@@ -432,9 +432,10 @@ impl Store for FileStore {
             let text = format!("{} is a symbolic link", folder.display());
             return Err(StoreError::Refused(text));
         }
+        let is_new = !folder.exists();
         disk::create_folder(&folder).map_err(|error| io_error("mkdir", &folder, error))?;
         let limits = (self.limits_of)(name);
-        let mut channel = open::channel(
+        let opened = open::channel(
             &folder,
             name,
             limits,
@@ -442,7 +443,13 @@ impl Store for FileStore {
             &self.files,
             Crash::default(),
             &Progress::new(1),
-        )?;
+        );
+        let mut channel = opened.inspect_err(|_| {
+            // The next start would take it for a channel.
+            if is_new && let Err(error) = disk::remove_folder(&folder) {
+                log::error!("STREAM: removing {}: {error}", folder.display());
+            }
+        })?;
         channel.made = true;
         let id = self.channels.push(channel);
         if let Some(commits) = &mut self.commits {

@@ -786,6 +786,7 @@ fn without_descriptors_what_needs_some_is_refused_and_nothing_is_over() {
     store.flush(channel).unwrap();
     settle(&mut store).unwrap();
     store.create_channel("bar").err().unwrap();
+    assert!(!root.join("bar").exists());
     store.purge(channel, 1).unwrap_err();
     store.delete_channel(channel).unwrap_err();
     assert!(root.join("foo").is_dir());
