@@ -143,13 +143,6 @@ impl Count {
         }
     }
 
-    pub fn without(self, some: Self) -> Self {
-        Self {
-            receivers: self.receivers - some.receivers,
-            behind: self.behind - some.behind,
-        }
-    }
-
     fn are_nearly_all_behind(self) -> bool {
         are_nearly_all(self.behind.into(), self.receivers.into())
     }
@@ -162,6 +155,17 @@ pub struct Elsewhere {
     pub counted: Count,
     /// Further loops, each as one receiver; it is behind when nearly all are there.
     pub loops: Count,
+}
+
+impl Elsewhere {
+    /// All but one of the loops: that one gets to know it.
+    pub fn without(self, one: Count) -> Self {
+        let loops = Count {
+            receivers: self.loops.receivers - one.receivers,
+            behind: self.loops.behind - one.behind,
+        };
+        Self { loops, ..self }
+    }
 }
 
 /// How the receivers of a loop fare: whether any is behind, and whether nearly all were of the latest message for somebody who is.

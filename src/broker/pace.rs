@@ -172,11 +172,8 @@ impl Broker {
 
     /// Other loops may have got more to do.
     fn look_at_loops(&mut self) {
-        let (mut ahead, max) = (
-            self.peers.iter().map(Peer::changes_ahead),
-            self.changes_ahead_max,
-        );
-        self.pace.loops_behind |= ahead.any(|changes| changes >= max);
+        let mut ahead = self.peers.iter().map(Peer::changes_ahead);
+        self.pace.loops_behind |= ahead.any(|changes| changes >= self.changes_ahead_max);
     }
 
     /// The carrier has told what all other loops have ahead of them.

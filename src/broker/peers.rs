@@ -312,113 +312,118 @@ mod tests {
     use crate::util::random::Random;
     use crate::util::region::RegionMut;
 
+    struct House {
+        loops: Vec<Broker>,
+        now: Instant,
+    }
+
+    impl House {
+        fn new(count: u16) -> Self {
+            let now = Instant::now();
+            let make = |index| {
+                let region = RegionMut::map(1 << 20).unwrap();
+                Broker::new(
+                    Default::default(),
+                    index,
+                    count,
+                    region,
+                    Random::new(1),
+                    now,
+                )
+            };
+            Self {
+                loops: (0..count).map(make).collect(),
+                now,
+            }
+        }
+
+        fn open(&mut self, home: usize, connect: &str) -> u32 {
+            let slot = self.loops[home].open(home as u64 + 1, PEER, self.now);
+            self.says(home, slot, connect);
+            slot
+        }
+
+        fn says(&mut self, home: usize, slot: u32, text: &str) {
+            self.loops[home].handle_bytes(slot, text.as_bytes(), self.now);
+        }
+
+        fn mail(&mut self, from: u16, to: u16) {
+            let sender = &mut self.loops[usize::from(from)];
+            sender.end_turn();
+            let batch = sender.take_mail(to, Batch::default());
+            self.loops[usize::from(to)].handle_mail(from, &batch, self.now);
+        }
+    }
+
+    /// A publisher on the first loop, and a member of a queue group on each of the other two: the first loop knows the
+    /// first one, and that one's loop the other.
+    fn publisher_and_members() -> (House, [u32; 3]) {
+        let mut house = House::new(3);
+        // In the slot of the publisher, each other loop has somebody else.
+        let slots = [0, 1, 2].map(|home| house.open(home, "CONNECT {\"verbose\":false}\r\n"));
+        house.says(1, slots[1], "SUB x q 1\r\n");
+        house.says(2, slots[2], "SUB x q 1\r\n");
+        house.mail(1, 0);
+        house.mail(2, 1);
+        (house, slots)
+    }
+
+    fn messages(count: usize) -> String {
+        format!("PUB x 10000\r\n{}\r\n", ".".repeat(10_000)).repeat(count)
+    }
+
     /// The member chosen for a message has gone, and the loop it was on passes the message on.
     #[test]
     fn a_publisher_is_held_by_whom_its_message_was_passed_on_to() {
-        let now = Instant::now();
-        let make = |index| {
-            let region = RegionMut::map(1 << 20).unwrap();
-            Broker::new(Default::default(), index, 3, region, Random::new(1), now)
-        };
-        let mut loops: Vec<Broker> = (0..3).map(make).collect();
-        let open = |broker: &mut Broker, cid| {
-            let slot = broker.open(cid, PEER, now);
-            broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
-            slot
-        };
-        let mail = |loops: &mut Vec<Broker>, from: u16, to: u16| {
-            loops[usize::from(from)].end_turn();
-            let batch = loops[usize::from(from)].take_mail(to, Batch::default());
-            loops[usize::from(to)].handle_mail(from, &batch, now);
-        };
-        // In the slot of the publisher, each other loop has somebody else.
-        let publisher = open(&mut loops[0], 1);
-        let (leaver, stays) = (open(&mut loops[1], 2), open(&mut loops[2], 3));
-        loops[1].handle_bytes(leaver, b"SUB x q 1\r\n", now);
-        loops[2].handle_bytes(stays, b"SUB x q 1\r\n", now);
-        mail(&mut loops, 1, 0);
-        mail(&mut loops, 2, 1);
-        let message = format!("PUB x 10000\r\n{}\r\n", ".".repeat(10_000));
-        loops[0].handle_bytes(publisher, message.repeat(120).as_bytes(), now);
-        loops[1].handle_gone(leaver, now);
-        mail(&mut loops, 0, 1);
-        mail(&mut loops, 1, 2);
-        mail(&mut loops, 2, 0);
-        assert!(!loops[0].wants_bytes(publisher));
-        assert!(written(&mut loops[2], stays, now).len() > 1_200_000);
-        mail(&mut loops, 2, 0);
-        assert!(loops[0].wants_bytes(publisher));
+        let (mut house, [publisher, leaver, stays]) = publisher_and_members();
+        house.says(0, publisher, &messages(120));
+        house.loops[1].handle_gone(leaver, house.now);
+        house.mail(0, 1);
+        house.mail(1, 2);
+        house.mail(2, 0);
+        assert!(!house.loops[0].wants_bytes(publisher));
+        let now = house.now;
+        assert!(written(&mut house.loops[2], stays, now).len() > 1_200_000);
+        house.mail(2, 0);
+        assert!(house.loops[0].wants_bytes(publisher));
     }
 
     /// The one chosen member has gone, and the loop it was on has only the publisher's to pass the message on to.
     #[test]
     fn who_wants_no_echo_gets_none_by_way_of_others() {
         for (echo, expect) in [(true, 1), (false, 0)] {
-            let now = Instant::now();
-            let make = |index| {
-                let region = RegionMut::map(1 << 20).unwrap();
-                Broker::new(Default::default(), index, 2, region, Random::new(1), now)
-            };
-            let mut loops: Vec<Broker> = (0..2).map(make).collect();
-            let publisher = loops[0].open(1, PEER, now);
+            let mut house = House::new(2);
             let connect = format!("CONNECT {{\"verbose\":false,\"echo\":{echo}}}\r\n");
-            loops[0].handle_bytes(publisher, connect.as_bytes(), now);
-            let leaver = loops[1].open(2, PEER, now);
-            loops[1].handle_bytes(leaver, b"CONNECT {}\r\nSUB x q 1\r\n", now);
-            let mail = |loops: &mut Vec<Broker>, from: u16, to: u16| {
-                loops[usize::from(from)].end_turn();
-                let batch = loops[usize::from(from)].take_mail(to, Batch::default());
-                loops[usize::from(to)].handle_mail(from, &batch, now);
-            };
-            loops[0].handle_bytes(publisher, b"SUB x q 7\r\n", now);
-            mail(&mut loops, 1, 0);
-            mail(&mut loops, 0, 1);
-            loops[0].handle_bytes(publisher, b"PUB x 2\r\nhi\r\n", now);
-            loops[1].handle_gone(leaver, now);
-            mail(&mut loops, 0, 1);
-            mail(&mut loops, 1, 0);
-            let text = written(&mut loops[0], publisher, now);
+            let publisher = house.open(0, &connect);
+            let leaver = house.open(1, "CONNECT {}\r\nSUB x q 1\r\n");
+            house.says(0, publisher, "SUB x q 7\r\n");
+            house.mail(1, 0);
+            house.mail(0, 1);
+            house.says(0, publisher, "PUB x 2\r\nhi\r\n");
+            house.loops[1].handle_gone(leaver, house.now);
+            house.mail(0, 1);
+            house.mail(1, 0);
+            let now = house.now;
+            let text = written(&mut house.loops[0], publisher, now);
             assert_eq!(text.matches("MSG x 7 ").count(), expect, "{text}");
         }
     }
 
     #[test]
     fn a_publisher_waits_for_the_loop_its_messages_are_passed_on_to() {
-        let now = Instant::now();
-        let make = |index| {
-            let region = RegionMut::map(1 << 20).unwrap();
-            Broker::new(Default::default(), index, 3, region, Random::new(1), now)
-        };
-        let mut loops: Vec<Broker> = (0..3).map(make).collect();
-        let open = |broker: &mut Broker, cid| {
-            let slot = broker.open(cid, PEER, now);
-            broker.handle_bytes(slot, b"CONNECT {\"verbose\":false}\r\n", now);
-            slot
-        };
-        let mail = |loops: &mut Vec<Broker>, from: u16, to: u16| {
-            loops[usize::from(from)].end_turn();
-            let batch = loops[usize::from(from)].take_mail(to, Batch::default());
-            loops[usize::from(to)].handle_mail(from, &batch, now);
-        };
-        let publisher = open(&mut loops[0], 1);
-        let (leaver, stays) = (open(&mut loops[1], 2), open(&mut loops[2], 3));
-        loops[1].handle_bytes(leaver, b"SUB x q 1\r\n", now);
-        loops[2].handle_bytes(stays, b"SUB x q 1\r\n", now);
-        mail(&mut loops, 1, 0);
-        mail(&mut loops, 2, 1);
-        let message = format!("PUB x 10000\r\n{}\r\n", ".".repeat(10_000));
-        loops[0].handle_bytes(publisher, message.repeat(200).as_bytes(), now);
-        loops[1].handle_gone(leaver, now);
-        mail(&mut loops, 0, 1);
-        loops[0].set_backlog(1, Backlog::default());
-        loops[0].handle_bytes(publisher, message.repeat(50).as_bytes(), now);
-        mail(&mut loops, 0, 1);
-        mail(&mut loops, 1, 0);
-        assert!(!loops[0].wants_bytes(publisher));
+        let (mut house, [publisher, leaver, _]) = publisher_and_members();
+        house.says(0, publisher, &messages(200));
+        house.loops[1].handle_gone(leaver, house.now);
+        house.mail(0, 1);
+        house.loops[0].set_backlog(1, Backlog::default());
+        house.says(0, publisher, &messages(50));
+        house.mail(0, 1);
+        house.mail(1, 0);
+        assert!(!house.loops[0].wants_bytes(publisher));
         // What was passed on is worked off.
-        loops[1].take_mail(2, Batch::default());
-        loops[1].set_backlog(2, Backlog::default());
-        mail(&mut loops, 1, 0);
-        assert!(loops[0].wants_bytes(publisher));
+        house.loops[1].take_mail(2, Batch::default());
+        house.loops[1].set_backlog(2, Backlog::default());
+        house.mail(1, 0);
+        assert!(house.loops[0].wants_bytes(publisher));
     }
 }

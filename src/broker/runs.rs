@@ -211,17 +211,14 @@ impl Broker {
     /// Returns what there is to know of the receivers over there: each loop counts as one.
     fn send_run_to_peers(&mut self, origin: &Origin, run: &Run<'_>, receivers: u32) -> Count {
         let targets = std::mem::take(&mut self.matched_peers);
-        let (ours, theirs) = self.receivers_of(receivers, &targets);
+        let (told, theirs) = self.receivers_of(origin, receivers, &targets);
         for index in &targets {
             let peer = &mut self.peers[*index as usize];
             peer.plain = false;
             let envelope = Envelope {
                 plain: true,
                 hops: origin.hops,
-                elsewhere: Elsewhere {
-                    counted: origin.elsewhere.counted.and(ours),
-                    loops: (origin.elsewhere.loops.and(theirs)).without(peer.as_receiver()),
-                },
+                elsewhere: told.without(peer.as_receiver()),
                 publisher: origin.publisher,
             };
             peer.outgoing.push_run(run, envelope);

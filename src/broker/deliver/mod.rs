@@ -185,8 +185,11 @@ impl Broker {
         let PublisherRef {
             slot, cid, no_echo, ..
         } = origin.publisher;
-        let client = self.receivers.clients.get(slot as usize);
-        (no_echo && client.is_some_and(|client| client.cid == cid)).then_some(slot)
+        let is_ours = || {
+            let client = self.receivers.clients.get(slot as usize);
+            client.is_some_and(|client| client.cid == cid)
+        };
+        (no_echo && is_ours()).then_some(slot)
     }
 
     /// A message that came over a route: to our own plain subscriptions, or to the queue member it is
@@ -313,7 +316,7 @@ impl Broker {
             delivery.owned = Some(Bytes::copy_from_slice(message.tail.bytes()));
         }
         let targets = std::mem::take(&mut self.matched_peers);
-        let (ours, theirs) = self.receivers_of(delivery.receivers, &targets);
+        let (told, theirs) = self.receivers_of(origin, delivery.receivers, &targets);
         for index in &targets {
             let Self { peers, sublist, .. } = self;
             let peer = &mut peers[*index as usize];
@@ -326,10 +329,7 @@ impl Broker {
             let envelope = Envelope {
                 plain,
                 hops: origin.hops + u8::from(origin.from_loop.is_some()),
-                elsewhere: Elsewhere {
-                    counted: origin.elsewhere.counted.and(ours),
-                    loops: (origin.elsewhere.loops.and(theirs)).without(peer.as_receiver()),
-                },
+                elsewhere: told.without(peer.as_receiver()),
                 publisher: origin.publisher,
             };
             let names = groups.iter().map(|queue| sublist.queue_name(*queue));
@@ -349,8 +349,14 @@ impl Broker {
         theirs
     }
 
-    /// Of a message that has so many receivers here, and some on each of these loops: the one, and the others.
-    pub(super) fn receivers_of(&self, here: u32, loops: &[u16]) -> (Count, Count) {
+    /// Of a message that has so many receivers here, and some on each of these loops: what there is to know of all of them,
+    /// and of those loops alone.
+    pub(super) fn receivers_of(
+        &self,
+        origin: &Origin,
+        here: u32,
+        loops: &[u16],
+    ) -> (Elsewhere, Count) {
         let ours = Count {
             receivers: here,
             behind: self.receivers.behind.len() as u32,
@@ -359,7 +365,12 @@ impl Broker {
         for index in loops {
             theirs = theirs.and(self.peers[usize::from(*index)].as_receiver());
         }
-        (ours, theirs)
+        let Elsewhere { counted, loops } = origin.elsewhere;
+        let all = Elsewhere {
+            counted: counted.and(ours),
+            loops: loops.and(theirs),
+        };
+        (all, theirs)
     }
 
     /// The answer to a request that reached nobody: status 503, to the requester's own subscription
