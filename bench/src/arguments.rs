@@ -57,16 +57,19 @@ pub struct RunArguments {
     /// Scenarios whose names hold one of these words
     #[arg(long)]
     pub scenario: Vec<String>,
-    /// Measured seconds per run
-    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    /// Measured seconds per run; some scenarios take a multiple of it
+    #[arg(long, default_value_t = 0.25, value_parser = seconds)]
     pub seconds: f64,
     /// Runs per server and scenario, at least; more where the ratios of the rounds differ so much that another report could well say
     /// something else
     #[arg(long, default_value_t = 6, value_parser = repeat)]
     pub repeat: usize,
     /// Runs per server and scenario, at most
-    #[arg(long, default_value_t = 25, value_parser = repeat)]
+    #[arg(long, default_value_t = 100, value_parser = repeat)]
     pub repeat_max: usize,
+    /// Seconds after which a scenario gets no more runs than the least number
+    #[arg(long, default_value_t = 90.0, value_parser = seconds)]
+    pub time_max: f64,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]
     pub quick: bool,

@@ -1,7 +1,8 @@
 //! Two reports of the same comparison side by side: how far their ratios are apart.
 
 use crate::report::short;
-use crate::stats::{ratios, spread, uncertainty};
+use crate::scenarios::OF_ITS_OWN;
+use crate::stats::{Estimate, ratios};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -39,13 +40,6 @@ struct Key {
     unit: String,
 }
 
-/// How many times more one server needs than the first.
-struct Ratio {
-    median: f64,
-    /// How wide the interval is that it lies in, as part of it.
-    uncertainty: Option<f64>,
-}
-
 impl Run {
     fn read(path: &str) -> Result<Self, String> {
         let text = std::fs::read_to_string(path).map_err(|error| format!("{path}: {error}"))?;
@@ -53,8 +47,9 @@ impl Run {
             .map_err(|error| format!("{path}: no report of `midge-bench run --json`: {error}"))
     }
 
-    fn ratios(&self) -> BTreeMap<Key, Ratio> {
+    fn ratios(&self) -> BTreeMap<Key, Estimate> {
         let rows = self.rows.iter().filter_map(|rows| rows.split_first());
+        let rows = rows.filter(|(first, _)| first.unit != OF_ITS_OWN);
         let pairs = rows.flat_map(|(first, others)| others.iter().map(move |other| (first, other)));
         pairs
             .map(|(first, other)| {
@@ -64,11 +59,7 @@ impl Run {
                     unit: first.unit.clone(),
                 };
                 let rounds = ratios(&first.figures(), &other.figures());
-                let ratio = Ratio {
-                    median: spread(&rounds).median,
-                    uncertainty: uncertainty(&rounds),
-                };
-                (key, ratio)
+                (key, Estimate::of(&rounds))
             })
             .collect()
     }
@@ -84,8 +75,8 @@ pub fn compare(first: &str, second: &str, within: f64) -> Result<(String, bool),
 }
 
 fn table(
-    first: &BTreeMap<Key, Ratio>,
-    second: &BTreeMap<Key, Ratio>,
+    first: &BTreeMap<Key, Estimate>,
+    second: &BTreeMap<Key, Estimate>,
     within: f64,
 ) -> (String, bool) {
     let mut text = format!(
@@ -100,10 +91,10 @@ fn table(
             let _ = writeln!(text, "{name} missing in the second report");
             continue;
         };
-        let (a, b) = (one.median, other.median);
+        let (a, b) = (one.value, other.value);
         // The same whichever of the two is the larger one.
         let apart = ((a / b).max(b / a) - 1.0) * 100.0;
-        let both = one.uncertainty.zip(other.uncertainty);
+        let both = one.width.zip(other.width);
         let uncertainty = both.map(|(one, other)| one.max(other));
         let note = match apart <= within {
             true => "",
@@ -156,7 +147,7 @@ mod tests {
     #[test]
     fn ratios_of_rounds_are_compared() {
         let folder = tempfile::tempdir().unwrap();
-        let first = written(&folder, "1", ["[10, 11, 90, null]", "[100, 1, 9000, 5]"]);
+        let first = written(&folder, "1", ["[10, 11, 90, null]", "[100, 11, 9000, 5]"]);
         let near = written(&folder, "2", ["[20.0]", "[200]"]);
         let far = written(&folder, "3", ["[10]", "[120]"]);
         assert!(compare(&first, &near, 1.0).unwrap().1);

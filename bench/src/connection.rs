@@ -11,6 +11,9 @@ pub type Result<T> = std::result::Result<T, String>;
 /// Longer than any server may take for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Connections that are being made at any time where there are to be many.
+pub const AT_ONCE: usize = 32;
+
 /// Where to connect, and how.
 #[derive(Clone)]
 pub struct Target {
@@ -59,6 +62,16 @@ impl Connection {
             .map(|connection| connection.introduced(target))
             .collect::<Result<_>>()?;
         connections.iter_mut().try_for_each(Self::pong)?;
+        Ok(connections)
+    }
+
+    /// So many, some dozens of them at once.
+    pub fn open_many(target: &Target, count: usize) -> Result<Vec<Self>> {
+        let mut connections = Vec::with_capacity(count);
+        while connections.len() < count {
+            let some = AT_ONCE.min(count - connections.len());
+            connections.extend(Self::open_together(target, some)?);
+        }
         Ok(connections)
     }
 

@@ -291,10 +291,11 @@ fn draw(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Estimate;
 
     #[test]
     fn a_ratio_tells_how_sure_it_is() {
-        let cell = |width| ratio_cell(Some(Ratio { median: 4.0, width }));
+        let cell = |width| ratio_cell(Some(Ratio(Estimate { value: 4.0, width })));
         let dim = |text: &str| format!("<span class=\"dim\">{text}</span></td>");
         assert_eq!(cell(Some(0.08)), format!("<td>4.0x {}", dim("±4.0 %")));
         assert_eq!(cell(Some(0.4)), format!("<td>4.0x ? {}", dim("±20 %")));

@@ -1,9 +1,9 @@
 //! Figures side by side, for the terminal, for README, and as JSON.
 
 use crate::machine::{self, FOREIGN_MAX};
-use crate::scenarios::{Group, Outcome, Scenario};
+use crate::scenarios::{Group, OF_ITS_OWN, Outcome, Scenario};
 use crate::server::Program;
-use crate::stats::{Latency, Spread, ratios, spread, uncertainty};
+use crate::stats::{Estimate, Latency, Spread, ratios, spread};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -229,7 +229,7 @@ impl Report {
             ""
         };
         let mut text = format!(
-            "{interrupted}{}. Figures: medians; ratio: median over the rounds",
+            "{interrupted}{}. Figures: medians; ratio: of the rounds (Hodges-Lehmann)",
             self.machine
         );
         for (name, version) in &self.servers {
@@ -326,21 +326,17 @@ pub fn rate(rate: f64) -> String {
     }
 }
 
-/// How many times less the first server needs than another: the median over the rounds.
-pub struct Ratio {
-    pub median: f64,
-    /// How wide the interval is that it lies in, as part of it; None: there are too few rounds to say.
-    pub width: Option<f64>,
-}
+/// How many times less the first server needs than another, of all rounds.
+pub struct Ratio(pub Estimate);
 
 impl Ratio {
     fn is_sure(&self) -> bool {
-        self.width.is_some_and(|width| width <= SETTLED)
+        self.0.width.is_some_and(|width| width <= SETTLED)
     }
 
     /// Half of the interval.
     pub fn uncertainty(&self) -> Option<String> {
-        let percent = 50.0 * self.width?;
+        let percent = 50.0 * self.0.width?;
         Some(match percent < 10.0 {
             true => format!("±{percent:.1} %"),
             false => format!("±{percent:.0} %"),
@@ -348,7 +344,7 @@ impl Ratio {
     }
 
     pub fn with_uncertainty(&self) -> String {
-        let mut words = vec![format!("{:.1}x", self.median)];
+        let mut words = vec![format!("{:.1}x", self.0.value)];
         words.extend(self.uncertainty());
         if !self.is_sure() {
             words.push("?".into());
@@ -360,19 +356,18 @@ impl Ratio {
 impl std::fmt::Display for Ratio {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let doubt = if self.is_sure() { "" } else { " ?" };
-        write!(f, "{:.1}x{doubt}", self.median)
+        write!(f, "{:.1}x{doubt}", self.0.value)
     }
 }
 
-/// Of the first row to another one; None: there is no such row, or no round of it.
+/// Of the first row to another one; None: there is no such row, or no round of it, or figures are ratios themselves.
 pub fn ratio(rows: &[Row], other: usize) -> Option<Ratio> {
     let (first, other) = (rows.first()?, rows.get(other)?);
-    let rounds = ratios(&first.figures, &other.figures);
-    let median = spread(&rounds).median;
-    median.is_finite().then(|| Ratio {
-        median,
-        width: uncertainty(&rounds),
-    })
+    if first.unit == OF_ITS_OWN {
+        return None;
+    }
+    let estimate = Estimate::of(&ratios(&first.figures, &other.figures));
+    estimate.value.is_finite().then_some(Ratio(estimate))
 }
 
 /// Whether the ratio to the first peer has a question mark.
@@ -382,10 +377,14 @@ fn is_unsure(rows: &[Row]) -> bool {
 
 /// Whether one more round would hardly move what the rows say: the ratios of the others to the first, or the figures of the only one.
 pub fn is_settled(rows: &[Row]) -> bool {
-    let enough = |values: &[f64]| uncertainty(values).is_some_and(|width| width <= SETTLED);
+    let enough = |values: &[f64]| {
+        let width = Estimate::of(values).width;
+        width.is_some_and(|width| width <= SETTLED)
+    };
     match rows {
         [] => true,
         [only] => enough(only.compared()),
+        [first, ..] if first.unit == OF_ITS_OWN => enough(first.compared()),
         [first, others @ ..] => others
             .iter()
             .all(|other| enough(&ratios(first.compared(), other.compared()))),
@@ -470,14 +469,14 @@ pub mod tests {
         };
         let mut reported = move || {
             let mut rows = [Row::new(scenario, "a"), Row::new(scenario, "b")];
-            for done in 1..=25 {
+            for done in 1..=100 {
                 rows[0].figures.push(1.0);
                 rows[1].figures.push(round());
                 if is_worth_a_look(done) && is_settled(&rows) {
                     break;
                 }
             }
-            rows[1].figure().median
+            Estimate::of(&rows[1].figures).value
         };
         let pairs = (0..1000).map(|_| (reported(), reported()));
         pairs.filter(|(a, b)| (a / b).max(b / a) > 1.15).count()
@@ -488,7 +487,7 @@ pub mod tests {
         let scenario = &crate::scenarios::all()[0];
         let apart = [0.05, 0.10, 0.13, 0.17, 0.22].map(|spread| apart(scenario, spread));
         println!("of 1000 pairs of reports, more than 15 % apart: {apart:?}");
-        let most = [0, 5, 15, 40, 90];
+        let most = [0, 5, 10, 12, 10];
         assert!(
             apart.iter().zip(most).all(|(apart, most)| *apart <= most),
             "{apart:?}"
@@ -524,6 +523,16 @@ pub mod tests {
     }
 
     #[test]
+    fn ratios_of_ratios_are_not_told() {
+        let mut rows = [of("a", &[1.0; 6]), of("b", &[5.0, 1.0, 9.0, 2.0, 7.0, 3.0])];
+        assert!(ratio(&rows, 1).is_some() && !is_settled(&rows));
+        for row in &mut rows {
+            row.unit = OF_ITS_OWN;
+        }
+        assert!(ratio(&rows, 1).is_none() && is_settled(&rows));
+    }
+
+    #[test]
     fn rates_are_looked_at_where_there_is_no_figure() {
         let mut row = of("a", &[f64::NAN; 6]);
         row.rates = vec![100.0, 101.0, 102.0, 103.0, 104.0, 105.0];
@@ -541,7 +550,7 @@ pub mod tests {
             "{}",
             report.markdown()
         );
-        assert!(report.markdown().contains("ratio: median over the rounds"));
+        assert!(report.markdown().contains("ratio: of the rounds"));
     }
 
     #[test]
@@ -551,15 +560,15 @@ pub mod tests {
         let third = of("c", &[10.0, 20.0, 30.0, 40.0, 50.0, 60.0]);
         let rows = vec![first, second, third];
         let with = |index| ratio(&rows, index).unwrap().with_uncertainty();
-        assert_eq!([with(1), with(2)], ["4.0x ±3.8 %", "3.5x ±71 % ?"]);
+        assert_eq!([with(1), with(2)], ["4.0x ±3.8 %", "3.2x ±79 % ?"]);
         assert_eq!(ratio(&rows, 1).unwrap().to_string(), "4.0x");
-        assert_eq!(ratio(&rows, 2).unwrap().to_string(), "3.5x ?");
+        assert_eq!(ratio(&rows, 2).unwrap().to_string(), "3.2x ?");
         assert!(ratio(&rows, 3).is_none());
         let mut report = report();
         report.rows = vec![rows];
         let table = report.table();
         assert!(
-            table.contains("±3.8 %") && table.contains("±71 % ?"),
+            table.contains("±3.8 %") && table.contains("±79 % ?"),
             "{table}"
         );
         // Of the second peer's ratio nothing is said there.

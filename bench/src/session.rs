@@ -10,6 +10,7 @@ use crate::stats::is_worth_a_look;
 use crate::{html, interrupt, machine};
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
+use std::time::{Duration, Instant};
 
 /// The programs that take part in a scenario.
 struct Field {
@@ -81,16 +82,33 @@ fn chosen(arguments: &RunArguments) -> Result<Vec<Scenario>, String> {
 struct Rounds {
     min: usize,
     max: usize,
+    time_min: Duration,
+    time_max: Duration,
 }
+
+/// For so long a scenario has rounds however well they agree: what the neighbours of a virtual machine do lasts seconds, and all rounds
+/// may lie in one of these.
+const TIME_MIN: Duration = Duration::from_secs(10);
 
 impl Rounds {
     fn new(arguments: &RunArguments) -> Result<Self, String> {
         let (min, max) = (arguments.repeat, arguments.repeat_max);
         if arguments.quick {
-            return Ok(Self { min: 1, max: 1 });
+            return Ok(Self {
+                min: 1,
+                max: 1,
+                time_min: Duration::ZERO,
+                time_max: Duration::ZERO,
+            });
         }
+        let rounds = Self {
+            min,
+            max,
+            time_min: TIME_MIN,
+            time_max: Duration::from_secs_f64(arguments.time_max),
+        };
         match min <= max {
-            true => Ok(Self { min, max }),
+            true => Ok(rounds),
             false => Err(format!(
                 "--repeat {min} is more than --repeat-max {max} allows"
             )),
@@ -98,9 +116,10 @@ impl Rounds {
     }
 
     /// Whether these were enough.
-    fn are_enough(self, done: usize, failed: bool, rows: &[Row]) -> bool {
-        let settled = || failed || is_worth_a_look(done) && is_settled(rows);
-        done >= self.max || done >= self.min && settled()
+    fn are_enough(self, done: usize, taken: Duration, failed: bool, rows: &[Row]) -> bool {
+        let settled = || taken >= self.time_min && is_worth_a_look(done) && is_settled(rows);
+        let ends = || failed || taken >= self.time_max || settled();
+        done >= self.max || done >= self.min && ends()
     }
 }
 
@@ -257,9 +276,11 @@ impl Session<'_> {
             .iter()
             .map(|program| Row::new(scenario, &program.name))
             .collect();
+        let start = Instant::now();
         for round in 0.. {
             let failed = self.failures.len() > failed_before;
-            if self.rounds.are_enough(round, failed, &rows) {
+            let taken = start.elapsed();
+            if self.rounds.are_enough(round, taken, failed, &rows) {
                 break;
             }
             for (program, row) in programs.iter().zip(&mut rows) {
@@ -383,30 +404,43 @@ mod tests {
             let rounds = Rounds::new(&run_arguments(more).unwrap());
             rounds.map(|rounds| (rounds.min, rounds.max))
         };
-        assert_eq!(of(&[]), Ok((6, 25)));
+        assert_eq!(of(&[]), Ok((6, 100)));
         assert_eq!(of(&["--repeat=3", "--repeat-max=3"]), Ok((3, 3)));
         assert_eq!(of(&["--quick"]), Ok((1, 1)));
-        let error = of(&["--repeat=26"]).unwrap_err();
-        assert!(error.contains("--repeat-max 25"), "{error}");
+        let error = of(&["--repeat=101"]).unwrap_err();
+        assert!(error.contains("--repeat-max 100"), "{error}");
     }
 
     #[test]
     fn rounds_end_where_they_are_looked_at() {
         let mut row = Row::new(&scenarios::all()[0], "a");
         row.figures = vec![1.0; 25];
-        let ends = |min, max, failed, rows: &[Row]| {
-            let rounds = Rounds { min, max };
-            (0..).find(|done| rounds.are_enough(*done, failed, rows))
+        // A round takes a second, and there are as many as are there.
+        let in_time = |min, max, failed, rows: &[Row], time: [u64; 2]| {
+            let [time_min, time_max] = time.map(Duration::from_secs);
+            let rounds = Rounds {
+                min,
+                max,
+                time_min,
+                time_max,
+            };
+            (0..).find(|done| {
+                rounds.are_enough(*done, Duration::from_secs(*done as u64), failed, rows)
+            })
         };
+        let ends = |min, max, failed, rows: &[Row]| in_time(min, max, failed, rows, [0, 1000]);
         let settled = std::slice::from_ref(&row);
         assert_eq!(ends(6, 25, false, settled), Some(6));
-        assert_eq!(ends(7, 25, false, settled), Some(10));
+        assert_eq!(ends(7, 25, false, settled), Some(8));
         assert_eq!(ends(3, 3, false, settled), Some(3));
         let mut other = Row::new(&scenarios::all()[0], "b");
         other.figures = (1..26).map(f64::from).collect();
         let unsettled = [row, other];
         assert_eq!(ends(6, 25, false, &unsettled), Some(25));
         assert_eq!(ends(6, 25, true, &unsettled), Some(6));
+        assert_eq!(in_time(6, 25, false, &unsettled[..1], [12, 1000]), Some(15));
+        assert_eq!(in_time(6, 25, false, &unsettled, [12, 20]), Some(20));
+        assert_eq!(in_time(6, 25, false, &unsettled, [2, 3]), Some(6));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Median and spread, and percentiles of latencies.
+//! Medians, estimates and how sure they are, and percentiles of latencies.
 
 use hdrhistogram::Histogram;
 
@@ -25,37 +25,62 @@ pub fn spread(values: &[f64]) -> Spread {
     }
 }
 
-/// How wide the interval is that holds the median of all that might have been measured, to 97 % at least, as part of the median of what was; None: there
-/// are too few values to say.
-///
-/// The ends are two of the values, whatever these are spread like: each lies above that median or below it, as a coin falls.
-pub fn uncertainty(values: &[f64]) -> Option<f64> {
-    let sorted = sorted(values);
-    let outer = outer(sorted.len()).checked_sub(1)?;
-    let inner = spread(&sorted[outer..sorted.len() - outer]);
-    Some((inner.max - inner.min) / inner.median)
+/// What values are spread around that are too high by a factor as often as too low by it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    pub value: f64,
+    /// How wide the interval is that it lies in, to 97 % at least, as part of it; None: there are too few values to say.
+    pub width: Option<f64>,
 }
 
-/// The largest rank from either end beyond which the median lies in at most 3.2 % of cases, of so many values; 0: none. Six values reach that.
+impl Estimate {
+    /// Of Hodges and Lehmann: the median of the geometric means of all pairs, each value with itself as well. Some wild values move it as little as
+    /// they do a median, and what the others say is not thrown away. The ends of the interval are two of the means, by Wilcoxon's test of signed ranks.
+    pub fn of(values: &[f64]) -> Self {
+        let logarithms: Vec<f64> = values.iter().map(|value| value.ln()).collect();
+        let logarithms = sorted(&logarithms);
+        let count = logarithms.len();
+        let pairs = (0..count).flat_map(|first| (first..count).map(move |second| (first, second)));
+        let means: Vec<f64> = pairs
+            .map(|(first, second)| (logarithms[first] + logarithms[second]) / 2.0)
+            .collect();
+        let value = spread(&means).median.exp();
+        let width = outer(count).checked_sub(1).map(|outer| {
+            let means = sorted(&means);
+            let (low, high) = (means[outer].exp(), means[means.len() - 1 - outer].exp());
+            (high - low) / value
+        });
+        Self { value, width }
+    }
+}
+
+/// The largest rank from either end beyond which the estimate lies in at most 3.2 % of cases, among the means of all pairs of so many values; 0: none. Six
+/// values reach that.
 fn outer(count: usize) -> usize {
     const OUTSIDE_MAX: f64 = 0.032;
-    // How likely it is that so many values lie below the median.
-    let mut exactly = 0.5f64.powi(count as i32);
-    let mut fewer = 0.0;
-    for rank in 0..count {
-        fewer += exactly;
-        if 2.0 * fewer > OUTSIDE_MAX {
-            return rank;
+    // How likely each sum is of those of the ranks 1 to `count` that belong to values above it, if coins decide which do.
+    let mut likely = vec![1.0];
+    for rank in 1..=count {
+        let mut with = vec![0.0; likely.len() + rank];
+        for (sum, part) in likely.iter().enumerate() {
+            with[sum] += part / 2.0;
+            with[sum + rank] += part / 2.0;
         }
-        exactly *= (count - rank) as f64 / (rank + 1) as f64;
+        likely = with;
     }
-    0
+    let mut fewer = 0.0;
+    let is_inside = |part: &f64| {
+        fewer += part;
+        2.0 * fewer > OUTSIDE_MAX
+    };
+    likely.iter().position(is_inside).unwrap_or(0)
 }
 
-/// Whether to look at the interval after so many rounds: where it may leave one more value out than with a round less. Who looks after every round
-/// stops at the first interval that is narrow by luck.
+/// Whether to look at the interval after so many rounds: where there are a third more than at the look before. Who looks after every round stops at the
+/// first interval that is narrow by luck.
 pub fn is_worth_a_look(rounds: usize) -> bool {
-    rounds > 0 && outer(rounds) > outer(rounds - 1)
+    let looks = std::iter::successors(Some(6), |look: &usize| Some((look * 4).div_ceil(3)));
+    looks.take_while(|look| *look <= rounds).last() == Some(rounds)
 }
 
 /// How many times more one server needed than the first, round by round: what the machine has to do beside the servers changes with time, and turns that
@@ -132,22 +157,32 @@ mod tests {
     }
 
     #[test]
-    fn how_sure_a_median_is_depends_on_how_many_values_there_are() {
-        // Of tables of the sign test: 3.1 % outside for 6 values, 2.1 % for 10, 1.5 % for 25.
-        let of = [5, 6, 9, 10, 12, 13, 15, 16, 20, 25].map(outer);
-        assert_eq!(of, [0, 1, 1, 2, 2, 3, 3, 4, 5, 7]);
-        let values = [90.0, 95.0, 99.0, 101.0, 105.0, 110.0];
-        assert_eq!(uncertainty(&values), Some(0.2));
-        assert_eq!(uncertainty(&values[1..]), None);
-        // The outermost of ten do not count.
-        let more = [&values[..], &[1.0, 100.0, 100.0, 1000.0]].concat();
-        assert_eq!(uncertainty(&more), Some(0.2));
+    fn an_estimate_lies_between_means_of_pairs() {
+        let of = |values: &[f64]| Estimate::of(values);
+        let near = |value: f64, expected: f64| (value / expected - 1.0).abs() < 1e-9;
+        assert!(near(of(&[2.0]).value, 2.0) && of(&[2.0]).width.is_none());
+        // The means are 1, 2, 4, 4, 8, 16.
+        assert!(near(of(&[1.0, 16.0, f64::NAN, 4.0]).value, 4.0));
+        // A wild one counts as one that is too high, however high it is.
+        let values = [4.0, 4.1, 3.9, 4.0, 4.0, 4.0, 4.0];
+        let wild = [4.0, 4.1, 3.9, 4.0, 4000.0, 4.0, 4.0];
+        assert!(near(of(&values).value, 4.0) && near(of(&wild).value, 4.0));
+        let width = of(&[1.0, 2.0, 2.0, 2.0, 2.0, 4.0]).width.unwrap();
+        assert!(near(width, (4.0 - 1.0) / 2.0), "{width}");
+        assert!(of(&[2.0; 5]).width.is_none() && of(&[]).value.is_nan());
+    }
+
+    #[test]
+    fn how_sure_an_estimate_is_depends_on_how_many_values_there_are() {
+        // By the tables of the signed rank test: P(W <= 0) of 6 is 1/64, P(W <= 6) of 10 is 14/1024 and P(W <= 7) of it 19/1024.
+        let of = [5, 6, 10, 25].map(outer);
+        assert_eq!(of, [0, 1, 7, 84]);
     }
 
     #[test]
     fn there_are_few_chances_to_be_lucky() {
-        let looks: Vec<usize> = (0..26).filter(|rounds| is_worth_a_look(*rounds)).collect();
-        assert_eq!(looks, [6, 10, 13, 16, 18, 21, 24]);
+        let looks: Vec<usize> = (0..101).filter(|rounds| is_worth_a_look(*rounds)).collect();
+        assert_eq!(looks, [6, 8, 11, 15, 20, 27, 36, 48, 64, 86]);
     }
 
     #[test]

@@ -2,11 +2,8 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::connection::{Connection, Result};
+use crate::connection::{AT_ONCE, Connection, Result};
 use std::time::Duration;
-
-/// Connections of a storm that are being made at any time.
-const AT_ONCE: usize = 32;
 
 pub struct Cost {
     /// Bytes and nanoseconds of CPU per connection.
@@ -14,8 +11,14 @@ pub struct Cost {
     pub cpu: f64,
 }
 
-pub fn cost(bed: &Bed, setting: &Setting, figure: fn(&Cost) -> f64) -> Result<Outcome> {
-    let count = setting.scaled(9_500);
+/// Of so many connections that are made one by one.
+pub fn cost(
+    bed: &Bed,
+    setting: &Setting,
+    count: usize,
+    figure: fn(&Cost) -> f64,
+) -> Result<Outcome> {
+    let count = setting.scaled(count);
     let server = &bed.servers[0];
     let (memory, meter) = (server.memory(), bed.meter(0)?);
     let mut open = Vec::new();
@@ -35,13 +38,9 @@ pub fn cost(bed: &Bed, setting: &Setting, figure: fn(&Cost) -> f64) -> Result<Ou
 
 /// Clients come back all together, as after a restart of the server, and stay until all are there.
 pub fn storm(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let rounds = setting.scaled(300);
-    let count = rounds * AT_ONCE;
+    let count = setting.scaled(300) * AT_ONCE;
     let meter = bed.meter(0)?;
-    let mut open = Vec::new();
-    for _ in 0..rounds {
-        open.extend(Connection::open_together(&bed.target(), AT_ONCE)?);
-    }
+    let open = Connection::open_many(&bed.target(), count)?;
     let elapsed = meter.elapsed();
     drop(open);
     settle_closes(bed)?;

@@ -5,6 +5,7 @@ use crate::bed::Bed;
 use crate::connection::{Connection, Result, Target};
 use crate::publish::Publisher;
 use crate::receive::{Audience, Due, Expected, Receives, Subscriber, received, wait_for};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 #[derive(Clone)]
@@ -132,9 +133,10 @@ fn publish(publishers: &mut [Publisher], seconds: f64) -> Result<Vec<u64>> {
 pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Outcome> {
     let near = bed.target();
     let far = bed.target_of(if flow.far { 1 } else { 0 });
-    let _idle = (0..setting.scaled(flow.idle))
-        .map(|_| Connection::open(&near))
-        .collect::<Result<Vec<_>>>()?;
+    if flow.far {
+        settle_servers(&near, &far)?;
+    }
+    let _idle = Connection::open_many(&near, setting.scaled(flow.idle))?;
     if flow.one_thread {
         let lines = flow.subscriptions(0);
         let receivers = [Audience::new(
@@ -188,6 +190,29 @@ fn measure(
         bytes_rate: delivered as f64 / elapsed.as_secs_f64(),
         peak_memory: Some(bed.servers[flow.meter].peak_memory()),
         ..outcome
+    })
+}
+
+/// Until the servers know each other: clients that are there when they come to are told of it, between messages.
+fn settle_servers(near: &Target, far: &Target) -> Result<()> {
+    let (mut publisher, mut subscriber) = (Connection::open(near)?, Connection::open(far)?);
+    subscriber.write(b"SUB settle 1\r\n")?;
+    subscriber.settle()?;
+    subscriber.timeout(Duration::from_secs(20))?;
+    std::thread::scope(|scope| {
+        let (arrived, here) = mpsc::channel::<()>();
+        let publishing = scope.spawn(move || -> Result<()> {
+            while here.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
+                publisher.write(b"PUB settle 0\r\n\r\n")?;
+            }
+            Ok(())
+        });
+        let message = subscriber.message();
+        drop(arrived);
+        publishing.join().expect("it does not panic")?;
+        message
+            .map(drop)
+            .map_err(|error| format!("no message comes across the route: {error}"))
     })
 }
 

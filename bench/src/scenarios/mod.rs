@@ -22,6 +22,11 @@ pub struct Setting {
 }
 
 impl Setting {
+    /// For what takes its time to become even, such as a store.
+    fn longer(&self) -> f64 {
+        self.seconds * if self.quick { 1.0 } else { 4.0 }
+    }
+
     /// A number of things, fewer of them for a quick look.
     fn scaled(&self, many: usize) -> usize {
         if self.quick { many / 10 } else { many }
@@ -105,6 +110,8 @@ impl Group {
 }
 
 const PUBLISH: &str = "ns CPU/publish";
+/// A ratio already, of a server to itself undisturbed: how many times as large that of another server is says nothing.
+pub const OF_ITS_OWN: &str = "of that with 7";
 
 impl Scenario {
     fn new(
@@ -310,7 +317,7 @@ fn core() -> Vec<Scenario> {
             "10000 idle connections",
             "bytes/connection",
             1536.0,
-            |b, s| connections::cost(b, s, |c| c.memory),
+            |b, s| connections::cost(b, s, 9_500, |c| c.memory),
         ),
         other(
             "subscription-memory",
@@ -324,7 +331,7 @@ fn core() -> Vec<Scenario> {
             "connect, CONNECT, PING, PONG, close",
             "ns CPU/connection",
             60_000.0,
-            |b, s| connections::cost(b, s, |c| c.cpu),
+            |b, s| connections::cost(b, s, 2_000, |c| c.cpu),
         ),
     ]
 }
@@ -384,14 +391,14 @@ fn loads() -> Vec<Scenario> {
             "1 publisher, 8 subscribers, one stops reading: time per message to the others",
             |bed, setting| slow::cost(bed, setting, slow::Slow::Silent),
         )
-        .unit("of that with 7")
+        .unit(OF_ITS_OWN)
         .target(1.05),
         new(
             "slow-reader-9-loops",
             "1 publisher, 8 subscribers, each on a loop of its own, one reads 10 MB/s: time per message to the others",
             |bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)),
         )
-        .unit("of that with 7")
+        .unit(OF_ITS_OWN)
         .setup(Setup::Loops(9)),
         new(
             "connect-storm",

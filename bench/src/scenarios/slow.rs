@@ -117,8 +117,8 @@ fn rate_of(target: &Target, seconds: f64, readers: usize) -> Result<f64> {
 /// How many times as long a message to the others takes.
 pub fn cost(bed: &Bed, setting: &Setting, slow: Slow) -> Result<Outcome> {
     // Long enough for a hold-up of some seconds to show as what it is.
-    let seconds = setting.seconds * 5.0;
-    rate(bed, setting.seconds / 5.0, SUBSCRIBERS - 1, None)?; // warm-up
+    let seconds = setting.longer() * 5.0;
+    rate(bed, setting.longer() / 5.0, SUBSCRIBERS - 1, None)?; // warm-up
     let alone = rate(bed, seconds, SUBSCRIBERS - 1, None)?;
     let beside = rate(bed, seconds, SUBSCRIBERS - 1, Some(slow))?;
     Ok(Outcome {

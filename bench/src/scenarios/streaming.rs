@@ -41,11 +41,11 @@ pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> 
     let target = bed.target();
     let (connection, session) = connect(&target, "publisher")?;
     let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, window)?;
-    publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     // Channels are made by their first publish.
     publisher.run_messages(channels as u64)?;
     let meter = bed.meter(0)?;
-    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
+    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.longer()))?;
     Ok(outcome(
         meter.cpu_ns()?,
         messages,
@@ -61,14 +61,14 @@ pub fn synchronous(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let syncs = setting.scaled(1600) / TURNS;
     let (connection, session) = connect(&bed.target(), "publisher")?;
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, 1)?;
-    publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     let (mut disk, mut acks) = (histogram(), histogram());
     let (mut messages, mut elapsed) = (0, Duration::ZERO);
     for _ in 0..TURNS {
         time_syncs(bed, syncs, &mut disk)?;
         let start = Instant::now();
         let (count, times) =
-            publisher.run(Duration::from_secs_f64(setting.seconds / TURNS as f64))?;
+            publisher.run(Duration::from_secs_f64(setting.longer() / TURNS as f64))?;
         elapsed += start.elapsed();
         messages += count;
         acks.add(times).map_err(|error| error.to_string())?;
@@ -117,10 +117,10 @@ pub fn with_subscriber(bed: &Bed, setting: &Setting, acks: bool) -> Result<Outco
     )?;
     let (connection, session) = connect(&target, "publisher")?;
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
-    let (before, _) = publisher.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    let (before, _) = publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     subscriber.wait_for(before)?;
     let meter = bed.meter(0)?;
-    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.seconds))?;
+    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.longer()))?;
     let waited = subscriber.wait_for(before + messages);
     let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
