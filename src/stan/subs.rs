@@ -162,14 +162,16 @@ impl Sub {
     /// Puts off, until `until`, what would be due before that.
     pub fn postpone(&mut self, until: i64, now: i64, which: impl Fn(&Pending) -> bool) {
         let early = |pending: &Pending| pending.due < Due::At(until) && which(pending);
-        let early: Vec<(Seq, u32)> = self
+        let early: Vec<(Seq, Pending)> = self
             .pending
             .iter()
             .filter(|(_, pending)| early(pending))
-            .map(|(seq, pending)| (*seq, pending.redeliveries))
+            .map(|(seq, pending)| (*seq, *pending))
             .collect();
-        for (seq, redeliveries) in early {
-            self.note_sent(seq, until, redeliveries, now);
+        for (seq, pending) in early {
+            self.note_sent(seq, until, pending.redeliveries, now);
+            let due = Due::At(until);
+            self.pending.insert(seq, Pending { due, ..pending });
         }
     }
 

@@ -7,7 +7,7 @@ use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
 use crate::stan::pb;
 use crate::stan::store::{Seq, StoreError};
-use crate::stan::subs::SECOND;
+use crate::stan::subs::{Due, SECOND};
 use bytes::Bytes;
 use prost::Message;
 
@@ -236,15 +236,18 @@ impl Engine {
             return;
         }
         let group = sub.group.clone();
-        if group.is_empty() && !self.clients.is_healthy(&sub.state.client_id) {
-            let again = now + sub.ack_wait();
-            sub.timer_at = Some(again);
+        // The timer may be that of a message that is acknowledged by now.
+        let is_due = sub.next_due().is_some_and(|due| due <= now + SLACK);
+        if is_due && group.is_empty() && !self.clients.is_healthy(&sub.state.client_id) {
+            sub.postpone(now + sub.ack_wait(), now, |pending| {
+                pending.due <= Due::At(now + SLACK)
+            });
             let client = sub.state.client_id.clone();
-            self.timers.push(again, Timer::Due(index, id));
-            return self.debug(format_args!(
+            self.debug(format_args!(
                 "[Client:{}] Skipping redelivery to subid={id} due to missed client heartbeat",
                 Shown(&client)
             ));
+            return self.arm(index, id);
         }
         let wait = match out.is_full() {
             true => Some(WAIT_FOR_ROOM),

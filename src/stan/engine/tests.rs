@@ -369,6 +369,47 @@ fn a_client_that_leaves_heartbeats_unanswered_is_closed() {
     );
 }
 
+/// A client with a subscription, and a heartbeat that it did not answer in time; its ack inbox, and where it can answer still.
+fn silent_client() -> (World, String, String) {
+    let beats = |settings: &mut Settings| settings.heartbeat_interval = 10 * SECOND;
+    let store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+    let mut world = World::with(beats, store);
+    world.connect("me");
+    let acks = world.subscribe(|_| {});
+    world.wait(10 * SECOND);
+    let (_, answer, _) = world.took().pop().unwrap();
+    world.wait(SECOND);
+    (world, acks, answer.unwrap())
+}
+
+#[test]
+fn the_deadline_of_an_acknowledged_message_delays_no_other_one() {
+    let (mut world, acks, answer) = silent_client();
+    world.publish("me", "foo");
+    world.ack(&acks, 1);
+    world.wait(2 * SECOND);
+    world.publish("me", "foo");
+    assert_eq!(world.got("in"), [(1, false), (2, false)]);
+    // That of the first one.
+    world.wait(3 * SECOND + 1);
+    world.send(Inlet::ANSWER, &answer, Vec::new());
+    world.wait(2 * SECOND);
+    assert_eq!(world.got("in"), [(2, true)]);
+}
+
+#[test]
+fn what_is_due_for_a_silent_client_is_put_off_once_whatever_else_it_is_sent() {
+    let (mut world, _, answer) = silent_client();
+    world.publish("me", "foo");
+    world.wait(5 * SECOND);
+    world.publish("me", "foo");
+    world.wait(3 * SECOND);
+    assert_eq!(world.got("in"), [(1, false), (2, false)]);
+    world.send(Inlet::ANSWER, &answer, Vec::new());
+    world.wait(2 * SECOND);
+    assert_eq!(world.got("in"), [(1, true), (2, true)]);
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Publish,

@@ -97,14 +97,12 @@ impl Model {
             if !sub.active {
                 continue;
             }
+            let skipped = sub.group.is_none() && !healthy;
             for (seq, unacked) in &mut sub.unacked {
-                if unacked.until > now || self.moved.contains(seq) {
-                    continue;
-                }
-                if sub.group.is_none() && !healthy {
-                    // Looked at again after another AckWait.
-                    unacked.until = now + sub.ack_wait;
-                } else {
+                if skipped && unacked.from <= now {
+                    // It may have been due, and is looked at again after another AckWait.
+                    unacked.until = unacked.until.max(now + sub.ack_wait);
+                } else if unacked.until <= now && !self.moved.contains(seq) {
                     return Err(format!(
                         "message {seq} of {} was due for {} and not sent again",
                         place.0, sub.inbox
