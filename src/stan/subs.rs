@@ -119,9 +119,12 @@ impl Sub {
                 unburied: false,
             });
         self.state.last_sent = self.state.last_sent.max(seq);
-        if listed {
-            return;
+        if !listed {
+            self.list(seq, due);
         }
+    }
+
+    fn list(&mut self, seq: Seq, due: i64) {
         // One message that nobody acknowledges keeps those behind it from coming to the front and being dropped there.
         if self.due.len() > 2 * self.pending.len() + STALE_ALWAYS_OK {
             let pending = &self.pending;
@@ -160,18 +163,35 @@ impl Sub {
     }
 
     /// Puts off, until `until`, what would be due before that.
-    pub fn postpone(&mut self, until: i64, now: i64, which: impl Fn(&Pending) -> bool) {
+    pub fn postpone(&mut self, until: i64, which: impl Fn(&Pending) -> bool) {
         let early = |pending: &Pending| pending.due < Due::At(until) && which(pending);
-        let early: Vec<(Seq, Pending)> = self
+        let early: Vec<Seq> = self
             .pending
             .iter()
             .filter(|(_, pending)| early(pending))
-            .map(|(seq, pending)| (*seq, *pending))
+            .map(|(seq, _)| *seq)
             .collect();
-        for (seq, pending) in early {
-            self.note_sent(seq, until, pending.redeliveries, now);
-            let due = Due::At(until);
-            self.pending.insert(seq, Pending { due, ..pending });
+        for seq in early {
+            self.set_due(seq, until);
+        }
+    }
+
+    /// Puts off, until `until`, what is due at `at`; false: nothing was.
+    pub fn put_off(&mut self, at: i64, until: i64) -> bool {
+        let due: Vec<(i64, Seq)> = std::iter::from_fn(|| self.take_due(at)).collect();
+        for (_, seq) in &due {
+            self.set_due(*seq, until);
+        }
+        !due.is_empty()
+    }
+
+    /// A pending message gets another deadline; all else about it stays.
+    pub fn set_due(&mut self, seq: Seq, due: i64) {
+        if let Some(pending) = self.pending.get_mut(&seq)
+            && pending.due != Due::At(due)
+        {
+            pending.due = Due::At(due);
+            self.list(seq, due);
         }
     }
 
@@ -257,12 +277,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_put_off_stays_what_it_was() {
+        let mut sub = Sub::new(SubState::default(), true);
+        sub.note_recovered(1, 10, 10);
+        for seq in [2, 3] {
+            sub.note_sent(seq, 10 * seq as i64, 3, 5);
+            sub.note_unburied(seq);
+        }
+        assert!(sub.put_off(20, 100) && !sub.put_off(20, 100));
+        let dues = [1, 2, 3].map(|seq| sub.pending[&seq].due);
+        assert_eq!(dues, [Due::At(100), Due::At(100), Due::At(30)]);
+        sub.postpone(50, |_| true);
+        let due = std::iter::from_fn(|| sub.take_due(i64::MAX));
+        assert_eq!(due.collect::<Vec<_>>(), [(50, 3), (100, 1), (100, 2)]);
+        assert!(sub.pending[&1].due_at_start);
+        for seq in [2, 3] {
+            let pending = sub.pending[&seq];
+            assert!(pending.unburied && pending.redeliveries == 3 && pending.first_sent == 5);
+        }
+    }
+
+    #[test]
     fn what_is_leaving_is_not_due() {
         let mut sub = Sub::new(SubState::default(), true);
         sub.note_sent(1, 10, 0, 0);
         sub.note_leaving(1);
         sub.note_taken_over_leaving(2, 3, 0);
-        sub.postpone(50, 0, |_| true);
+        sub.postpone(50, |_| true);
+        assert!(!sub.put_off(100, 200));
         assert_eq!((sub.take_due(i64::MAX), sub.pending.len()), (None, 2));
         assert!(sub.pending.values().all(Pending::is_leaving));
     }

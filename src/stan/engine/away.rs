@@ -29,15 +29,12 @@ impl Engine {
             self.plan_heartbeat(serial, at);
         }
         // Of what was sent as often as it may be an ack may be under way; it is not given up before that had time to come.
-        let now = self.now;
         for channel in self.channels.iter_mut().flatten() {
             let Some(rule) = &channel.dead_letters else {
                 continue;
             };
             for sub in channel.subs.values_mut() {
-                sub.postpone(at, now, |pending| {
-                    pending.redeliveries >= rule.max_redeliveries
-                });
+                sub.postpone(at, |pending| pending.redeliveries >= rule.max_redeliveries);
             }
         }
         let subs: Vec<_> = self

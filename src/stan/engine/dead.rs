@@ -241,12 +241,8 @@ impl Engine {
     /// A message that cannot be dealt with now is due again after AckWait.
     pub(super) fn keep(&mut self, index: ChannelIndex, id: u64, seq: Seq) {
         let now = self.now;
-        if let Some(sub) = self.channel(index).subs.get_mut(&id)
-            && let Some(pending) = sub.pending.get(&seq)
-        {
-            let redeliveries = pending.redeliveries;
-            let due = now + sub.ack_wait();
-            sub.note_sent(seq, due, redeliveries, now);
+        if let Some(sub) = self.channel(index).subs.get_mut(&id) {
+            sub.set_due(seq, now + sub.ack_wait());
         }
         self.arm(index, id);
     }

@@ -7,7 +7,7 @@ use crate::stan::clients::ChannelIndex;
 use crate::stan::outlet::Outlet;
 use crate::stan::pb;
 use crate::stan::store::{Seq, StoreError};
-use crate::stan::subs::{Due, SECOND};
+use crate::stan::subs::SECOND;
 use bytes::Bytes;
 use prost::Message;
 
@@ -236,12 +236,9 @@ impl Engine {
             return;
         }
         let group = sub.group.clone();
-        // The timer may be that of a message that is acknowledged by now.
-        let is_due = sub.next_due().is_some_and(|due| due <= now + SLACK);
-        if is_due && group.is_empty() && !self.clients.is_healthy(&sub.state.client_id) {
-            sub.postpone(now + sub.ack_wait(), now, |pending| {
-                pending.due <= Due::At(now + SLACK)
-            });
+        // The timer may be that of a message that is acknowledged by now: then nothing is.
+        let silent = group.is_empty() && !self.clients.is_healthy(&sub.state.client_id);
+        if silent && sub.put_off(now + SLACK, now + sub.ack_wait()) {
             let client = sub.state.client_id.clone();
             self.debug(format_args!(
                 "[Client:{}] Skipping redelivery to subid={id} due to missed client heartbeat",
@@ -377,7 +374,7 @@ impl Engine {
             if no_room {
                 // Due at once, by the timer.
                 if let Some(sub) = self.channel(index).subs.get_mut(&id) {
-                    sub.note_sent(seq, now, redeliveries, now);
+                    sub.set_due(seq, now);
                 }
                 continue;
             }

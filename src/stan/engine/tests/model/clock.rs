@@ -100,7 +100,10 @@ impl Model {
             let skipped = sub.group.is_none() && !healthy;
             for (seq, unacked) in &mut sub.unacked {
                 if skipped && unacked.from <= now {
-                    // It may have been due, and is looked at again after another AckWait.
+                    // It was due, or may have been, and is looked at again after another AckWait.
+                    if unacked.from == unacked.until {
+                        unacked.from = now + sub.ack_wait;
+                    }
                     unacked.until = unacked.until.max(now + sub.ack_wait);
                 } else if unacked.until <= now && !self.moved.contains(seq) {
                     return Err(format!(
