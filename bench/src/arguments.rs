@@ -60,8 +60,8 @@ pub struct RunArguments {
     /// Measured seconds per run; some scenarios take a multiple of it
     #[arg(long, default_value_t = 0.25, value_parser = seconds)]
     pub seconds: f64,
-    /// Runs per server and scenario, at least; more where the ratios of the rounds differ so much that another report could well say
-    /// something else
+    /// Runs per server and scenario, at least; more until ten seconds are over, and where the ratios of the rounds differ so much that
+    /// another report could well say something else
     #[arg(long, default_value_t = 6, value_parser = repeat)]
     pub repeat: usize,
     /// Runs per server and scenario, at most

@@ -69,7 +69,7 @@ impl Run {
 pub fn compare(first: &str, second: &str, within: f64) -> Result<(String, bool), String> {
     let (first, second) = (Run::read(first)?.ratios(), Run::read(second)?.ratios());
     if first.is_empty() {
-        return Err("the first report compares nothing: it has one server only".into());
+        return Err("the first report has no ratios: they take two servers, and figures that are no ratios themselves".into());
     }
     Ok(table(&first, &second, within))
 }

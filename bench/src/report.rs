@@ -7,8 +7,8 @@ use crate::stats::{Estimate, Latency, Spread, ratios, spread};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// What is so certain is certain enough: simulated (`two_reports_agree`), two reports agree within the 15 % we promise on all but 3 of 1000 ratios that are spread by 10 %
-/// from round to round, and on all but 22 of those spread by 17 %.
+/// What is so certain is certain enough: simulated (`two_reports_agree`), two reports agree within the 15 % we promise on all but 1 of 1000 ratios that are spread by 10 %
+/// from round to round, and on all but 6 of those spread by 17 %.
 pub const SETTLED: f64 = 0.15;
 
 /// One scenario on one server.

@@ -2,11 +2,15 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::connection::{Connection, Result, Target};
+use crate::connection::{Connection, Result, Target, failed};
 use crate::publish::Publisher;
 use crate::receive::{Audience, Due, Expected, Receives, Subscriber, received, wait_for};
+use std::net::Shutdown;
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
+
+/// Longer than two servers may take to know each other.
+const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Clone)]
 pub struct Flow {
@@ -198,28 +202,32 @@ fn settle_servers(near: &Target, far: &Target) -> Result<()> {
     let (mut publisher, mut subscriber) = (Connection::open(near)?, Connection::open(far)?);
     subscriber.write(b"SUB settle 1\r\n")?;
     subscriber.settle()?;
-    subscriber.timeout(Duration::from_secs(20))?;
+    let waiting = subscriber.stream().try_clone().map_err(failed)?;
+    let end = Instant::now() + SETTLE_PATIENCE;
     std::thread::scope(|scope| {
         let (arrived, here) = mpsc::channel::<()>();
         let publishing = scope.spawn(move || -> Result<()> {
             while here.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
-                publisher.write(b"PUB settle 0\r\n\r\n")?;
+                let published = publisher.write(b"PUB settle 0\r\n\r\n");
+                if Instant::now() > end || published.is_err() {
+                    // Nothing will come of waiting.
+                    let _ = waiting.shutdown(Shutdown::Both);
+                    return published.and(Err("no message comes across the route".into()));
+                }
             }
             Ok(())
         });
         let message = subscriber.message();
         drop(arrived);
         publishing.join().expect("it does not panic")?;
-        message
-            .map(drop)
-            .map_err(|error| format!("no message comes across the route: {error}"))
+        message.map(drop)
     })
 }
 
 /// Publishes until interest has got across; returns the bytes that came of that, by receiver.
 fn settle_route(target: &Target, receivers: &[impl Receives]) -> Result<Vec<u64>> {
     let mut connection = Connection::open(target)?;
-    let end = Instant::now() + Duration::from_secs(20);
+    let end = Instant::now() + SETTLE_PATIENCE;
     let message = format!("PUB {} 16\r\n00000000xxxxxxxx\r\n", subject(0));
     while received(receivers).contains(&0) {
         if Instant::now() > end {
