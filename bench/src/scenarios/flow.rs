@@ -2,11 +2,9 @@
 
 use super::{Outcome, Setting};
 use crate::bed::Bed;
-use crate::connection::{Connection, Result, Target, failed};
+use crate::connection::{Connection, Result, Target};
 use crate::publish::Publisher;
 use crate::receive::{Audience, Due, Expected, Receives, Subscriber, received, wait_for};
-use std::net::Shutdown;
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 /// Longer than two servers may take to know each other.
@@ -199,29 +197,23 @@ fn measure(
 
 /// Until the servers know each other: clients that are there when they come to are told of it, between messages.
 fn settle_servers(near: &Target, far: &Target) -> Result<()> {
+    const ASK_EVERY: Duration = Duration::from_millis(5);
     let (mut publisher, mut subscriber) = (Connection::open(near)?, Connection::open(far)?);
     subscriber.write(b"SUB settle 1\r\n")?;
     subscriber.settle()?;
-    let waiting = subscriber.stream().try_clone().map_err(failed)?;
+    subscriber.timeout(ASK_EVERY)?;
     let end = Instant::now() + SETTLE_PATIENCE;
-    std::thread::scope(|scope| {
-        let (arrived, here) = mpsc::channel::<()>();
-        let publishing = scope.spawn(move || -> Result<()> {
-            while here.recv_timeout(Duration::from_millis(5)) == Err(RecvTimeoutError::Timeout) {
-                let published = publisher.write(b"PUB settle 0\r\n\r\n");
-                if Instant::now() > end || published.is_err() {
-                    // Nothing will come of waiting.
-                    let _ = waiting.shutdown(Shutdown::Both);
-                    return published.and(Err("no message comes across the route".into()));
-                }
+    loop {
+        publisher.write(b"PUB settle 0\r\n\r\n")?;
+        std::thread::sleep(ASK_EVERY);
+        match subscriber.message() {
+            Ok(_) => return Ok(()),
+            Err(error) if Instant::now() > end => {
+                return Err(format!("no message comes across the route: {error}"));
             }
-            Ok(())
-        });
-        let message = subscriber.message();
-        drop(arrived);
-        publishing.join().expect("it does not panic")?;
-        message.map(drop)
-    })
+            Err(_) => {}
+        }
+    }
 }
 
 /// Publishes until interest has got across; returns the bytes that came of that, by receiver.

@@ -236,7 +236,7 @@ impl Engine {
             return;
         }
         let group = sub.group.clone();
-        // The timer may be that of a message that is acknowledged by now: then nothing is.
+        // The timer may be that of a message that is acknowledged by now: then nothing is due.
         let silent = group.is_empty() && !self.clients.is_healthy(&sub.state.client_id);
         if silent && sub.put_off(now + SLACK, now + sub.ack_wait()) {
             let client = sub.state.client_id.clone();
