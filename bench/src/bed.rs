@@ -181,6 +181,19 @@ impl Bed {
         })
     }
 
+    #[cfg(test)]
+    pub fn empty() -> Self {
+        Self {
+            servers: Vec::new(),
+            tls: None,
+            user: None,
+            cluster: None,
+            store: None,
+            cpu: 0,
+            folder: tempfile::tempdir().unwrap(),
+        }
+    }
+
     /// One more server of the cluster, which knows the first.
     pub fn start_member(&self) -> Result<Server> {
         let cluster = self.cluster.as_ref().ok_or("the server is in no cluster")?;

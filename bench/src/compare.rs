@@ -1,7 +1,7 @@
 //! Two reports of the same comparison side by side: how far their ratios are apart.
 
 use crate::report::short;
-use crate::scenarios::OF_ITS_OWN;
+use crate::scenarios::is_compared;
 use crate::stats::{Estimate, ratios};
 use serde::Deserialize;
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ impl Run {
 
     fn ratios(&self) -> BTreeMap<Key, Estimate> {
         let rows = self.rows.iter().filter_map(|rows| rows.split_first());
-        let rows = rows.filter(|(first, _)| first.unit != OF_ITS_OWN);
+        let rows = rows.filter(|(first, _)| is_compared(&first.unit));
         let pairs = rows.flat_map(|(first, others)| others.iter().map(move |other| (first, other)));
         pairs
             .map(|(first, other)| {

@@ -1,4 +1,4 @@
-//! Where a long run is: one line that changes on a terminal, a line per scenario anywhere else.
+//! Where a long run is: one line that changes on a terminal, a line per trial anywhere else.
 
 use std::fmt::Arguments;
 use std::io::{IsTerminal, Write};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 pub struct Progress {
     on_terminal: bool,
-    /// Scenarios, the one under way included.
+    /// Trials, the one under way included.
     begun: usize,
     total: usize,
     start: Instant,
@@ -22,10 +22,10 @@ impl Progress {
         }
     }
 
-    pub fn scenario(&mut self, name: &str) {
+    pub fn trial(&mut self, names: &str) {
         self.begun += 1;
         if !self.on_terminal {
-            print(format_args!("{}{name}\n", self.place()));
+            print(format_args!("{}{names}\n", self.place()));
         }
     }
 

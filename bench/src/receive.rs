@@ -36,6 +36,11 @@ impl Subscriber {
         let mut connection = Connection::open(target)?;
         connection.write(subscriptions.as_bytes())?;
         connection.settle()?;
+        Self::of(connection, expected)
+    }
+
+    /// One that has subscribed already.
+    pub fn of(connection: Connection, expected: Expected) -> Result<Self> {
         let stream = connection.stream().try_clone().map_err(failed)?;
         let (received, stop) = (
             Arc::new(AtomicU64::new(0)),

@@ -1,7 +1,7 @@
 //! Figures side by side, for the terminal, for README, and as JSON.
 
 use crate::machine::{self, FOREIGN_MAX};
-use crate::scenarios::{Group, OF_ITS_OWN, Outcome, Scenario};
+use crate::scenarios::{Group, Outcome, Scenario, is_compared};
 use crate::server::Program;
 use crate::stats::{Estimate, Latency, Spread, ratios, spread};
 use serde::Serialize;
@@ -50,7 +50,9 @@ impl Row {
         }
     }
 
+    /// `peak_memory`: where the outcome says nothing of it.
     pub fn add(&mut self, outcome: Outcome, peak_memory: u64, foreign: f64) {
+        let peak_memory = outcome.peak_memory.unwrap_or(peak_memory);
         self.foreign.push(foreign);
         self.figures.push(outcome.figure);
         self.rates.push(outcome.rate);
@@ -363,7 +365,7 @@ impl std::fmt::Display for Ratio {
 /// Of the first row to another one; None: there is no such row, or no round of it, or figures are ratios themselves.
 pub fn ratio(rows: &[Row], other: usize) -> Option<Ratio> {
     let (first, other) = (rows.first()?, rows.get(other)?);
-    if first.unit == OF_ITS_OWN {
+    if !is_compared(first.unit) {
         return None;
     }
     let estimate = Estimate::of(&ratios(&first.figures, &other.figures));
@@ -384,7 +386,7 @@ pub fn is_settled(rows: &[Row]) -> bool {
     match rows {
         [] => true,
         [only] => enough(only.compared()),
-        [first, ..] if first.unit == OF_ITS_OWN => enough(first.compared()),
+        [first, ..] if !is_compared(first.unit) => enough(first.compared()),
         [first, others @ ..] => others
             .iter()
             .all(|other| enough(&ratios(first.compared(), other.compared()))),
@@ -428,7 +430,8 @@ pub mod tests {
             servers: vec![("a".into(), "1".into()), ("b".into(), "2".into())],
             rows: vec![],
         };
-        for scenario in crate::scenarios::all() {
+        let trials = crate::scenarios::all().into_iter();
+        for scenario in trials.flat_map(|trial| trial.scenarios) {
             let rows = [("a", 10.0), ("b", 40.0)].map(|(server, figure)| {
                 let mut row = Row::new(&scenario, server);
                 let latency = Latency {
@@ -484,7 +487,7 @@ pub mod tests {
 
     #[test]
     fn two_reports_agree() {
-        let scenario = &crate::scenarios::all()[0];
+        let scenario = &crate::scenarios::all()[0].scenarios[0];
         let apart = [0.05, 0.10, 0.13, 0.17, 0.22].map(|spread| apart(scenario, spread));
         println!("of 1000 pairs of reports, more than 15 % apart: {apart:?}");
         let most = [0, 5, 10, 12, 10];
@@ -517,7 +520,7 @@ pub mod tests {
 
     /// A row of these figures.
     fn of(server: &str, figures: &[f64]) -> Row {
-        let mut row = Row::new(&crate::scenarios::all()[0], server);
+        let mut row = Row::new(&crate::scenarios::all()[0].scenarios[0], server);
         row.figures = figures.to_vec();
         row
     }
@@ -527,7 +530,7 @@ pub mod tests {
         let mut rows = [of("a", &[1.0; 6]), of("b", &[5.0, 1.0, 9.0, 2.0, 7.0, 3.0])];
         assert!(ratio(&rows, 1).is_some() && !is_settled(&rows));
         for row in &mut rows {
-            row.unit = OF_ITS_OWN;
+            row.unit = crate::scenarios::OF_ITS_OWN;
         }
         assert!(ratio(&rows, 1).is_none() && is_settled(&rows));
     }

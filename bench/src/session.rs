@@ -4,7 +4,7 @@ use crate::arguments::RunArguments;
 use crate::bed::{Bed, Setup, Store};
 use crate::progress::Progress;
 use crate::report::{Report, Row, is_settled};
-use crate::scenarios::{self, Outcome, Scenario, Setting};
+use crate::scenarios::{self, Outcome, Scenario, Setting, Trial};
 use crate::server::{self, Program};
 use crate::stats::is_worth_a_look;
 use crate::{html, interrupt, machine};
@@ -12,7 +12,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
 
-/// The programs that take part in a scenario.
+/// The programs that take part.
 struct Field {
     core: Vec<Program>,
     streaming: Vec<Program>,
@@ -47,8 +47,8 @@ impl Field {
         Self { core, streaming }
     }
 
-    fn of(&self, scenario: &Scenario) -> &[Program] {
-        match scenario.setup {
+    fn of(&self, trial: &Trial) -> &[Program] {
+        match trial.setup {
             Setup::Streaming(_) => &self.streaming,
             _ => &self.core,
         }
@@ -60,17 +60,18 @@ impl Field {
     }
 }
 
-fn chosen(arguments: &RunArguments) -> Result<Vec<Scenario>, String> {
+fn chosen(arguments: &RunArguments) -> Result<Vec<Trial>, String> {
     let words = &arguments.scenario;
     let named = |scenario: &Scenario| {
         words.is_empty() || words.iter().any(|word| scenario.name.contains(word))
     };
-    let mut chosen = scenarios::all();
-    // Of a server that runs already nothing but the sockets are seen.
-    chosen.retain(|scenario| {
-        let possible = scenario.setup == Setup::One && !scenario.unit.starts_with("bytes");
+    let wanted = |setup, scenario: &Scenario| {
+        // Of a server that runs already nothing but the sockets are seen.
+        let possible = setup == Setup::One && !scenario.unit.starts_with("bytes");
         named(scenario) && (arguments.url.is_none() || possible)
-    });
+    };
+    let all = scenarios::all().into_iter();
+    let chosen: Vec<Trial> = all.filter_map(|trial| trial.only(wanted)).collect();
     match chosen.is_empty() {
         true => Err("no scenario has such a name; `midge-bench list` shows them".into()),
         false => Ok(chosen),
@@ -115,10 +116,13 @@ impl Rounds {
         }
     }
 
-    /// Whether these were enough.
-    fn are_enough(self, done: usize, taken: Duration, failed: bool, rows: &[Row]) -> bool {
-        let settled = || taken >= self.time_min && is_worth_a_look(done) && is_settled(rows);
-        let ends = || failed || taken >= self.time_max || settled();
+    /// Whether these were enough for all scenarios of a trial, whose rows these are.
+    fn are_enough(self, done: usize, taken: Duration, failed: bool, rows: &[Vec<Row>]) -> bool {
+        let all_settled = || rows.iter().all(|rows| is_settled(rows));
+        let settled = || taken >= self.time_min && is_worth_a_look(done) && all_settled();
+        // Each has its time: that they share it makes them the surer.
+        let time_max = self.time_max * rows.len() as u32;
+        let ends = || failed || taken >= time_max || settled();
         done >= self.max || done >= self.min && ends()
     }
 }
@@ -145,7 +149,7 @@ impl Place {
     }
 
     /// What makes figures of this run worse than they could be, or other.
-    fn warnings(&self, arguments: &RunArguments, chosen: &[Scenario]) -> Vec<String> {
+    fn warnings(&self, arguments: &RunArguments, chosen: &[Trial]) -> Vec<String> {
         let Self {
             server_cpu,
             load_cpu,
@@ -165,7 +169,7 @@ impl Place {
         }
         if !arguments.quick {
             warnings.extend(machine::busy(&[server_cpu, load_cpu]));
-            let on_disk = |scenario: &Scenario| match scenario.setup {
+            let on_disk = |trial: &Trial| match trial.setup {
                 Setup::Streaming(store) => store != Store::Memory,
                 _ => false,
             };
@@ -206,11 +210,12 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
         progress: Progress::new(chosen.len()),
         failures: Vec::new(),
     };
-    for scenario in &chosen {
-        let rows = session.scenario(scenario, field.of(scenario));
-        // One that no run of came to its end has nothing to show.
-        if rows.iter().any(|row| row.rounds() > 0) {
-            report.add(rows);
+    for trial in &chosen {
+        for rows in session.trial(trial, field.of(trial)) {
+            // One that no run of came to its end has nothing to show.
+            if rows.iter().any(|row| row.rounds() > 0) {
+                report.add(rows);
+            }
         }
         if interrupt::asked() {
             report.interrupted = true;
@@ -257,7 +262,7 @@ fn show(report: &Report) {
     }
 }
 
-/// A run of all the scenarios, as far as it has come.
+/// A run of all the trials, as far as it has come.
 struct Session<'a> {
     arguments: &'a RunArguments,
     setting: Setting,
@@ -267,15 +272,27 @@ struct Session<'a> {
     failures: Vec<String>,
 }
 
+/// What came out of a run.
+struct Measured {
+    /// By scenario.
+    outcomes: Vec<Outcome>,
+    /// Of the server.
+    peak_memory: u64,
+    /// The part of its CPU that something else had.
+    foreign: f64,
+}
+
 impl Session<'_> {
-    /// All rounds of a scenario, on these programs in turn.
-    fn scenario(&mut self, scenario: &Scenario, programs: &[Program]) -> Vec<Row> {
-        self.progress.scenario(&scenario.name);
+    /// All rounds of a trial, on these programs in turn: the rows of each of its scenarios.
+    fn trial(&mut self, trial: &Trial, programs: &[Program]) -> Vec<Vec<Row>> {
+        self.progress.trial(&trial.names());
         let failed_before = self.failures.len();
-        let mut rows: Vec<Row> = programs
-            .iter()
-            .map(|program| Row::new(scenario, &program.name))
-            .collect();
+        let rows_of = |scenario: &Scenario| -> Vec<Row> {
+            let rows = programs.iter();
+            rows.map(|program| Row::new(scenario, &program.name))
+                .collect()
+        };
+        let mut rows: Vec<Vec<Row>> = trial.scenarios.iter().map(rows_of).collect();
         let start = Instant::now();
         for round in 0.. {
             let failed = self.failures.len() > failed_before;
@@ -283,51 +300,56 @@ impl Session<'_> {
             if self.rounds.are_enough(round, taken, failed, &rows) {
                 break;
             }
-            for (program, row) in programs.iter().zip(&mut rows) {
+            for (index, program) in programs.iter().enumerate() {
                 if interrupt::asked() {
                     return rows;
                 }
-                self.turn(scenario, program, row);
+                let rows = rows.iter_mut().map(|rows| &mut rows[index]);
+                self.turn(trial, program, rows);
             }
         }
         rows
     }
 
-    /// One run of it on one of them.
-    fn turn(&mut self, scenario: &Scenario, program: &Program, row: &mut Row) {
-        let what = format!("{} on {}", scenario.name, program.name);
+    /// One run of it on one of them, whose rows these are.
+    fn turn<'r>(
+        &mut self,
+        trial: &Trial,
+        program: &Program,
+        rows: impl Iterator<Item = &'r mut Row>,
+    ) {
+        let what = format!("{} on {}", trial.names(), program.name);
         self.progress.run(&what);
-        match self.measure(scenario, program) {
-            Ok((outcome, peak_memory, foreign)) => row.add(outcome, peak_memory, foreign),
+        match self.measure(trial, program) {
+            Ok(measured) => {
+                for (row, outcome) in rows.zip(measured.outcomes) {
+                    row.add(outcome, measured.peak_memory, measured.foreign);
+                }
+            }
             // The others are worth having all the same.
             Err(error) => {
-                row.fail();
+                rows.for_each(Row::fail);
                 self.progress.say(&format!("{what}: {error}"));
                 self.failures.push(format!("{what}: {error}"));
             }
         }
     }
 
-    /// What came out, the server's peak memory, and the part of its CPU that something else had.
-    fn measure(
-        &self,
-        scenario: &Scenario,
-        program: &Program,
-    ) -> Result<(Outcome, u64, f64), String> {
+    fn measure(&self, trial: &Trial, program: &Program) -> Result<Measured, String> {
         let cpu = self.place.server_cpu;
         let bed = match &self.arguments.url {
             Some(url) => Bed::running(url),
-            None => Bed::new(program, scenario.setup, cpu),
+            None => Bed::new(program, trial.setup, cpu),
         }?;
         let watch = machine::Watch::start(cpu);
-        let outcome = (scenario.run)(&bed, &self.setting)?;
+        let outcomes = trial.run(&bed, &self.setting)?;
         // A server of somebody else's may be anywhere, and our own load may be on that CPU.
         let is_apart = self.arguments.url.is_none() && cpu != self.place.load_cpu;
-        let foreign = if is_apart { watch.part() } else { f64::NAN };
-        let peak_memory = outcome
-            .peak_memory
-            .unwrap_or_else(|| bed.servers[0].peak_memory());
-        Ok((outcome, peak_memory, foreign))
+        Ok(Measured {
+            outcomes,
+            peak_memory: bed.servers[0].peak_memory(),
+            foreign: if is_apart { watch.part() } else { f64::NAN },
+        })
     }
 }
 
@@ -413,10 +435,13 @@ mod tests {
 
     #[test]
     fn rounds_end_where_they_are_looked_at() {
-        let mut row = Row::new(&scenarios::all()[0], "a");
-        row.figures = vec![1.0; 25];
+        let row = |server, figures: &[f64]| {
+            let mut row = Row::new(&scenarios::all()[0].scenarios[0], server);
+            row.figures = figures.to_vec();
+            row
+        };
         // A round takes a second, and there are as many as are there.
-        let in_time = |min, max, failed, rows: &[Row], time: [u64; 2]| {
+        let in_time = |min, max, failed, rows: &[Vec<Row>], time: [u64; 2]| {
             let [time_min, time_max] = time.map(Duration::from_secs);
             let rounds = Rounds {
                 min,
@@ -428,19 +453,23 @@ mod tests {
                 rounds.are_enough(*done, Duration::from_secs(*done as u64), failed, rows)
             })
         };
-        let ends = |min, max, failed, rows: &[Row]| in_time(min, max, failed, rows, [0, 1000]);
-        let settled = std::slice::from_ref(&row);
-        assert_eq!(ends(6, 25, false, settled), Some(6));
-        assert_eq!(ends(7, 25, false, settled), Some(8));
-        assert_eq!(ends(3, 3, false, settled), Some(3));
-        let mut other = Row::new(&scenarios::all()[0], "b");
-        other.figures = (1..26).map(f64::from).collect();
-        let unsettled = [row, other];
+        let ends = |min, max, failed, rows: &[Vec<Row>]| in_time(min, max, failed, rows, [0, 1000]);
+        let settled = [vec![row("a", &[1.0; 25])]];
+        assert_eq!(ends(6, 25, false, &settled), Some(6));
+        assert_eq!(ends(7, 25, false, &settled), Some(8));
+        assert_eq!(ends(3, 3, false, &settled), Some(3));
+        let far: Vec<f64> = (1..26).map(f64::from).collect();
+        let unsettled = [vec![row("a", &[1.0; 25]), row("b", &far)]];
         assert_eq!(ends(6, 25, false, &unsettled), Some(25));
         assert_eq!(ends(6, 25, true, &unsettled), Some(6));
-        assert_eq!(in_time(6, 25, false, &unsettled[..1], [12, 1000]), Some(15));
+        assert_eq!(in_time(6, 25, false, &settled, [12, 1000]), Some(15));
         assert_eq!(in_time(6, 25, false, &unsettled, [12, 20]), Some(20));
         assert_eq!(in_time(6, 25, false, &unsettled, [2, 3]), Some(6));
+        // Of two scenarios one is not settled, and both have time.
+        let [settled, unsettled] = [settled, unsettled].map(|[rows]| rows);
+        let both = [settled, unsettled];
+        assert_eq!(ends(6, 25, false, &both), Some(25));
+        assert_eq!(in_time(6, 25, false, &both, [2, 7]), Some(14));
     }
 
     #[test]

@@ -415,7 +415,6 @@ impl Subscriber {
         id: &str,
         start: Start,
         payload: usize,
-        acks: bool,
     ) -> Result<Self> {
         connection.write(b"SUB deliveries 5\r\n")?;
         let request = subscription(id, channel(0), "deliveries", start);
@@ -435,7 +434,7 @@ impl Subscriber {
         let response = accepted(&answer.payload)?;
         let taking = Taking {
             early,
-            ack_inbox: acks.then_some(response.ack_inbox),
+            ack_inbox: response.ack_inbox,
             filling: filling(payload),
         };
         let received = Arc::new(AtomicU64::new(0));
@@ -493,8 +492,7 @@ impl Subscriber {
 struct Taking {
     /// Those that came before the answer to its request.
     early: Vec<Vec<u8>>,
-    /// None: it does not acknowledge any.
-    ack_inbox: Option<String>,
+    ack_inbox: String,
     filling: Vec<u8>,
 }
 
@@ -521,9 +519,7 @@ impl Taking {
             }
             expected += 1;
             check_content(&message.data, message.sequence - 1, &self.filling)?;
-            if let Some(inbox) = &self.ack_inbox {
-                add_ack(&mut out, inbox, message);
-            }
+            add_ack(&mut out, &self.ack_inbox, message);
             received.fetch_add(1, SeqCst);
             if !out.is_empty() && !connection.has_message() {
                 connection.write(&out)?;

@@ -1,12 +1,15 @@
 //! Clusters that form: how soon they are whole, and what that does to messages meanwhile.
 
+use super::flow::settle_servers;
 use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::connection::{Connection, Crowd, Result, Target};
+use crate::server::Server;
 use crate::stats::{Latency, histogram};
 use hdrhistogram::Histogram;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
-use std::thread::ScopedJoinHandle;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 const MESH: usize = 5;
@@ -15,9 +18,10 @@ const SUBSCRIPTIONS: usize = 100_000;
 const WATCHED: usize = 50;
 const PROBE_EVERY: Duration = Duration::from_millis(1);
 const ASK_EVERY: Duration = Duration::from_millis(5);
-/// Messages flow so long before anything happens, and so long while a client's subscriptions go.
+/// Messages flow so long before anything happens, while a client's subscriptions go, and when all is over.
 const BEFORE: Duration = Duration::from_millis(100);
-const AFTER_LEAVING: Duration = Duration::from_millis(800);
+const LEAVING: Duration = Duration::from_millis(800);
+const AFTER: Duration = Duration::from_millis(200);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// From the start of the first of five servers, which only know that one, until a message of each
@@ -26,11 +30,7 @@ pub fn mesh(bed: &Bed, _: &Setting) -> Result<Outcome> {
     let start = Instant::now();
     let more = (0..MESH - 1).map(|_| bed.start_member());
     let more = more.collect::<Result<Vec<_>>>()?;
-    let targets = std::iter::once(bed.target()).chain(more.iter().map(|server| Target {
-        address: server.address,
-        tls: None,
-        user: None,
-    }));
+    let targets = std::iter::once(bed.target()).chain(more.iter().map(target_of));
     let mut connections = Vec::new();
     for target in targets {
         let mut connection = Connection::open(&target)?;
@@ -63,116 +63,127 @@ pub fn mesh(bed: &Bed, _: &Setting) -> Result<Outcome> {
     })
 }
 
-/// What makes a server tell another of many subscriptions at once.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Burst {
-    /// The other one joins.
-    Join,
-    /// A client makes them.
-    Arrive,
-    /// The client that had them goes.
-    Leave,
-}
-
-/// What is measured meanwhile.
-struct Storm {
-    /// From the beginning until the other server knows the subscriptions.
-    settled: Duration,
-    /// Of messages that flowed meanwhile: among clients of each server, and from the first to the
-    /// second over the route the subscriptions go over.
-    delays: Histogram<u64>,
-}
-
-/// Longest delay of a message, in milliseconds.
-pub fn storm_delay(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Outcome> {
-    let delays = storm(bed, setting, burst)?.delays;
-    Ok(Outcome {
-        figure: delays.max() as f64 / 1e6,
-        latency: Some(Latency::of(&delays)),
-        ..Outcome::default()
-    })
-}
-
-pub fn storm_settles(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Outcome> {
-    let settled = storm(bed, setting, burst)?.settled;
-    let count = setting.scaled(SUBSCRIPTIONS) as u64;
-    Ok(Outcome::of(settled.as_secs_f64() * 1000.0, count, settled))
-}
-
-fn storm(bed: &Bed, setting: &Setting, burst: Burst) -> Result<Storm> {
+/// A server joins one that has many subscriptions: how soon it knows them, and the longest delay of a message meanwhile.
+pub fn join(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
     let count = setting.scaled(SUBSCRIPTIONS);
     let first = bed.target();
     let mut holder = Connection::open(&first)?;
+    subscribe(&mut holder, count)?;
+    let mut probes = Probes::new();
+    probes.start(vec![Path::new("here", &first, &first, true)?]);
+    std::thread::sleep(BEFORE);
+    let server = bed.start_member()?;
+    let start = Instant::now();
+    let second = target_of(&server);
+    let mut publisher = Connection::open(&second)?;
+    probes.start(there(&first, &second)?);
+    // It stays to the end: to lose what it had would be a storm of its own.
+    let mut holder = Crowd::new(vec![holder])?;
+    settles(&mut publisher, &mut holder, count, start)?;
+    let settled = start.elapsed();
+    std::thread::sleep(AFTER);
+    Ok([known(count, settled), probes.longest_delay()?])
+}
+
+/// A client makes many subscriptions, and goes: how soon the other server knows them, and the longest delay of a message while they come and while they go.
+pub fn come_and_go(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
+    let count = setting.scaled(SUBSCRIPTIONS);
+    let first = bed.target();
+    let server = bed.start_member()?;
+    let second = target_of(&server);
+    settle_servers(&first, &second)?;
+    let mut holder = Connection::open(&first)?;
+    let mut publisher = Connection::open(&second)?;
+    let probes = || {
+        let mut probes = Probes::new();
+        probes.start(vec![Path::new("here", &first, &first, true)?]);
+        probes.start(there(&first, &second)?);
+        std::thread::sleep(BEFORE);
+        Ok::<_, String>(probes)
+    };
+    let coming = probes()?;
+    let start = Instant::now();
+    subscribe(&mut holder, count)?;
+    let mut holder = Crowd::new(vec![holder])?;
+    settles(&mut publisher, &mut holder, count, start)?;
+    let settled = start.elapsed();
+    std::thread::sleep(AFTER);
+    let coming = coming.longest_delay()?;
+    let going = probes()?;
+    drop(holder);
+    std::thread::sleep(LEAVING + AFTER);
+    Ok([known(count, settled), coming, going.longest_delay()?])
+}
+
+fn target_of(server: &Server) -> Target {
+    Target {
+        address: server.address,
+        tls: None,
+        user: None,
+    }
+}
+
+fn subscribe(holder: &mut Connection, count: usize) -> Result<()> {
     let lines: String = (0..count)
         .map(|n| format!("SUB storm.{n:06} {n}\r\n"))
         .collect();
-    if burst != Burst::Arrive {
-        holder.write(lines.as_bytes())?;
-        holder.settle()?;
-    }
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let measured = (|| {
-            let mut probes = Vec::new();
-            let mut start_probe = |paths| probes.push(scope.spawn(|| probe(paths, &stop)));
-            let here = || Ok::<_, String>(vec![Path::new("here", &first, &first, true)?]);
-            let there = |second: &Target| {
-                Ok::<_, String>(vec![
-                    Path::new("there", second, second, true)?,
-                    Path::new("across", &first, second, false)?,
-                ])
-            };
-            if burst == Burst::Join {
-                start_probe(here()?);
-                std::thread::sleep(BEFORE);
-            }
-            let server = bed.start_member()?;
-            let mut start = Instant::now();
-            let second = Target {
-                address: server.address,
-                tls: None,
-                user: None,
-            };
-            let mut publisher = Connection::open(&second)?;
-            if burst == Burst::Join {
-                start_probe(there(&second)?);
-            } else if burst == Burst::Arrive {
-                start_probe(here()?);
-                start_probe(there(&second)?);
-                std::thread::sleep(BEFORE);
-                start = Instant::now();
-                holder.write(lines.as_bytes())?;
-                holder.settle()?;
-            }
-            // It stays to the end, unless it is to go: to lose what it had would be a storm of its own.
-            let mut holder = Crowd::new(vec![holder])?;
-            settles(&mut publisher, &mut holder, count, start)?;
-            let settled = start.elapsed();
-            if burst == Burst::Leave {
-                start_probe(here()?);
-                start_probe(there(&second)?);
-                std::thread::sleep(BEFORE);
-                drop(holder);
-                std::thread::sleep(AFTER_LEAVING);
-            }
-            std::thread::sleep(Duration::from_millis(200));
-            stop.store(true, SeqCst);
-            let mut delays = histogram();
-            for probe in probes {
-                delays
-                    .add(joined(probe)?)
-                    .map_err(|error| error.to_string())?;
-            }
-            Ok(Storm { settled, delays })
-        })();
-        // Also where something failed: the probes must end.
-        stop.store(true, SeqCst);
-        measured
-    })
+    holder.write(lines.as_bytes())?;
+    holder.settle()
 }
 
-fn joined(thread: ScopedJoinHandle<'_, Result<Histogram<u64>>>) -> Result<Histogram<u64>> {
-    thread.join().expect("it does not panic")
+/// So long it took until all subscriptions were known.
+fn known(count: usize, settled: Duration) -> Outcome {
+    Outcome::of(settled.as_secs_f64() * 1000.0, count as u64, settled)
+}
+
+/// On the second server, and to it over the route that subscriptions go over.
+fn there(first: &Target, second: &Target) -> Result<Vec<Path>> {
+    Ok(vec![
+        Path::new("there", second, second, true)?,
+        Path::new("across", first, second, false)?,
+    ])
+}
+
+/// Threads that send messages until they are told to stop, also where something failed.
+struct Probes {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<Result<Histogram<u64>>>>,
+}
+
+impl Probes {
+    fn new() -> Self {
+        Self {
+            stop: Arc::new(AtomicBool::new(false)),
+            threads: Vec::new(),
+        }
+    }
+
+    fn start(&mut self, paths: Vec<Path>) {
+        let stop = self.stop.clone();
+        let probe = move || probe(paths, &stop);
+        self.threads.push(std::thread::spawn(probe));
+    }
+
+    /// Of all their messages, in milliseconds.
+    fn longest_delay(mut self) -> Result<Outcome> {
+        self.stop.store(true, SeqCst);
+        let mut delays = histogram();
+        for thread in self.threads.drain(..) {
+            let of_one = thread.join().expect("it does not panic")?;
+            delays.add(of_one).map_err(|error| error.to_string())?;
+        }
+        Ok(Outcome {
+            figure: delays.max() as f64 / 1e6,
+            latency: Some(Latency::of(&delays)),
+            ..Outcome::default()
+        })
+    }
+}
+
+impl Drop for Probes {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+    }
 }
 
 /// Until what is published at the second server reaches each of the subscriptions that are watched.

@@ -1,10 +1,11 @@
 //! Publishers that never stop, and subscribers that count.
 
 use super::{Outcome, Setting};
-use crate::bed::Bed;
+use crate::bed::{Bed, Meter};
 use crate::connection::{Connection, Result, Target};
 use crate::publish::Publisher;
 use crate::receive::{Audience, Due, Expected, Receives, Subscriber, received, wait_for};
+use crate::server::Server;
 use std::time::{Duration, Instant};
 
 /// Longer than two servers may take to know each other.
@@ -26,8 +27,6 @@ pub struct Flow {
     pub idle: usize,
     /// Subscribers are at the second server.
     pub far: bool,
-    /// Which server's CPU time counts.
-    pub meter: usize,
 }
 
 pub const FLOW: Flow = Flow {
@@ -41,7 +40,6 @@ pub const FLOW: Flow = Flow {
     one_thread: false,
     idle: 0,
     far: false,
-    meter: 0,
 };
 
 pub fn subject(number: usize) -> String {
@@ -132,7 +130,15 @@ fn publish(publishers: &mut [Publisher], seconds: f64) -> Result<Vec<u64>> {
     })
 }
 
-pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Outcome> {
+/// From a server to another: what it costs each of them.
+pub fn across(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
+    let outcomes = flow(bed, setting, &Flow { far: true, ..FLOW })?;
+    let both = outcomes.try_into();
+    both.map_err(|_| "there are no two servers".into())
+}
+
+/// What it costs each server of the bed.
+pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
     let near = bed.target();
     let far = bed.target_of(if flow.far { 1 } else { 0 });
     if flow.far {
@@ -171,7 +177,7 @@ fn measure(
     flow: &Flow,
     target: &Target,
     receivers: &[impl Receives],
-) -> Result<Outcome> {
+) -> Result<Vec<Outcome>> {
     let mut publishers = flow.publishers(target)?;
     let before = match flow.far {
         true => settle_route(target, receivers)?,
@@ -179,24 +185,27 @@ fn measure(
     };
     let warm_up = publish(&mut publishers, setting.seconds / 5.0)?;
     wait_for(receivers, &flow.due(&warm_up, &before))?;
-    let meter = bed.meter(flow.meter)?;
+    let meters = (0..bed.servers.len()).map(|server| bed.meter(server));
+    let meters = meters.collect::<Result<Vec<_>>>()?;
     let measured = publish(&mut publishers, setting.seconds)?;
     let pairs = warm_up.iter().zip(&measured);
     let all: Vec<u64> = pairs.map(|(before, then)| before + then).collect();
     wait_for(receivers, &flow.due(&all, &before))?;
-    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    let cpu = meters.iter().map(Meter::cpu_ns);
+    let cpu = cpu.collect::<Result<Vec<_>>>()?;
+    let elapsed = meters[0].elapsed();
     let published: u64 = measured.iter().sum();
-    let outcome = Outcome::of(cpu / published as f64, published, elapsed);
     let delivered = published * flow.copies().max(1) * flow.payload as u64;
-    Ok(Outcome {
+    let of = |(server, cpu): (&Server, f64)| Outcome {
         bytes_rate: delivered as f64 / elapsed.as_secs_f64(),
-        peak_memory: Some(bed.servers[flow.meter].peak_memory()),
-        ..outcome
-    })
+        peak_memory: Some(server.peak_memory()),
+        ..Outcome::of(cpu / published as f64, published, elapsed)
+    };
+    Ok(bed.servers.iter().zip(cpu).map(of).collect())
 }
 
 /// Until the servers know each other: clients that are there when they come to are told of it, between messages.
-fn settle_servers(near: &Target, far: &Target) -> Result<()> {
+pub fn settle_servers(near: &Target, far: &Target) -> Result<()> {
     const ASK_EVERY: Duration = Duration::from_millis(5);
     let (mut publisher, mut subscriber) = (Connection::open(near)?, Connection::open(far)?);
     subscriber.write(b"SUB settle 1\r\n")?;

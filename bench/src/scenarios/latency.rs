@@ -102,7 +102,7 @@ pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
 pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome> {
     let mut crowd = crowd(bed)?;
     let start = Instant::now();
-    let total = (per_second as f64 * setting.longer() * 2.0) as u64;
+    let total = (per_second as f64 * setting.longer()) as u64;
     let warm_up = total / 10;
     let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / per_second);
     let mut waiting: Vec<VecDeque<u64>> = vec![VecDeque::new(); CLIENTS];

@@ -11,10 +11,8 @@ mod subjects;
 use crate::bed::{Bed, Setup, Store};
 use crate::connection::Result;
 use crate::stats::Latency;
-use cluster::Burst;
 use flow::{FLOW, Flow, flow};
 use std::time::Duration;
-use streaming::Recovery;
 
 pub struct Setting {
     pub seconds: f64,
@@ -57,8 +55,7 @@ impl Outcome {
     }
 }
 
-pub type Run = Box<dyn Fn(&Bed, &Setting) -> Result<Outcome>>;
-
+/// What a report has a line for.
 pub struct Scenario {
     pub name: String,
     pub group: Group,
@@ -66,10 +63,18 @@ pub struct Scenario {
     pub unit: &'static str,
     /// What midge must reach, in the unit.
     pub target: Option<f64>,
-    pub setup: Setup,
     /// Where it stands on the axis of its group's plot.
     pub x: Option<f64>,
-    pub run: Run,
+}
+
+type Run = Box<dyn Fn(&Bed, &Setting) -> Result<Vec<Outcome>>>;
+
+/// What is done to a server in one turn, and the scenarios that have their figures from it: mostly one, and several where they would do the same to it.
+pub struct Trial {
+    pub setup: Setup,
+    pub scenarios: Vec<Scenario>,
+    /// An outcome for each of them.
+    run: Run,
 }
 
 /// Sections of the report.
@@ -110,32 +115,24 @@ impl Group {
 }
 
 const PUBLISH: &str = "ns CPU/publish";
-/// A ratio already, of a server to itself undisturbed: how many times as large that of another server is says nothing.
+/// Of a server to itself undisturbed.
 pub const OF_ITS_OWN: &str = "of that with 7";
 
+/// Whether figures in this unit are compared between servers: how many times as large another server's ratio to itself is says nothing.
+pub fn is_compared(unit: &str) -> bool {
+    unit != OF_ITS_OWN
+}
+
 impl Scenario {
-    fn new(
-        group: Group,
-        name: impl Into<String>,
-        about: impl Into<String>,
-        run: impl Fn(&Bed, &Setting) -> Result<Outcome> + 'static,
-    ) -> Self {
+    fn new(group: Group, name: impl Into<String>, about: impl Into<String>) -> Self {
         Self {
             name: name.into(),
             group,
             about: about.into(),
             unit: PUBLISH,
             target: None,
-            setup: Setup::One,
             x: None,
-            run: Box::new(run),
         }
-    }
-
-    fn flow(group: Group, name: impl Into<String>, about: impl Into<String>, what: Flow) -> Self {
-        Self::new(group, name, about, move |bed, setting| {
-            flow(bed, setting, &what)
-        })
     }
 
     fn unit(self, unit: &'static str) -> Self {
@@ -149,17 +146,71 @@ impl Scenario {
         }
     }
 
+    fn x(self, x: f64) -> Self {
+        Self { x: Some(x), ..self }
+    }
+
+    /// By itself.
+    fn run(self, run: impl Fn(&Bed, &Setting) -> Result<Outcome> + 'static) -> Trial {
+        Trial::new([self], move |bed, setting| Ok([run(bed, setting)?]))
+    }
+
+    fn flow(self, what: Flow) -> Trial {
+        self.run(move |bed, setting| Ok(flow(bed, setting, &what)?.swap_remove(0)))
+    }
+}
+
+impl Trial {
+    fn new<const N: usize>(
+        scenarios: [Scenario; N],
+        run: impl Fn(&Bed, &Setting) -> Result<[Outcome; N]> + 'static,
+    ) -> Self {
+        Self {
+            setup: Setup::One,
+            scenarios: scenarios.into(),
+            run: Box::new(move |bed, setting| run(bed, setting).map(Vec::from)),
+        }
+    }
+
     fn setup(self, setup: Setup) -> Self {
         Self { setup, ..self }
     }
 
-    fn x(self, x: f64) -> Self {
-        Self { x: Some(x), ..self }
+    /// Without the scenarios that are not wanted; None: none is.
+    pub fn only(self, wanted: impl Fn(Setup, &Scenario) -> bool) -> Option<Self> {
+        let wanted = |scenario: &Scenario| wanted(self.setup, scenario);
+        let kept: Vec<bool> = self.scenarios.iter().map(wanted).collect();
+        let scenarios = only(&kept, self.scenarios);
+        let run = move |bed: &Bed, setting: &Setting| Ok(only(&kept, (self.run)(bed, setting)?));
+        (!scenarios.is_empty()).then_some(Self {
+            setup: self.setup,
+            scenarios,
+            run: Box::new(run),
+        })
+    }
+
+    /// An outcome for each of the scenarios.
+    pub fn run(&self, bed: &Bed, setting: &Setting) -> Result<Vec<Outcome>> {
+        (self.run)(bed, setting)
+    }
+
+    pub fn names(&self) -> String {
+        let names: Vec<&str> = self.scenarios.iter().map(|one| &*one.name).collect();
+        names.join(", ")
     }
 }
 
+/// Those that are kept.
+fn only<T>(kept: &[bool], all: Vec<T>) -> Vec<T> {
+    let pairs = all.into_iter().zip(kept);
+    pairs
+        .filter(|(_, kept)| **kept)
+        .map(|(one, _)| one)
+        .collect()
+}
+
 /// All there are, in the order of the report.
-pub fn all() -> Vec<Scenario> {
+pub fn all() -> Vec<Trial> {
     let groups = [
         core(),
         payloads(),
@@ -172,9 +223,10 @@ pub fn all() -> Vec<Scenario> {
     groups.into_iter().flatten().collect()
 }
 
-fn core() -> Vec<Scenario> {
-    let flow =
-        |name, about, target, what| Scenario::flow(Group::Core, name, about, what).target(target);
+fn core() -> Vec<Trial> {
+    let new =
+        |name: &str, about: &str, target| Scenario::new(Group::Core, name, about).target(target);
+    let flow = |name, about, target, what| new(name, about, target).flow(what);
     let subscribers = |subscribers| Flow {
         subscribers,
         ..FLOW
@@ -204,11 +256,6 @@ fn core() -> Vec<Scenario> {
         subscribers: 4,
         queue: true,
         ..FLOW
-    };
-    let other = |name, about, unit, target, run: fn(&Bed, &Setting) -> Result<Outcome>| {
-        Scenario::new(Group::Core, name, about, run)
-            .unit(unit)
-            .target(target)
     };
     vec![
         flow(
@@ -266,27 +313,30 @@ fn core() -> Vec<Scenario> {
             120.0,
             subjects(10_000, true),
         ),
-        other(
-            "cold-200k",
-            "200000 distinct subjects with a subscription each, every one once",
-            PUBLISH,
-            600.0,
-            subjects::cold,
+        Trial::new(
+            [
+                new(
+                    "cold-200k",
+                    "200000 distinct subjects with a subscription each, every one once",
+                    600.0,
+                ),
+                new("subscribe-200k", "200000 SUBs of distinct subjects", 800.0).unit("ns CPU/SUB"),
+                new(
+                    "subscription-memory",
+                    "200000 subscriptions of distinct subjects",
+                    130.0,
+                )
+                .unit("bytes/subscription"),
+            ],
+            subjects::many,
         ),
-        other(
-            "subscribe-200k",
-            "200000 SUBs of distinct subjects",
-            "ns CPU/SUB",
-            800.0,
-            subjects::subscribe,
-        ),
-        other(
+        new(
             "request-reply",
             "32 clients, one request each at a time, 16 B",
-            "ns CPU/request",
             8000.0,
-            latency::flat_out,
-        ),
+        )
+        .unit("ns CPU/request")
+        .run(latency::flat_out),
         flow(
             "two-loops-1-to-1",
             "1 publisher and 1 subscriber on different event loops, 16 B",
@@ -294,56 +344,41 @@ fn core() -> Vec<Scenario> {
             FLOW,
         )
         .setup(Setup::Loops(2)),
-        flow(
-            "route-publisher-side",
-            "across a route, 16 B: CPU of the publisher's server",
-            80.0,
-            Flow { far: true, ..FLOW },
+        Trial::new(
+            [
+                new(
+                    "route-publisher-side",
+                    "across a route, 16 B: CPU of the publisher's server",
+                    80.0,
+                ),
+                new(
+                    "route-subscriber-side",
+                    "across a route, 16 B: CPU of the subscriber's server",
+                    60.0,
+                ),
+            ],
+            flow::across,
         )
         .setup(Setup::Route),
-        flow(
-            "route-subscriber-side",
-            "across a route, 16 B: CPU of the subscriber's server",
-            60.0,
-            Flow {
-                far: true,
-                meter: 1,
-                ..FLOW
-            },
-        )
-        .setup(Setup::Route),
-        other(
-            "idle-memory",
-            "10000 idle connections",
-            "bytes/connection",
-            1536.0,
-            |b, s| connections::cost(b, s, 9_500, |c| c.memory),
-        ),
-        other(
-            "subscription-memory",
-            "200000 subscriptions of distinct subjects",
-            "bytes/subscription",
-            130.0,
-            subjects::memory,
-        ),
-        other(
-            "accept",
-            "connect, CONNECT, PING, PONG, close",
-            "ns CPU/connection",
-            60_000.0,
-            |b, s| connections::cost(b, s, 2_000, |c| c.cpu),
-        ),
+        new("idle-memory", "10000 idle connections", 1536.0)
+            .unit("bytes/connection")
+            .run(|bed, setting| connections::cost(bed, setting, 9_500, |cost| cost.memory)),
+        new("accept", "connect, CONNECT, PING, PONG, close", 60_000.0)
+            .unit("ns CPU/connection")
+            .run(|bed, setting| connections::cost(bed, setting, 2_000, |cost| cost.cpu)),
     ]
 }
 
-fn payloads() -> Vec<Scenario> {
+fn payloads() -> Vec<Trial> {
     let of = |bytes: usize| {
         let about = format!("1 publisher, 1 subscriber, {bytes} B");
         let what = Flow {
             payload: bytes,
             ..FLOW
         };
-        Scenario::flow(Group::Payload, format!("payload-{bytes}"), about, what).x(bytes as f64)
+        Scenario::new(Group::Payload, format!("payload-{bytes}"), about)
+            .x(bytes as f64)
+            .flow(what)
     };
     [
         0,
@@ -360,7 +395,7 @@ fn payloads() -> Vec<Scenario> {
     .into()
 }
 
-fn fan_outs() -> Vec<Scenario> {
+fn fan_outs() -> Vec<Trial> {
     let of = |subscribers: usize| {
         let about = format!("1 publisher, {subscribers} subscribers, 16 B");
         let what = Flow {
@@ -368,17 +403,16 @@ fn fan_outs() -> Vec<Scenario> {
             one_thread: true,
             ..FLOW
         };
-        Scenario::flow(Group::FanOut, format!("fan-out-{subscribers}"), about, what)
+        Scenario::new(Group::FanOut, format!("fan-out-{subscribers}"), about)
             .x(subscribers as f64)
+            .flow(what)
     };
     [1, 4, 16, 64, 250, 1000].map(of).into()
 }
 
-fn loads() -> Vec<Scenario> {
-    let new = |name: &str, about: &str, run: fn(&Bed, &Setting) -> Result<Outcome>| {
-        Scenario::new(Group::Load, name, about, run)
-    };
-    let flow = |name: &str, about: &str, what| Scenario::flow(Group::Load, name, about, what);
+fn loads() -> Vec<Trial> {
+    let new = |name: &str, about: &str| Scenario::new(Group::Load, name, about);
+    let flow = |name: &str, about: &str, what| new(name, about).flow(what);
     let among = |name: &str, idle: usize| {
         let about = format!("1 publisher, 1 subscriber, 16 B, among {idle} idle connections");
         flow(name, &about, Flow { idle, ..FLOW })
@@ -389,29 +423,29 @@ fn loads() -> Vec<Scenario> {
         new(
             "slow-consumer",
             "1 publisher, 8 subscribers, one stops reading: time per message to the others",
-            |bed, setting| slow::cost(bed, setting, slow::Slow::Silent),
         )
         .unit(OF_ITS_OWN)
-        .target(1.05),
+        .target(1.05)
+        .run(|bed, setting| slow::cost(bed, setting, slow::Slow::Silent)),
         new(
             "slow-reader-9-loops",
             "1 publisher, 8 subscribers, each on a loop of its own, one reads 10 MB/s: time per message to the others",
-            |bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)),
         )
         .unit(OF_ITS_OWN)
+        .run(|bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)))
         .setup(Setup::Loops(9)),
         new(
             "connect-storm",
             "connect, CONNECT, PING, PONG by 9600 clients, 32 at once; close",
-            connections::storm,
         )
-        .unit("ns CPU/connection"),
+        .unit("ns CPU/connection")
+        .run(connections::storm),
         new(
             "subscription-churn",
             "500 SUBs and 500 UNSUBs beside every 1000 publishes, 1 to 1, 16 B",
-            subjects::churn,
         )
-        .unit("ns CPU/operation"),
+        .unit("ns CPU/operation")
+        .run(subjects::churn),
         flow(
             "permissions",
             "1000 subjects in turn, one wildcard subscription, of a user with 8 permitted subjects, 16 B",
@@ -440,200 +474,188 @@ fn loads() -> Vec<Scenario> {
         new(
             "tls-handshake",
             "TLS 1.3 handshake, CONNECT, PING, PONG, close",
-            connections::handshakes,
         )
         .unit("ns CPU/connection")
+        .run(connections::handshakes)
         .setup(Setup::Tls),
     ]
 }
 
-fn latencies() -> Vec<Scenario> {
+fn latencies() -> Vec<Trial> {
     let of = |per_second: u64| {
         let about = format!("{per_second} requests a second, 16 B, timed from when they were due");
-        Scenario::new(
-            Group::Latency,
-            format!("requests-{per_second}"),
-            about,
-            move |bed, setting| latency::at_rate(bed, setting, per_second),
-        )
-        .unit("us p50")
-        .x(per_second as f64)
+        Scenario::new(Group::Latency, format!("requests-{per_second}"), about)
+            .unit("us p50")
+            .x(per_second as f64)
+            .run(move |bed, setting| latency::at_rate(bed, setting, per_second))
     };
     [1_000, 5_000, 20_000].map(of).into()
 }
 
-fn clusters() -> Vec<Scenario> {
-    let new = |name: &str, about: &str, target, run: fn(&Bed, &Setting) -> Result<Outcome>| {
-        Scenario::new(Group::Cluster, name, about, run)
-            .unit("ms")
-            .target(target)
-            .setup(Setup::Cluster)
-    };
-    vec![
-        new(
-            "mesh-of-5",
-            "5 servers that know one of them become a mesh",
-            2000.0,
-            cluster::mesh,
+fn clusters() -> Vec<Trial> {
+    let new = |name: &str, about: &str| Scenario::new(Group::Cluster, name, about).unit("ms");
+    let soon = |name, about| new(name, about).target(2000.0);
+    let delay = |name, about| new(name, about).target(50.0);
+    let trials = [
+        soon("mesh-of-5", "5 servers that know one of them become a mesh").run(cluster::mesh),
+        Trial::new(
+            [
+                soon(
+                    "join-100k",
+                    "a server joins one with 100000 subscriptions: until it knows them",
+                ),
+                delay(
+                    "join-100k-delay",
+                    "the same: longest delay of a message meanwhile, on each server and across",
+                ),
+            ],
+            cluster::join,
         ),
-        new(
-            "join-100k",
-            "a server joins one with 100000 subscriptions: until it knows them",
-            2000.0,
-            |bed, setting| cluster::storm_settles(bed, setting, Burst::Join),
+        Trial::new(
+            [
+                soon(
+                    "arrive-100k",
+                    "a client makes 100000 subscriptions: until the other server knows them",
+                ),
+                delay(
+                    "arrive-100k-delay",
+                    "the same: longest delay of a message meanwhile, on each server and across",
+                ),
+                delay(
+                    "leave-100k-delay",
+                    "a client with 100000 subscriptions goes: longest delay of a message meanwhile",
+                ),
+            ],
+            cluster::come_and_go,
         ),
-        new(
-            "join-100k-delay",
-            "the same: longest delay of a message meanwhile, on each server and across",
-            50.0,
-            |bed, setting| cluster::storm_delay(bed, setting, Burst::Join),
-        ),
-        new(
-            "arrive-100k",
-            "a client makes 100000 subscriptions: until the other server knows them",
-            2000.0,
-            |bed, setting| cluster::storm_settles(bed, setting, Burst::Arrive),
-        ),
-        new(
-            "arrive-100k-delay",
-            "the same: longest delay of a message meanwhile, on each server and across",
-            50.0,
-            |bed, setting| cluster::storm_delay(bed, setting, Burst::Arrive),
-        ),
-        new(
-            "leave-100k-delay",
-            "a client with 100000 subscriptions goes: longest delay of a message meanwhile",
-            50.0,
-            |bed, setting| cluster::storm_delay(bed, setting, Burst::Leave),
-        ),
-    ]
+    ];
+    let trials = trials.into_iter();
+    trials.map(|trial| trial.setup(Setup::Cluster)).collect()
 }
 
-fn streaming() -> Vec<Scenario> {
-    let new = |name: &str, about: &str, store, target, run: Run| Scenario {
-        name: name.into(),
-        group: Group::Streaming,
-        about: format!("128 B, {about}"),
-        unit: "us CPU/message",
-        target,
-        setup: Setup::Streaming(store),
-        x: None,
-        run,
+fn streaming() -> Vec<Trial> {
+    let new = |name: &str, about: &str| {
+        Scenario::new(Group::Streaming, name, format!("128 B, {about}")).unit("us CPU/message")
     };
-    let publish = |channels| -> Run {
-        Box::new(move |bed, setting| streaming::publish(bed, setting, channels, 1024))
+    let on = |store, trial: Trial| trial.setup(Setup::Streaming(store));
+    let publish = |scenario: Scenario, channels| {
+        scenario.run(move |bed, setting| streaming::publish(bed, setting, channels))
     };
-    let recovery = |name: &str, channels, what| Scenario {
-        unit: match what {
-            Recovery::Milliseconds => "ms",
-            Recovery::PeakMegabytes => "MB",
-        },
-        ..new(
-            name,
-            &format!("a start on 1000000 messages, channels: {channels}"),
-            Store::FileUnsynced,
-            None,
-            Box::new(move |bed, setting| streaming::recovery(bed, setting, channels, what)),
+    let deliver = |scenario: Scenario| scenario.run(streaming::with_subscriber);
+    let recovery = |name: &str, messages, channels| {
+        let about = format!("a start on {messages} messages, channels: {channels}");
+        Trial::new(
+            [
+                new(name, &about).unit("ms"),
+                new(&format!("{name}-memory"), &about).unit("MB"),
+            ],
+            move |bed, setting| streaming::recovery(bed, setting, messages, channels),
         )
     };
-    let deliver = |acks| -> Run {
-        Box::new(move |bed, setting| streaming::with_subscriber(bed, setting, acks))
-    };
+    let synchronous = "file store, one publish at a time";
     vec![
-        new(
-            "stan-memory",
-            "memory store, 1024 publishes ahead",
+        on(
             Store::Memory,
-            Some(1.0),
-            publish(1),
+            publish(
+                new("stan-memory", "memory store, 1024 publishes ahead").target(1.0),
+                1,
+            ),
         ),
-        new(
-            "stan-memory-16-channels",
-            "memory store, 16 channels, 1024 publishes ahead",
+        on(
             Store::Memory,
-            None,
-            publish(16),
+            publish(
+                new(
+                    "stan-memory-16-channels",
+                    "memory store, 16 channels, 1024 publishes ahead",
+                ),
+                16,
+            ),
         ),
-        new(
-            "stan-memory-1000-channels",
-            "memory store, 1000 channels, 1024 publishes ahead",
+        on(
             Store::Memory,
-            None,
-            publish(1000),
+            publish(
+                new(
+                    "stan-memory-1000-channels",
+                    "memory store, 1000 channels, 1024 publishes ahead",
+                ),
+                1000,
+            ),
         ),
-        new(
-            "stan-file",
-            "file store, 1024 publishes ahead",
+        on(
             Store::File,
-            Some(1.5),
-            publish(1),
+            publish(
+                new("stan-file", "file store, 1024 publishes ahead").target(1.5),
+                1,
+            ),
         ),
-        new(
-            "stan-file-no-sync",
-            "file store without sync, 1024 publishes ahead",
+        on(
             Store::FileUnsynced,
-            None,
-            publish(1),
+            publish(
+                new(
+                    "stan-file-no-sync",
+                    "file store without sync, 1024 publishes ahead",
+                ),
+                1,
+            ),
         ),
-        new(
-            "stan-file-16-channels",
-            "file store, 16 channels, 1024 publishes ahead",
+        on(
             Store::File,
-            Some(2.0),
-            publish(16),
+            publish(
+                new(
+                    "stan-file-16-channels",
+                    "file store, 16 channels, 1024 publishes ahead",
+                )
+                .target(2.0),
+                16,
+            ),
         ),
-        new(
-            "stan-file-1000-channels",
-            "file store, 1000 channels, 1024 publishes ahead",
+        on(
             Store::File,
-            None,
-            publish(1000),
+            publish(
+                new(
+                    "stan-file-1000-channels",
+                    "file store, 1000 channels, 1024 publishes ahead",
+                ),
+                1000,
+            ),
         ),
-        new(
-            "stan-file-subscriber",
-            "file store, a subscriber acking, 1024 ahead",
+        on(
             Store::File,
-            Some(3.0),
-            deliver(true),
+            deliver(
+                new(
+                    "stan-file-subscriber",
+                    "file store, a subscriber acking, 1024 ahead",
+                )
+                .target(3.0),
+            ),
         ),
-        new(
-            "stan-memory-subscriber",
-            "memory store, a subscriber acking, 1024 ahead",
+        on(
             Store::Memory,
-            None,
-            deliver(true),
+            deliver(new(
+                "stan-memory-subscriber",
+                "memory store, a subscriber acking, 1024 ahead",
+            )),
         ),
-        new(
-            "stan-file-replay",
-            "file store, replay of stored messages",
+        on(
             Store::File,
-            None,
-            Box::new(streaming::replay),
+            new("stan-file-replay", "file store, replay of stored messages").run(streaming::replay),
         ),
-        new(
-            "stan-file-synchronous",
-            "file store, one publish at a time",
+        on(
             Store::File,
-            None,
-            Box::new(|bed, setting| streaming::publish(bed, setting, 1, 1)),
+            Trial::new(
+                [
+                    new("stan-file-synchronous", synchronous),
+                    new("stan-file-synchronous-latency", synchronous)
+                        .unit("p50, fdatasyncs")
+                        .target(1.3),
+                ],
+                streaming::synchronous,
+            ),
         ),
-        Scenario {
-            unit: "p50, fdatasyncs",
-            ..new(
-                "stan-file-synchronous-latency",
-                "file store, one publish at a time",
-                Store::File,
-                Some(1.3),
-                Box::new(streaming::synchronous),
-            )
-        },
-        recovery("stan-recovery", 1, Recovery::Milliseconds),
-        recovery("stan-recovery-memory", 1, Recovery::PeakMegabytes),
-        recovery("stan-recovery-1000-channels", 1000, Recovery::Milliseconds),
-        recovery(
-            "stan-recovery-1000-channels-memory",
-            1000,
-            Recovery::PeakMegabytes,
+        on(Store::FileUnsynced, recovery("stan-recovery", 1_000_000, 1)),
+        on(
+            Store::FileUnsynced,
+            recovery("stan-recovery-1000-channels", 200_000, 1000),
         ),
     ]
 }
@@ -645,8 +667,37 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let all = all();
+        let all: Vec<Scenario> = all().into_iter().flat_map(|one| one.scenarios).collect();
         let names: HashSet<&str> = all.iter().map(|scenario| &*scenario.name).collect();
         assert_eq!(names.len(), all.len());
+    }
+
+    #[test]
+    fn a_scenario_that_is_wanted_keeps_its_own_figure() {
+        let trial = || {
+            let scenarios = ["a", "b", "c"].map(|name| Scenario::new(Group::Core, name, ""));
+            let outcomes = |_: &Bed, _: &Setting| {
+                Ok([1.0, 2.0, 3.0].map(|figure| Outcome {
+                    figure,
+                    ..Outcome::default()
+                }))
+            };
+            Trial::new(scenarios, outcomes).setup(Setup::Tls)
+        };
+        let bed = Bed::empty();
+        let setting = Setting {
+            seconds: 1.0,
+            quick: true,
+        };
+        let of = |names: &[&str]| {
+            let trial =
+                trial().only(|setup, one| setup == Setup::Tls && names.contains(&&*one.name))?;
+            let outcomes = trial.run(&bed, &setting).unwrap();
+            let figures: Vec<f64> = outcomes.iter().map(|outcome| outcome.figure).collect();
+            Some((trial.names(), figures))
+        };
+        assert_eq!(of(&["a", "c"]), Some(("a, c".into(), vec![1.0, 3.0])));
+        assert_eq!(of(&["b"]), Some(("b".into(), vec![2.0])));
+        assert_eq!(of(&["d"]), None);
     }
 }

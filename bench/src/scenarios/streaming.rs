@@ -14,7 +14,6 @@ const PAYLOAD: usize = 128;
 /// Publishes ahead of their acks.
 const WINDOW: usize = 1024;
 const REPLAYED: usize = 200_000;
-const RECOVERED: usize = 1_000_000;
 
 fn connect(target: &Target, id: &str) -> Result<(Connection, stan::Session)> {
     let mut connection = Connection::open(target)?;
@@ -36,11 +35,11 @@ fn outcome(
     }
 }
 
-/// Publishes to the channels in turn, with so many publishes ahead of their acks.
-pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> Result<Outcome> {
+/// Publishes to so many channels in turn.
+pub fn publish(bed: &Bed, setting: &Setting, channels: usize) -> Result<Outcome> {
     let target = bed.target();
     let (connection, session) = connect(&target, "publisher")?;
-    let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, window)?;
+    let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?;
     publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     // Channels are made by their first publish.
     publisher.run_messages(channels as u64)?;
@@ -54,33 +53,33 @@ pub fn publish(bed: &Bed, setting: &Setting, channels: usize, window: usize) -> 
     ))
 }
 
-/// One publish at a time: how many times as long the median one takes as an append with its fdatasync
+/// One publish at a time: what that costs, and how many times as long the median one takes as an append with its fdatasync
 /// on the same disk and CPU. The two take turns, as a disk of a virtual machine is faster and slower from one moment to the next.
-pub fn synchronous(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+pub fn synchronous(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
     const TURNS: usize = 8;
     let syncs = setting.scaled(1600) / TURNS;
     let (connection, session) = connect(&bed.target(), "publisher")?;
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, 1)?;
     publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     let (mut disk, mut acks) = (histogram(), histogram());
-    let (mut messages, mut elapsed) = (0, Duration::ZERO);
+    let (mut messages, mut cpu, mut elapsed) = (0, 0.0, Duration::ZERO);
     for _ in 0..TURNS {
         time_syncs(bed, syncs, &mut disk)?;
-        let start = Instant::now();
+        let meter = bed.meter(0)?;
         let (count, times) =
             publisher.run(Duration::from_secs_f64(setting.longer() / TURNS as f64))?;
-        elapsed += start.elapsed();
+        cpu += meter.cpu_ns()?;
+        elapsed += meter.elapsed();
         messages += count;
         acks.add(times).map_err(|error| error.to_string())?;
     }
-    let latency = Latency::of(&acks);
-    let figure = latency.p50 / Latency::of(&disk).p50;
-    let outcome = Outcome::of(figure, messages, elapsed);
-    Ok(Outcome {
-        bytes_rate: outcome.rate * PAYLOAD as f64,
-        latency: Some(latency),
-        ..outcome
-    })
+    let cost = outcome(cpu, messages, elapsed, Some(&acks));
+    let p50 = Latency::of(&acks).p50;
+    let latency = Outcome {
+        figure: p50 / Latency::of(&disk).p50,
+        ..cost.clone()
+    };
+    Ok([cost, latency])
 }
 
 /// Nanoseconds of an append of a payload and the fdatasync that makes it safe.
@@ -104,17 +103,10 @@ fn time_syncs(bed: &Bed, count: usize, times: &mut Histogram<u64>) -> Result<()>
 }
 
 /// Publishes with a subscriber on the channel, from which every message must come, in order.
-pub fn with_subscriber(bed: &Bed, setting: &Setting, acks: bool) -> Result<Outcome> {
+pub fn with_subscriber(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let target = bed.target();
     let (connection, session) = connect(&target, "subscriber")?;
-    let subscriber = Subscriber::start(
-        connection,
-        &session,
-        "subscriber",
-        Start::New,
-        PAYLOAD,
-        acks,
-    )?;
+    let subscriber = Subscriber::start(connection, &session, "subscriber", Start::New, PAYLOAD)?;
     let (connection, session) = connect(&target, "publisher")?;
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
     let (before, _) = publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
@@ -137,14 +129,7 @@ pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let count = publisher.run_messages(count)?;
     let (connection, session) = connect(&target, "subscriber")?;
     let meter = bed.meter(0)?;
-    let subscriber = Subscriber::start(
-        connection,
-        &session,
-        "subscriber",
-        Start::First,
-        PAYLOAD,
-        true,
-    )?;
+    let subscriber = Subscriber::start(connection, &session, "subscriber", Start::First, PAYLOAD)?;
     let waited = subscriber.wait_for(count);
     let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
@@ -152,16 +137,14 @@ pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     Ok(outcome(cpu, count, elapsed, None))
 }
 
-/// What a start on a store of many messages takes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Recovery {
-    Milliseconds,
-    PeakMegabytes,
-}
-
-/// Stores messages, and starts the server again: until it answers the first client.
-pub fn recovery(bed: &Bed, setting: &Setting, channels: usize, what: Recovery) -> Result<Outcome> {
-    let count = setting.scaled(RECOVERED) as u64;
+/// Stores messages, and starts the server again: how many milliseconds until it answers the first client, and how many megabytes that takes at most.
+pub fn recovery(
+    bed: &Bed,
+    setting: &Setting,
+    messages: usize,
+    channels: usize,
+) -> Result<[Outcome; 2]> {
+    let count = setting.scaled(messages) as u64;
     let (connection, session) = connect(&bed.target(), "publisher")?;
     let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?;
     let count = publisher.run_messages(count)?;
@@ -175,14 +158,12 @@ pub fn recovery(bed: &Bed, setting: &Setting, channels: usize, what: Recovery) -
     stan::wait_until_up(&mut connection, Duration::from_secs(120))?;
     let (elapsed, peak_memory) = (start.elapsed(), server.peak_memory());
     check_stored(&target, channels, count)?;
-    let figure = match what {
-        Recovery::Milliseconds => elapsed.as_secs_f64() * 1000.0,
-        Recovery::PeakMegabytes => peak_memory as f64 / f64::from(1 << 20),
-    };
-    Ok(Outcome {
+    let milliseconds = elapsed.as_secs_f64() * 1000.0;
+    let megabytes = peak_memory as f64 / f64::from(1 << 20);
+    Ok([milliseconds, megabytes].map(|figure| Outcome {
         peak_memory: Some(peak_memory),
         ..Outcome::of(figure, count, elapsed)
-    })
+    }))
 }
 
 /// Some of the channels must have every message: the last one of each has the number and the content it was given.

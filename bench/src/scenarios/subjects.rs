@@ -23,12 +23,28 @@ fn due(messages: u64) -> Due {
     Due::Each(vec![messages * sample(16).len() as u64])
 }
 
-pub fn cold(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+/// Many subjects with a subscription each: what a message to each of them costs, what to subscribe did, and how much memory it took.
+pub fn many(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
     let count = setting.scaled(MANY);
+    let lines = all_subscriptions(count);
+    let target = bed.target();
+    let mut connection = Connection::open(&target)?;
+    let (memory, meter) = (bed.servers[0].memory(), bed.meter(0)?);
+    connection.write(lines.as_bytes())?;
+    connection.settle()?;
+    let subscribed = Outcome::of(
+        meter.cpu_ns()? / count as f64,
+        count as u64,
+        meter.elapsed(),
+    );
+    let more = bed.servers[0].memory().saturating_sub(memory);
+    let memory = Outcome {
+        figure: more as f64 / count as f64,
+        ..Outcome::default()
+    };
     // A stride that shares no factor with the count visits every subject in no helpful order.
     let subjects: Vec<String> = (0..count).map(|n| subject(n * 7919 % count)).collect();
-    let target = bed.target();
-    let subscriber = Subscriber::new(&target, &all_subscriptions(count), ordered(16))?;
+    let subscriber = Subscriber::of(connection, ordered(16))?;
     let mut publisher = Publisher::new(&target, &subjects, 16)?;
     let meter = bed.meter(0)?;
     let published = publisher.run_once()?;
@@ -36,31 +52,8 @@ pub fn cold(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
     waited?;
-    Ok(Outcome::of(cpu / published as f64, published, elapsed))
-}
-
-pub fn subscribe(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let count = setting.scaled(MANY);
-    let lines = all_subscriptions(count);
-    let mut connection = Connection::open(&bed.target())?;
-    let meter = bed.meter(0)?;
-    connection.write(lines.as_bytes())?;
-    connection.settle()?;
-    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
-    Ok(Outcome::of(cpu / count as f64, count as u64, elapsed))
-}
-
-pub fn memory(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let count = setting.scaled(MANY);
-    let mut connection = Connection::open(&bed.target())?;
-    let before = bed.servers[0].memory();
-    connection.write(all_subscriptions(count).as_bytes())?;
-    connection.settle()?;
-    let more = bed.servers[0].memory().saturating_sub(before);
-    Ok(Outcome {
-        figure: more as f64 / count as f64,
-        ..Outcome::default()
-    })
+    let cold = Outcome::of(cpu / published as f64, published, elapsed);
+    Ok([cold, subscribed, memory])
 }
 
 /// Messages flow 1 to 1 while another connection subscribes to other subjects and ends that again.
