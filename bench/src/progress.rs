@@ -6,8 +6,9 @@ use std::time::{Duration, Instant};
 
 pub struct Progress {
     on_terminal: bool,
-    /// Trials, the one under way included.
-    begun: usize,
+    /// Scenarios, those under way not included: trials of several take longer.
+    done: usize,
+    under_way: usize,
     total: usize,
     start: Instant,
 }
@@ -16,14 +17,17 @@ impl Progress {
     pub fn new(total: usize) -> Self {
         Self {
             on_terminal: std::io::stderr().is_terminal(),
-            begun: 0,
+            done: 0,
+            under_way: 0,
             total,
             start: Instant::now(),
         }
     }
 
-    pub fn trial(&mut self, names: &str) {
-        self.begun += 1;
+    /// So many scenarios begin.
+    pub fn begin(&mut self, names: &str, scenarios: usize) {
+        self.done += self.under_way;
+        self.under_way = scenarios;
         if !self.on_terminal {
             print(format_args!("{}{names}\n", self.place()));
         }
@@ -51,10 +55,10 @@ impl Progress {
     }
 
     fn place(&self) -> String {
-        let Self { begun, total, .. } = self;
-        match left(self.start.elapsed(), begun - 1, *total) {
-            Some(left) => format!("[{begun}/{total}, {left} left] "),
-            None => format!("[{begun}/{total}] "),
+        let Self { done, total, .. } = self;
+        match left(self.start.elapsed(), *done, *total) {
+            Some(left) => format!("[{}/{total}, {left} left] ", done + 1),
+            None => format!("[{}/{total}] ", done + 1),
         }
     }
 }

@@ -430,8 +430,7 @@ pub mod tests {
             servers: vec![("a".into(), "1".into()), ("b".into(), "2".into())],
             rows: vec![],
         };
-        let trials = crate::scenarios::all().into_iter();
-        for scenario in trials.flat_map(|trial| trial.scenarios) {
+        for scenario in crate::scenarios::each() {
             let rows = [("a", 10.0), ("b", 40.0)].map(|(server, figure)| {
                 let mut row = Row::new(&scenario, server);
                 let latency = Latency {

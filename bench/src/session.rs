@@ -78,7 +78,7 @@ fn chosen(arguments: &RunArguments) -> Result<Vec<Trial>, String> {
     }
 }
 
-/// How often each scenario is run on each server.
+/// How often each trial has its turn on each server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Rounds {
     min: usize,
@@ -87,7 +87,7 @@ struct Rounds {
     time_max: Duration,
 }
 
-/// For so long a scenario has rounds however well they agree: what the neighbours of a virtual machine do lasts seconds, and all rounds
+/// For so long a trial has rounds however well they agree: what the neighbours of a virtual machine do lasts seconds, and all rounds
 /// may lie in one of these.
 const TIME_MIN: Duration = Duration::from_secs(10);
 
@@ -120,7 +120,7 @@ impl Rounds {
     fn are_enough(self, done: usize, taken: Duration, failed: bool, rows: &[Vec<Row>]) -> bool {
         let all_settled = || rows.iter().all(|rows| is_settled(rows));
         let settled = || taken >= self.time_min && is_worth_a_look(done) && all_settled();
-        // Each has its time: that they share it makes them the surer.
+        // As long as they would have had one after the other.
         let time_max = self.time_max * rows.len() as u32;
         let ends = || failed || taken >= time_max || settled();
         done >= self.max || done >= self.min && ends()
@@ -207,7 +207,7 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
         },
         rounds,
         place,
-        progress: Progress::new(chosen.len()),
+        progress: Progress::new(chosen.iter().map(|trial| trial.scenarios.len()).sum()),
         failures: Vec::new(),
     };
     for trial in &chosen {
@@ -272,7 +272,7 @@ struct Session<'a> {
     failures: Vec<String>,
 }
 
-/// What came out of a run.
+/// What came out of a turn.
 struct Measured {
     /// By scenario.
     outcomes: Vec<Outcome>,
@@ -285,7 +285,7 @@ struct Measured {
 impl Session<'_> {
     /// All rounds of a trial, on these programs in turn: the rows of each of its scenarios.
     fn trial(&mut self, trial: &Trial, programs: &[Program]) -> Vec<Vec<Row>> {
-        self.progress.trial(&trial.names());
+        self.progress.begin(&trial.names(), trial.scenarios.len());
         let failed_before = self.failures.len();
         let rows_of = |scenario: &Scenario| -> Vec<Row> {
             let rows = programs.iter();
@@ -304,33 +304,28 @@ impl Session<'_> {
                 if interrupt::asked() {
                     return rows;
                 }
-                let rows = rows.iter_mut().map(|rows| &mut rows[index]);
-                self.turn(trial, program, rows);
+                self.turn(trial, program, index, &mut rows);
             }
         }
         rows
     }
 
-    /// One run of it on one of them, whose rows these are.
-    fn turn<'r>(
-        &mut self,
-        trial: &Trial,
-        program: &Program,
-        rows: impl Iterator<Item = &'r mut Row>,
-    ) {
-        let what = format!("{} on {}", trial.names(), program.name);
-        self.progress.run(&what);
+    /// One turn of it on one of them, whose rows have this index.
+    fn turn(&mut self, trial: &Trial, program: &Program, index: usize, rows: &mut [Vec<Row>]) {
+        let name = &program.name;
+        self.progress.run(&format!("{} on {name}", trial.title()));
         match self.measure(trial, program) {
             Ok(measured) => {
-                for (row, outcome) in rows.zip(measured.outcomes) {
-                    row.add(outcome, measured.peak_memory, measured.foreign);
+                for (rows, outcome) in rows.iter_mut().zip(measured.outcomes) {
+                    rows[index].add(outcome, measured.peak_memory, measured.foreign);
                 }
             }
             // The others are worth having all the same.
             Err(error) => {
-                rows.for_each(Row::fail);
-                self.progress.say(&format!("{what}: {error}"));
-                self.failures.push(format!("{what}: {error}"));
+                rows.iter_mut().for_each(|rows| rows[index].fail());
+                let told = format!("{} on {name}: {error}", trial.names());
+                self.progress.say(&told);
+                self.failures.push(told);
             }
         }
     }

@@ -68,15 +68,16 @@ pub fn join(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
     let count = setting.scaled(SUBSCRIPTIONS);
     let first = bed.target();
     let mut holder = Connection::open(&first)?;
-    subscribe(&mut holder, count)?;
-    let mut probes = Probes::new();
-    probes.start(vec![Path::new("here", &first, &first, true)?]);
+    holder.write(subscriptions(count).as_bytes())?;
+    holder.settle()?;
+    let mut probes = Probes::new("join");
+    probes.start(&[("here", &first, &first)])?;
     std::thread::sleep(BEFORE);
     let server = bed.start_member()?;
     let start = Instant::now();
     let second = target_of(&server);
     let mut publisher = Connection::open(&second)?;
-    probes.start(there(&first, &second)?);
+    probes.start(&there(&first, &second))?;
     // It stays to the end: to lose what it had would be a storm of its own.
     let mut holder = Crowd::new(vec![holder])?;
     settles(&mut publisher, &mut holder, count, start)?;
@@ -94,22 +95,24 @@ pub fn come_and_go(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
     settle_servers(&first, &second)?;
     let mut holder = Connection::open(&first)?;
     let mut publisher = Connection::open(&second)?;
-    let probes = || {
-        let mut probes = Probes::new();
-        probes.start(vec![Path::new("here", &first, &first, true)?]);
-        probes.start(there(&first, &second)?);
+    let start_probes = |name| {
+        let mut probes = Probes::new(name);
+        probes.start(&[("here", &first, &first)])?;
+        probes.start(&there(&first, &second))?;
         std::thread::sleep(BEFORE);
         Ok::<_, String>(probes)
     };
-    let coming = probes()?;
+    let lines = subscriptions(count);
+    let coming = start_probes("coming")?;
     let start = Instant::now();
-    subscribe(&mut holder, count)?;
+    holder.write(lines.as_bytes())?;
+    holder.settle()?;
     let mut holder = Crowd::new(vec![holder])?;
     settles(&mut publisher, &mut holder, count, start)?;
     let settled = start.elapsed();
     std::thread::sleep(AFTER);
     let coming = coming.longest_delay()?;
-    let going = probes()?;
+    let going = start_probes("going")?;
     drop(holder);
     std::thread::sleep(LEAVING + AFTER);
     Ok([known(count, settled), coming, going.longest_delay()?])
@@ -123,12 +126,9 @@ fn target_of(server: &Server) -> Target {
     }
 }
 
-fn subscribe(holder: &mut Connection, count: usize) -> Result<()> {
-    let lines: String = (0..count)
-        .map(|n| format!("SUB storm.{n:06} {n}\r\n"))
-        .collect();
-    holder.write(lines.as_bytes())?;
-    holder.settle()
+fn subscriptions(count: usize) -> String {
+    let line = |n| format!("SUB storm.{n:06} {n}\r\n");
+    (0..count).map(line).collect()
 }
 
 /// So long it took until all subscriptions were known.
@@ -136,32 +136,39 @@ fn known(count: usize, settled: Duration) -> Outcome {
     Outcome::of(settled.as_secs_f64() * 1000.0, count as u64, settled)
 }
 
+/// A name, and the servers from which and to which messages go.
+type Way<'t> = (&'static str, &'t Target, &'t Target);
+
 /// On the second server, and to it over the route that subscriptions go over.
-fn there(first: &Target, second: &Target) -> Result<Vec<Path>> {
-    Ok(vec![
-        Path::new("there", second, second, true)?,
-        Path::new("across", first, second, false)?,
-    ])
+fn there<'t>(first: &'t Target, second: &'t Target) -> [Way<'t>; 2] {
+    [("there", second, second), ("across", first, second)]
 }
 
 /// Threads that send messages until they are told to stop, also where something failed.
 struct Probes {
+    /// No others on the same servers have it in their subjects.
+    name: &'static str,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Result<Histogram<u64>>>>,
 }
 
 impl Probes {
-    fn new() -> Self {
+    fn new(name: &'static str) -> Self {
         Self {
+            name,
             stop: Arc::new(AtomicBool::new(false)),
             threads: Vec::new(),
         }
     }
 
-    fn start(&mut self, paths: Vec<Path>) {
+    /// One thread for these.
+    fn start(&mut self, ways: &[Way<'_>]) -> Result<()> {
+        let paths = ways.iter().map(|way| Path::new(self.name, *way));
+        let paths = paths.collect::<Result<Vec<_>>>()?;
         let stop = self.stop.clone();
         let probe = move || probe(paths, &stop);
         self.threads.push(std::thread::spawn(probe));
+        Ok(())
     }
 
     /// Of all their messages, in milliseconds.
@@ -169,7 +176,8 @@ impl Probes {
         self.stop.store(true, SeqCst);
         let mut delays = histogram();
         for thread in self.threads.drain(..) {
-            let of_one = thread.join().expect("it does not panic")?;
+            let of_one = thread.join().expect("it does not panic");
+            let of_one = of_one.map_err(|error| format!("{}: {error}", self.name))?;
             delays.add(of_one).map_err(|error| error.to_string())?;
         }
         Ok(Outcome {
@@ -183,6 +191,10 @@ impl Probes {
 impl Drop for Probes {
     fn drop(&mut self) {
         self.stop.store(true, SeqCst);
+        for thread in self.threads.drain(..) {
+            // What failed is told already.
+            let _ = thread.join();
+        }
     }
 }
 
@@ -227,7 +239,7 @@ fn settles(
 
 /// Where probes go from and to.
 struct Path {
-    subject: &'static str,
+    subject: String,
     publisher: Connection,
     subscriber: Connection,
     /// Nothing may be lost, also not at the beginning.
@@ -235,15 +247,16 @@ struct Path {
 }
 
 impl Path {
-    fn new(subject: &'static str, from: &Target, to: &Target, settled: bool) -> Result<Self> {
+    fn new(probes: &str, (name, from, to): Way<'_>) -> Result<Self> {
+        let subject = format!("probe.{probes}.{name}");
         let mut subscriber = Connection::open(to)?;
-        subscriber.write(format!("SUB probe.{subject} 1\r\n").as_bytes())?;
+        subscriber.write(format!("SUB {subject} 1\r\n").as_bytes())?;
         subscriber.settle()?;
         Ok(Self {
             subject,
             publisher: Connection::open(from)?,
             subscriber,
-            settled,
+            settled: from.address == to.address,
         })
     }
 }
@@ -288,7 +301,7 @@ fn probe(paths: Vec<Path>, stop: &AtomicBool) -> Result<Histogram<u64>> {
             for (index, subject) in subjects.iter().enumerate() {
                 let nanos = start.elapsed().as_nanos();
                 let number = progress[index].sent;
-                let line = format!("PUB probe.{subject} 32\r\n{number:016}{nanos:016}\r\n");
+                let line = format!("PUB {subject} 32\r\n{number:016}{nanos:016}\r\n");
                 crowd.write(2 * index, line.as_bytes())?;
                 progress[index].sent += 1;
             }

@@ -150,13 +150,13 @@ impl Scenario {
         Self { x: Some(x), ..self }
     }
 
-    /// By itself.
-    fn run(self, run: impl Fn(&Bed, &Setting) -> Result<Outcome> + 'static) -> Trial {
+    /// It has a trial for itself.
+    fn alone(self, run: impl Fn(&Bed, &Setting) -> Result<Outcome> + 'static) -> Trial {
         Trial::new([self], move |bed, setting| Ok([run(bed, setting)?]))
     }
 
     fn flow(self, what: Flow) -> Trial {
-        self.run(move |bed, setting| Ok(flow(bed, setting, &what)?.swap_remove(0)))
+        self.alone(move |bed, setting| Ok(flow(bed, setting, &what)?.swap_remove(0)))
     }
 }
 
@@ -194,6 +194,15 @@ impl Trial {
         (self.run)(bed, setting)
     }
 
+    /// For a line that must be short.
+    pub fn title(&self) -> String {
+        let name = &self.scenarios[0].name;
+        match self.scenarios.len() {
+            1 => name.clone(),
+            n => format!("{name} (+{})", n - 1),
+        }
+    }
+
     pub fn names(&self) -> String {
         let names: Vec<&str> = self.scenarios.iter().map(|one| &*one.name).collect();
         names.join(", ")
@@ -221,6 +230,11 @@ pub fn all() -> Vec<Trial> {
         streaming(),
     ];
     groups.into_iter().flatten().collect()
+}
+
+/// One by one.
+pub fn each() -> impl Iterator<Item = Scenario> {
+    all().into_iter().flat_map(|trial| trial.scenarios)
 }
 
 fn core() -> Vec<Trial> {
@@ -336,7 +350,7 @@ fn core() -> Vec<Trial> {
             8000.0,
         )
         .unit("ns CPU/request")
-        .run(latency::flat_out),
+        .alone(latency::flat_out),
         flow(
             "two-loops-1-to-1",
             "1 publisher and 1 subscriber on different event loops, 16 B",
@@ -362,10 +376,10 @@ fn core() -> Vec<Trial> {
         .setup(Setup::Route),
         new("idle-memory", "10000 idle connections", 1536.0)
             .unit("bytes/connection")
-            .run(|bed, setting| connections::cost(bed, setting, 9_500, |cost| cost.memory)),
+            .alone(|bed, setting| connections::cost(bed, setting, 9_500, |cost| cost.memory)),
         new("accept", "connect, CONNECT, PING, PONG, close", 60_000.0)
             .unit("ns CPU/connection")
-            .run(|bed, setting| connections::cost(bed, setting, 2_000, |cost| cost.cpu)),
+            .alone(|bed, setting| connections::cost(bed, setting, 2_000, |cost| cost.cpu)),
     ]
 }
 
@@ -426,26 +440,26 @@ fn loads() -> Vec<Trial> {
         )
         .unit(OF_ITS_OWN)
         .target(1.05)
-        .run(|bed, setting| slow::cost(bed, setting, slow::Slow::Silent)),
+        .alone(|bed, setting| slow::cost(bed, setting, slow::Slow::Silent)),
         new(
             "slow-reader-9-loops",
             "1 publisher, 8 subscribers, each on a loop of its own, one reads 10 MB/s: time per message to the others",
         )
         .unit(OF_ITS_OWN)
-        .run(|bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)))
+        .alone(|bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)))
         .setup(Setup::Loops(9)),
         new(
             "connect-storm",
             "connect, CONNECT, PING, PONG by 9600 clients, 32 at once; close",
         )
         .unit("ns CPU/connection")
-        .run(connections::storm),
+        .alone(connections::storm),
         new(
             "subscription-churn",
             "500 SUBs and 500 UNSUBs beside every 1000 publishes, 1 to 1, 16 B",
         )
         .unit("ns CPU/operation")
-        .run(subjects::churn),
+        .alone(subjects::churn),
         flow(
             "permissions",
             "1000 subjects in turn, one wildcard subscription, of a user with 8 permitted subjects, 16 B",
@@ -476,7 +490,7 @@ fn loads() -> Vec<Trial> {
             "TLS 1.3 handshake, CONNECT, PING, PONG, close",
         )
         .unit("ns CPU/connection")
-        .run(connections::handshakes)
+        .alone(connections::handshakes)
         .setup(Setup::Tls),
     ]
 }
@@ -487,7 +501,7 @@ fn latencies() -> Vec<Trial> {
         Scenario::new(Group::Latency, format!("requests-{per_second}"), about)
             .unit("us p50")
             .x(per_second as f64)
-            .run(move |bed, setting| latency::at_rate(bed, setting, per_second))
+            .alone(move |bed, setting| latency::at_rate(bed, setting, per_second))
     };
     [1_000, 5_000, 20_000].map(of).into()
 }
@@ -497,7 +511,7 @@ fn clusters() -> Vec<Trial> {
     let soon = |name, about| new(name, about).target(2000.0);
     let delay = |name, about| new(name, about).target(50.0);
     let trials = [
-        soon("mesh-of-5", "5 servers that know one of them become a mesh").run(cluster::mesh),
+        soon("mesh-of-5", "5 servers that know one of them become a mesh").alone(cluster::mesh),
         Trial::new(
             [
                 soon(
@@ -539,17 +553,17 @@ fn streaming() -> Vec<Trial> {
     };
     let on = |store, trial: Trial| trial.setup(Setup::Streaming(store));
     let publish = |scenario: Scenario, channels| {
-        scenario.run(move |bed, setting| streaming::publish(bed, setting, channels))
+        scenario.alone(move |bed, setting| streaming::publish(bed, setting, channels))
     };
-    let deliver = |scenario: Scenario| scenario.run(streaming::with_subscriber);
-    let recovery = |name: &str, messages, channels| {
-        let about = format!("a start on {messages} messages, channels: {channels}");
+    let deliver = |scenario: Scenario| scenario.alone(streaming::with_subscriber);
+    let recovery = |name: &str, channels| {
+        let about = format!("a start on 1000000 messages, channels: {channels}");
         Trial::new(
             [
                 new(name, &about).unit("ms"),
                 new(&format!("{name}-memory"), &about).unit("MB"),
             ],
-            move |bed, setting| streaming::recovery(bed, setting, messages, channels),
+            move |bed, setting| streaming::recovery(bed, setting, channels),
         )
     };
     let synchronous = "file store, one publish at a time";
@@ -638,7 +652,8 @@ fn streaming() -> Vec<Trial> {
         ),
         on(
             Store::File,
-            new("stan-file-replay", "file store, replay of stored messages").run(streaming::replay),
+            new("stan-file-replay", "file store, replay of stored messages")
+                .alone(streaming::replay),
         ),
         on(
             Store::File,
@@ -652,10 +667,10 @@ fn streaming() -> Vec<Trial> {
                 streaming::synchronous,
             ),
         ),
-        on(Store::FileUnsynced, recovery("stan-recovery", 1_000_000, 1)),
+        on(Store::FileUnsynced, recovery("stan-recovery", 1)),
         on(
             Store::FileUnsynced,
-            recovery("stan-recovery-1000-channels", 200_000, 1000),
+            recovery("stan-recovery-1000-channels", 1000),
         ),
     ]
 }
@@ -667,7 +682,7 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let all: Vec<Scenario> = all().into_iter().flat_map(|one| one.scenarios).collect();
+        let all: Vec<Scenario> = each().collect();
         let names: HashSet<&str> = all.iter().map(|scenario| &*scenario.name).collect();
         assert_eq!(names.len(), all.len());
     }

@@ -14,6 +14,7 @@ const PAYLOAD: usize = 128;
 /// Publishes ahead of their acks.
 const WINDOW: usize = 1024;
 const REPLAYED: usize = 200_000;
+const RECOVERED: usize = 1_000_000;
 
 fn connect(target: &Target, id: &str) -> Result<(Connection, stan::Session)> {
     let mut connection = Connection::open(target)?;
@@ -138,13 +139,8 @@ pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
 }
 
 /// Stores messages, and starts the server again: how many milliseconds until it answers the first client, and how many megabytes that takes at most.
-pub fn recovery(
-    bed: &Bed,
-    setting: &Setting,
-    messages: usize,
-    channels: usize,
-) -> Result<[Outcome; 2]> {
-    let count = setting.scaled(messages) as u64;
+pub fn recovery(bed: &Bed, setting: &Setting, channels: usize) -> Result<[Outcome; 2]> {
+    let count = setting.scaled(RECOVERED) as u64;
     let (connection, session) = connect(&bed.target(), "publisher")?;
     let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?;
     let count = publisher.run_messages(count)?;

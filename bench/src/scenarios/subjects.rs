@@ -29,17 +29,19 @@ pub fn many(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
     let lines = all_subscriptions(count);
     let target = bed.target();
     let mut connection = Connection::open(&target)?;
-    let (memory, meter) = (bed.servers[0].memory(), bed.meter(0)?);
+    let server = &bed.servers[0];
+    let (before, meter) = (server.memory(), bed.meter(0)?);
     connection.write(lines.as_bytes())?;
     connection.settle()?;
-    let subscribed = Outcome::of(
-        meter.cpu_ns()? / count as f64,
-        count as u64,
-        meter.elapsed(),
-    );
-    let more = bed.servers[0].memory().saturating_sub(memory);
+    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    let peak_memory = Some(server.peak_memory());
+    let subscribed = Outcome {
+        peak_memory,
+        ..Outcome::of(cpu / count as f64, count as u64, elapsed)
+    };
     let memory = Outcome {
-        figure: more as f64 / count as f64,
+        figure: server.memory().saturating_sub(before) as f64 / count as f64,
+        peak_memory,
         ..Outcome::default()
     };
     // A stride that shares no factor with the count visits every subject in no helpful order.
