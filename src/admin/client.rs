@@ -55,7 +55,7 @@ impl Requests {
             let mut answer = None;
             let read = self.client.receive(|incoming, _| {
                 if incoming.subject == inbox {
-                    answer = Some((incoming.headers.to_vec(), incoming.payload));
+                    answer = Some((incoming.headers.to_vec(), incoming.payload.to_vec()));
                 }
             });
             let read = read.map_err(|error| lost(&error))?;

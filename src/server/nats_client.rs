@@ -52,7 +52,7 @@ pub struct Incoming<'a> {
     pub subject: &'a str,
     pub reply: Option<&'a str>,
     pub headers: &'a [u8],
-    pub payload: Bytes,
+    pub payload: &'a [u8],
 }
 
 /// How a connection to another server is made.
@@ -744,7 +744,7 @@ impl<F: FnMut(Incoming<'_>)> Sink for Receiver<F> {
                 subject,
                 reply: reply.flatten(),
                 headers,
-                payload: Bytes::copy_from_slice(payload),
+                payload,
             });
         }
         Ok(())

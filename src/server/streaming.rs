@@ -533,7 +533,7 @@ mod tests {
         for (inlet, request) in requests {
             let (now, out) = (host.clock.now(), host.link.output());
             host.engine
-                .handle_message(inlet, "", None, request.into(), now, out);
+                .handle_message(inlet, "", None, &request, now, out);
             host.act();
         }
         let mut received = 0;

@@ -49,7 +49,7 @@ impl Probe {
     fn is_answer(incoming: &Incoming<'_>) -> bool {
         incoming.inlet == ANSWERS
             && incoming.headers.is_empty()
-            && pb::ConnectResponse::decode(incoming.payload.clone()).is_ok()
+            && pb::ConnectResponse::decode(incoming.payload).is_ok()
     }
 
     fn found(&self) -> String {

@@ -1,9 +1,11 @@
 //! One channel: its subscriptions and groups, and the publishes that wait for the disk.
 
+use super::arena::Arena;
 use super::clients::ChannelIndex;
 use super::engine::DeadLetterRule;
 use super::subs::Sub;
 use crate::stan::store::{ChannelId, Seq};
+use bytes::Bytes;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -11,10 +13,41 @@ use std::sync::Arc;
 #[derive(Debug)]
 pub struct WaitingAck {
     pub seq: Seq,
-    pub reply: Box<str>,
-    pub guid: Vec<u8>,
+    /// Where it goes, and behind that the guid.
+    text: Bytes,
+    reply_bytes: usize,
     /// Who published it, where that is to be logged.
     pub client: Option<Box<str>>,
+}
+
+impl WaitingAck {
+    pub fn new(
+        arena: &mut Arena,
+        seq: Seq,
+        (reply, guid): (&str, &[u8]),
+        client: Option<&str>,
+    ) -> Self {
+        // All acks that wait do so for about as long, those of a turn at least: they fill a block.
+        let text = arena.piece(reply.len() + guid.len(), usize::MAX, |block| {
+            block.extend_from_slice(reply.as_bytes());
+            block.extend_from_slice(guid);
+        });
+        Self {
+            seq,
+            text,
+            reply_bytes: reply.len(),
+            client: client.map(Into::into),
+        }
+    }
+
+    pub fn reply(&self) -> &str {
+        let reply = &self.text[..self.reply_bytes];
+        std::str::from_utf8(reply).expect("it was made of text")
+    }
+
+    pub fn guid(&self) -> &[u8] {
+        &self.text[self.reply_bytes..]
+    }
 }
 
 /// A message that is leaving its subscription for this channel, as a dead letter.

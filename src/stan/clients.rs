@@ -108,7 +108,7 @@ impl Clients {
 
     /// Whether publishes of this client are taken: by its connection, if it names one and was registered with one, so that
     /// one whose place was taken by another is refused.
-    pub fn is_valid(&self, id: &str, connection: &Bytes) -> bool {
+    pub fn is_valid(&self, id: &str, connection: &[u8]) -> bool {
         if self.by_connection.contains_key(connection) {
             return true;
         }

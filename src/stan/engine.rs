@@ -24,6 +24,7 @@ mod tests;
 mod text;
 mod timers;
 
+use super::arena::Arena;
 use super::channel::{Channel, durable_key};
 use super::clients::{ChannelIndex, Clients};
 use super::outlet::{Inlet, Outlet};
@@ -93,6 +94,8 @@ pub struct Engine {
     /// How far it was, at least, when somebody looked at all messages that grow old.
     ages_ahead: i64,
     buried: Buried,
+    /// Of acks that wait for the disk.
+    ack_texts: Arena,
 }
 
 impl Engine {
@@ -147,6 +150,7 @@ impl Engine {
             wall_ahead: 0,
             ages_ahead: 0,
             buried: Buried::default(),
+            ack_texts: Arena::default(),
         };
         engine.recover(recovered.clients, recovered.channels);
         Ok(engine)
@@ -227,7 +231,7 @@ impl Engine {
         inlet: Inlet,
         subject: &str,
         reply: Option<&str>,
-        payload: bytes::Bytes,
+        payload: &[u8],
         now: i64,
         out: &mut dyn Outlet,
     ) {
@@ -241,8 +245,8 @@ impl Engine {
             Inlet::CLOSE => self.handle_close(payload, reply, out),
             Inlet::PING => self.handle_ping(payload, reply, out),
             Inlet::ANSWER => self.handle_answer(subject, out),
-            Inlet::ADMIN => self.handle_admin(subject, &payload, reply, out),
-            _ => self.handle_ack(subject, &payload, out),
+            Inlet::ADMIN => self.handle_admin(subject, payload, reply, out),
+            _ => self.handle_ack(subject, payload, out),
         }
     }
 

@@ -1,13 +1,13 @@
 //! Any requests to an engine: no panic, and a publish behind them is still acknowledged.
 
 use super::engine::{DeadLetterRule, DeadLetters, Engine, Settings};
+use super::in_place::{Ack, Publish};
 use super::outlet::{Inlet, Outlet};
 use super::pb;
 use super::store::memory::MemoryStore;
 use super::store::{ChannelLimits, Recovered};
 use super::subs::SECOND;
 use crate::util::random::Random;
-use bytes::Bytes;
 use prost::Message;
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ pub fn check(mut data: &[u8]) {
             data = rest;
         } else {
             let (payload, behind) = rest.split_at(usize::from(*length).min(rest.len()));
-            let payload = Bytes::copy_from_slice(payload);
+            read_both_ways(payload);
             let choice = usize::from(*inlet / INLETS);
             let inlet = Inlet(u32::from(*inlet % INLETS));
             let subject = out.subject(inlet, choice);
@@ -136,14 +136,35 @@ pub fn check(mut data: &[u8]) {
         subject: "the-last-channel".into(),
         ..Default::default()
     };
-    let connect = Bytes::from(connect.encode_to_vec());
-    engine.handle_message(Inlet::CONNECT, "", Some("reply"), connect, now, &mut out);
-    let publish = Bytes::from(publish.encode_to_vec());
-    engine.handle_message(Inlet::PUBLISH, "", Some("ack"), publish, now, &mut out);
+    let connect = connect.encode_to_vec();
+    engine.handle_message(Inlet::CONNECT, "", Some("reply"), &connect, now, &mut out);
+    let publish = publish.encode_to_vec();
+    engine.handle_message(Inlet::PUBLISH, "", Some("ack"), &publish, now, &mut out);
     engine
         .end_turn(now, &mut out)
         .expect("memory does not fail");
     assert_eq!(out.acks, 1);
+}
+
+/// Whether these bytes are a publish, and whether an ack: by prost and where they lie, which must be the same.
+pub fn read_both_ways(bytes: &[u8]) -> [bool; 2] {
+    let publish = pb::PubMsg::decode(bytes).ok();
+    let expected = publish.as_ref().map(|publish| Publish {
+        client_id: &publish.client_id,
+        guid: &publish.guid,
+        subject: &publish.subject,
+        reply: &publish.reply,
+        data: &publish.data,
+        conn_id: &publish.conn_id,
+    });
+    assert_eq!(Publish::read(bytes), expected, "{bytes:?}");
+    let ack = pb::Ack::decode(bytes).ok();
+    let expected = ack.as_ref().map(|ack| Ack {
+        subject: &ack.subject,
+        sequence: ack.sequence,
+    });
+    assert_eq!(Ack::read(bytes), expected, "{bytes:?}");
+    [publish.is_some(), ack.is_some()]
 }
 
 #[cfg(test)]

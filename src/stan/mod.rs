@@ -4,11 +4,13 @@
 //! format. Messages and `now` come in through `Engine::handle_*`, what is to be published goes out
 //! through an `Outlet`, and the disk is behind `store::Store`.
 
+mod arena;
 mod channel;
 mod clients;
 pub mod engine;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod in_place;
 mod names;
 pub mod outlet;
 pub mod pb;

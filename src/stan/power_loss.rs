@@ -21,7 +21,6 @@ use super::store::{ChannelLimits, LimitsOf, Recovered, Store};
 use super::subs::SECOND;
 use crate::config::streaming::StreamingOptions;
 use crate::util::random::Random;
-use bytes::Bytes;
 use checks::{Expected, Members, Promised, expected, log_is_no_damage, verify};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};

@@ -12,6 +12,7 @@ use super::deliver::WAIT_FOR_ROOM;
 use super::{Engine, Shown};
 use crate::stan::channel::Departing;
 use crate::stan::clients::ChannelIndex;
+use crate::stan::in_place::NewMessage;
 use crate::stan::outlet::Outlet;
 use crate::stan::pb;
 use crate::stan::store::{Seq, StoreError};
@@ -174,12 +175,11 @@ impl Engine {
         let channel = self.channel(target);
         channel.active_at = now;
         let (store, subject) = (channel.store, channel.name.clone());
-        let letter = pb::MsgProto {
+        let letter = NewMessage {
             timestamp: wall.max(self.store.bounds(store).last_timestamp),
-            subject,
-            reply: origin.to_string(),
-            data: original.data,
-            ..pb::MsgProto::default()
+            subject: &subject,
+            reply: &origin.to_string(),
+            data: &original.data,
         };
         let stored = self.store.append(store, letter);
         stored

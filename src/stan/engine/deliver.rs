@@ -4,6 +4,7 @@ use super::Engine;
 use super::tell::{Shown, trace, trace_message};
 use super::timers::Timer;
 use crate::stan::clients::ChannelIndex;
+use crate::stan::in_place::Ack;
 use crate::stan::outlet::Outlet;
 use crate::stan::pb;
 use crate::stan::store::{Seq, StoreError};
@@ -402,14 +403,14 @@ impl Engine {
     }
 
     pub(super) fn handle_ack(&mut self, subject: &str, payload: &[u8], out: &mut dyn Outlet) {
-        let Ok(ack) = pb::Ack::decode(payload) else {
+        let Some(ack) = Ack::read(payload) else {
             return;
         };
-        let Some(named) = self.by_name.get(&ack.subject).copied() else {
+        let Some(named) = self.by_name.get(ack.subject).copied() else {
             log::error!(
                 "STREAM: Unable to process ack seq={}, channel {} not found",
                 ack.sequence,
-                Shown(&ack.subject)
+                Shown(ack.subject)
             );
             return;
         };

@@ -4,11 +4,11 @@ use super::Engine;
 use super::tell::{Shown, tell_refused_publish, trace};
 use crate::stan::channel::{Channel, WaitingAck};
 use crate::stan::clients::ChannelIndex;
+use crate::stan::in_place::{NewMessage, Publish, put_ack};
 use crate::stan::names::is_valid_channel;
 use crate::stan::outlet::Outlet;
 use crate::stan::pb;
 use crate::stan::store::{Flushed, Seq, StoreError};
-use bytes::Bytes;
 use prost::Message;
 
 const INVALID_PUBLISH: &str = "stan: invalid publish request";
@@ -18,66 +18,64 @@ const TOO_MANY_CHANNELS: &str = "too many channels";
 impl Engine {
     pub(super) fn handle_publish(
         &mut self,
-        payload: Bytes,
+        payload: &[u8],
         reply: Option<&str>,
         out: &mut dyn Outlet,
     ) {
-        let message = match pb::PubMsg::decode(payload.clone()) {
-            Ok(message) => message,
+        let Some(message) = Publish::read(payload) else {
             // Servers talk to each other on the same subjects.
-            Err(_) if pb::CtrlMsg::decode(payload.clone()).is_ok() => return,
-            Err(_) => {
+            if pb::CtrlMsg::decode(payload).is_err() {
                 log::error!("STREAM: Received invalid client publish message");
                 let guid = pb::PubGuid::decode(payload).map_or(Vec::new(), |message| message.guid);
-                return refuse(reply, &guid, INVALID_PUBLISH, out);
+                refuse(reply, &guid, INVALID_PUBLISH, out);
             }
+            return;
         };
+        // The name of a channel that is there needs no look.
+        let known = self.by_name.get(message.subject).copied();
         if message.guid.is_empty()
-            || !is_valid_channel(&message.subject)
-            || !self.clients.is_valid(&message.client_id, &message.conn_id)
+            || known.is_none() && !is_valid_channel(message.subject)
+            || !self.clients.is_valid(message.client_id, message.conn_id)
         {
             tell_refused_publish(&message);
-            return refuse(reply, &message.guid, INVALID_PUBLISH, out);
+            return refuse(reply, message.guid, INVALID_PUBLISH, out);
         }
-        let index = match self.channel_named(&message.subject) {
+        let index = match known.map_or_else(|| self.channel_named(message.subject), Ok) {
             Ok(index) => index,
             Err(error) => {
                 log::error!(
                     "STREAM: [Client:{}] Error processing message for subject \"{}.{}\": {}",
-                    Shown(&message.client_id),
+                    Shown(message.client_id),
                     self.info.publish,
-                    Shown(&message.subject),
+                    Shown(message.subject),
                     Shown(&error)
                 );
-                return refuse(reply, &message.guid, &error, out);
+                return refuse(reply, message.guid, &error, out);
             }
         };
         let (now, wall, traced) = (self.now, self.wall(), self.settings.trace);
         let channel = self.channel(index);
         channel.active_at = now;
         let store = channel.store;
-        let stored = pb::MsgProto {
+        let stored = NewMessage {
             timestamp: wall.max(self.store.bounds(store).last_timestamp),
             subject: message.subject,
             reply: message.reply,
             data: message.data,
-            ..pb::MsgProto::default()
         };
         match self.store.append(store, stored) {
             Ok(seq) => {
                 if let Some(reply) = reply {
-                    self.channel(index).waiting.push_back(WaitingAck {
-                        seq,
-                        reply: reply.into(),
-                        guid: message.guid,
-                        client: traced.then(|| message.client_id.into()),
-                    });
+                    let client = traced.then_some(message.client_id);
+                    let ack = (reply, message.guid);
+                    let ack = WaitingAck::new(&mut self.ack_texts, seq, ack, client);
+                    self.channel(index).waiting.push_back(ack);
                 }
                 self.mark_dirty(index);
             }
             Err(error) => {
                 let text = error.to_string();
-                refuse(reply, &message.guid, &text, out);
+                refuse(reply, message.guid, &text, out);
                 self.take_back(index, &error, out);
             }
         }
@@ -171,28 +169,18 @@ impl Engine {
             && first.seq <= channel.durable_to
             && let Some(waiting) = channel.waiting.pop_front()
         {
-            let WaitingAck {
-                reply,
-                guid,
-                client,
-                ..
-            } = waiting;
-            if let Some(client) = client {
+            if let Some(client) = &waiting.client {
                 let subject = &channel.name;
                 trace(format_args!(
                     "[Client:{}] Acking Publisher subj={} guid={}",
-                    Shown(&client),
+                    Shown(client),
                     Shown(subject),
-                    Shown(&String::from_utf8_lossy(&guid))
+                    Shown(&String::from_utf8_lossy(waiting.guid()))
                 ));
             }
-            let ack = pb::PubAck {
-                guid,
-                error: String::new(),
-            };
             encoded.clear();
-            ack.encode(&mut encoded).expect("a Vec grows");
-            out.publish(&reply, None, &encoded);
+            put_ack(&mut encoded, waiting.guid());
+            out.publish(waiting.reply(), None, &encoded);
             channel.acknowledged += 1;
         }
     }
@@ -210,7 +198,7 @@ impl Engine {
             .is_some_and(|waiting| waiting.seq > last)
         {
             if let Some(waiting) = channel.waiting.pop_back() {
-                refuse(Some(&waiting.reply), &waiting.guid, &text, out);
+                refuse(Some(waiting.reply()), waiting.guid(), &text, out);
             }
         }
         let kept = channel.departing.partition_point(|one| one.letter <= last);
@@ -221,7 +209,7 @@ impl Engine {
     /// Whoever waits for an ack of this channel is told that there will be none.
     pub(super) fn refuse_waiting(&mut self, channel: &mut Channel, out: &mut dyn Outlet) {
         for waiting in channel.waiting.drain(..) {
-            refuse(Some(&waiting.reply), &waiting.guid, BEING_DELETED, out);
+            refuse(Some(waiting.reply()), waiting.guid(), BEING_DELETED, out);
         }
     }
 }

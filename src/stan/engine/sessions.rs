@@ -9,7 +9,6 @@ use crate::stan::names::is_valid_client;
 use crate::stan::outlet::Outlet;
 use crate::stan::pb;
 use crate::stan::subs::SECOND;
-use bytes::Bytes;
 use prost::Message;
 
 /// How long a client has to show that it is there when another one wants its id.
@@ -20,7 +19,7 @@ const PROBE_MARK: char = 'p';
 impl Engine {
     pub(super) fn handle_connect(
         &mut self,
-        payload: Bytes,
+        payload: &[u8],
         reply: Option<&str>,
         out: &mut dyn Outlet,
     ) {
@@ -118,7 +117,7 @@ impl Engine {
 
     pub(super) fn handle_close(
         &mut self,
-        payload: Bytes,
+        payload: &[u8],
         reply: Option<&str>,
         out: &mut dyn Outlet,
     ) {
@@ -169,7 +168,7 @@ impl Engine {
 
     pub(super) fn handle_ping(
         &mut self,
-        payload: Bytes,
+        payload: &[u8],
         reply: Option<&str>,
         out: &mut dyn Outlet,
     ) {

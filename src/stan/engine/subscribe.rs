@@ -9,7 +9,6 @@ use crate::stan::outlet::Outlet;
 use crate::stan::pb::{self, StartPosition};
 use crate::stan::store::Seq;
 use crate::stan::subs::Sub;
-use bytes::Bytes;
 use prost::Message;
 
 fn sub_error(error: &str) -> pb::SubscriptionResponse {
@@ -26,7 +25,7 @@ fn sub_refusal(error: &str) -> Vec<u8> {
 impl Engine {
     pub(super) fn handle_subscribe(
         &mut self,
-        payload: Bytes,
+        payload: &[u8],
         reply: Option<&str>,
         out: &mut dyn Outlet,
     ) {
@@ -312,7 +311,7 @@ impl Engine {
 
     pub(super) fn handle_unsubscribe(
         &mut self,
-        payload: Bytes,
+        payload: &[u8],
         reply: Option<&str>,
         for_good: bool,
         out: &mut dyn Outlet,

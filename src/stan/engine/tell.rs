@@ -2,6 +2,7 @@
 
 use super::{Engine, text};
 use crate::stan::clients::ChannelIndex;
+use crate::stan::in_place::Publish;
 use crate::stan::pb;
 use crate::stan::store::Seq;
 use crate::stan::subs::Sub;
@@ -135,12 +136,12 @@ impl Engine {
 }
 
 /// What a publish says of itself, but for its data.
-pub(super) fn tell_refused_publish(message: &pb::PubMsg) {
+pub(super) fn tell_refused_publish(message: &Publish<'_>) {
     log::error!(
         "STREAM: Received invalid client publish message clientID:\"{}\" guid:\"{}\" subject:\"{}\"",
-        Shown(&message.client_id),
-        Shown(&String::from_utf8_lossy(&message.guid)),
-        Shown(&message.subject)
+        Shown(message.client_id),
+        Shown(&String::from_utf8_lossy(message.guid)),
+        Shown(message.subject)
     );
 }
 

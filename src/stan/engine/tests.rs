@@ -85,14 +85,7 @@ impl World {
 
     fn send(&mut self, inlet: Inlet, subject: &str, payload: Vec<u8>) {
         let Self { engine, out, now } = self;
-        engine.handle_message(
-            inlet,
-            subject,
-            Some("reply.to"),
-            Bytes::from(payload),
-            *now,
-            out,
-        );
+        engine.handle_message(inlet, subject, Some("reply.to"), &payload, *now, out);
         engine.end_turn(*now, out).unwrap();
     }
 

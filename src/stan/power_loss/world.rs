@@ -263,11 +263,11 @@ impl World {
     }
 
     pub fn send(&mut self, inlet: Inlet, subject: &str, reply: &str, request: &impl Message) {
-        let payload = Bytes::from(request.encode_to_vec());
+        let payload = request.encode_to_vec();
         let Self {
             engine, out, now, ..
         } = self;
-        engine.handle_message(inlet, subject, Some(reply), payload, *now, out);
+        engine.handle_message(inlet, subject, Some(reply), &payload, *now, out);
     }
 
     pub fn end_turn(&mut self) {

@@ -2,7 +2,7 @@
 
 use super::channels::Channels;
 use super::*;
-use prost::Message;
+use crate::stan::arena::Arena;
 use std::collections::VecDeque;
 
 /// For so many messages a channel may always have room.
@@ -20,6 +20,7 @@ struct Channel {
     first: Seq,
     messages: VecDeque<(i64, Bytes)>,
     bytes: u64,
+    arena: Arena,
     last_timestamp: i64,
     told_of_limit: bool,
     name: String,
@@ -51,6 +52,9 @@ impl Channel {
         let needed = 2 * self.messages.len().max(ROOM_MIN);
         if self.messages.capacity() > 2 * needed {
             self.messages.shrink_to(needed);
+        }
+        if self.messages.is_empty() {
+            self.arena = Arena::default();
         }
     }
 
@@ -128,15 +132,18 @@ impl Store for MemoryStore {
         }
     }
 
-    fn append(&mut self, channel: ChannelId, mut message: pb::MsgProto) -> Result<Seq, StoreError> {
+    fn append(&mut self, channel: ChannelId, message: NewMessage<'_>) -> Result<Seq, StoreError> {
         let channel = self.channels.at_mut(channel);
-        message.sequence = channel.last() + 1;
-        let encoded: Bytes = message.encode_to_vec().into();
+        let seq = channel.last() + 1;
+        let bytes = message.encoded_bytes(seq);
+        let encoded = channel.arena.piece(bytes, channel.bytes as usize, |block| {
+            message.put(seq, block)
+        });
         channel.bytes += encoded.len() as u64;
         channel.messages.push_back((message.timestamp, encoded));
         channel.last_timestamp = message.timestamp;
         channel.apply_limits();
-        Ok(message.sequence)
+        Ok(seq)
     }
 
     fn lookup(&mut self, channel: ChannelId, seq: Seq) -> Result<Option<Bytes>, StoreError> {
@@ -226,7 +233,7 @@ mod tests {
         let mut store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
         let channel = store.create_channel("foo").unwrap();
         for _ in 0..10_000 {
-            let message = pb::MsgProto::default();
+            let message = NewMessage::default();
             store.append(channel, message).unwrap();
         }
         store.purge(channel, 9_990).unwrap();

@@ -13,6 +13,7 @@ pub mod memory;
 #[cfg(test)]
 mod tests;
 
+use crate::stan::in_place::NewMessage;
 use crate::stan::pb;
 use bytes::Bytes;
 use std::path::PathBuf;
@@ -159,9 +160,9 @@ pub trait Store: Send {
     fn bounds(&self, channel: ChannelId) -> Bounds;
 
     /// Stores a message behind the last one and returns its number; the oldest ones go where limits ask for it, as soon as
-    /// this one cannot be taken back any more. The message's own number is set here. An error while `completed` is yet to tell of messages of the channel that
+    /// this one cannot be taken back any more. Its number is set here. An error while `completed` is yet to tell of messages of the channel that
     /// were taken back.
-    fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<Seq, StoreError>;
+    fn append(&mut self, channel: ChannelId, message: NewMessage<'_>) -> Result<Seq, StoreError>;
     /// The encoded message, or None where it has been removed. `Damaged`: it is there and cannot be
     /// read; others can.
     fn lookup(&mut self, channel: ChannelId, seq: Seq) -> Result<Option<Bytes>, StoreError>;

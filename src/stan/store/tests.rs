@@ -38,12 +38,12 @@ fn info() -> pb::ServerInfo {
     }
 }
 
-fn message(text: &str, timestamp: i64) -> pb::MsgProto {
-    pb::MsgProto {
-        subject: "foo".into(),
-        data: text.to_owned().into(),
+fn message(text: &str, timestamp: i64) -> NewMessage<'_> {
+    NewMessage {
+        subject: "foo",
+        data: text.as_bytes(),
         timestamp,
-        ..pb::MsgProto::default()
+        ..NewMessage::default()
     }
 }
 
@@ -810,8 +810,8 @@ fn what_is_too_large_is_refused_and_changes_nothing() {
     store.add_sub(channel, &small).unwrap();
     store.update_sub(channel, &large).unwrap_err();
     let data = vec![0u8; (1 << 30) + 1];
-    let huge = pb::MsgProto {
-        data: data.into(),
+    let huge = NewMessage {
+        data: &data,
         ..message("", 1)
     };
     let error = store.append(channel, huge).unwrap_err().to_string();

@@ -1,6 +1,7 @@
 //! Dead letters.
 
 use super::*;
+use crate::stan::in_place::NewMessage;
 use crate::stan::store::{Bounds, Completion, Flushed};
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -79,7 +80,7 @@ impl Store for TestStore {
     fn bounds(&self, channel: ChannelId) -> Bounds {
         self.get().store.bounds(channel)
     }
-    fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<u64, StoreError> {
+    fn append(&mut self, channel: ChannelId, message: NewMessage<'_>) -> Result<u64, StoreError> {
         let mut inner = self.get();
         inner.has_room()?;
         inner.store.append(channel, message)

@@ -240,8 +240,8 @@ fn what_is_taken_back_while_a_channel_is_deleted_is_not_acknowledged() {
         subject: "foo".into(),
         ..Default::default()
     };
-    let payload = Bytes::from(message.encode_to_vec());
-    engine.handle_message(Inlet::PUBLISH, "", Some("reply.to"), payload, *now, out);
+    let payload = message.encode_to_vec();
+    engine.handle_message(Inlet::PUBLISH, "", Some("reply.to"), &payload, *now, out);
     engine.end_turn(*now, out).unwrap();
     disk.tick();
     disk.settle();

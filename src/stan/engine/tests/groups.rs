@@ -2,6 +2,7 @@
 
 use super::dead::TestStore;
 use super::*;
+use crate::stan::in_place::NewMessage;
 use crate::stan::store::{RecoveredChannel, RecoveredSub};
 
 /// Members join with an inbox of their own, and a client of the same name.
@@ -194,10 +195,10 @@ fn what_is_due_at_the_start_goes_to_whoever_had_it() {
     for seq in 1..=6 {
         // The last two are not due yet.
         let sent_at = if seq <= 4 { 0 } else { 1_000_000 * SECOND };
-        let message = pb::MsgProto {
-            subject: "foo".into(),
+        let message = NewMessage {
+            subject: "foo",
             timestamp: sent_at,
-            ..Default::default()
+            ..NewMessage::default()
         };
         store.append(id, message).unwrap();
     }
@@ -249,9 +250,9 @@ fn found(members: &[(&str, bool, u64, &[u64])], purged: u64) -> (World, TestStor
     let mut store = TestStore::new();
     let id = store.create_channel("foo").unwrap();
     for _ in 1..=6 {
-        let message = pb::MsgProto {
-            subject: "foo".into(),
-            ..Default::default()
+        let message = NewMessage {
+            subject: "foo",
+            ..NewMessage::default()
         };
         store.append(id, message).unwrap();
     }

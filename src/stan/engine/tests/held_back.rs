@@ -49,10 +49,9 @@ impl World {
     fn send_into(&mut self, inlet: Inlet, subject: &str, payload: Vec<u8>) -> Recorder {
         let sent = Recorder::default();
         let mut out = Narrow { room: 0, sent };
-        let payload = Bytes::from(payload);
         let reply = Some("reply.to");
         self.engine
-            .handle_message(inlet, subject, reply, payload, self.now, &mut out);
+            .handle_message(inlet, subject, reply, &payload, self.now, &mut out);
         self.engine.end_turn(self.now, &mut out).unwrap();
         out.sent
     }

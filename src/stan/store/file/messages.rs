@@ -25,11 +25,10 @@ use super::records::{
 };
 use super::scan::sequence_of;
 use super::{FileOptions, disk, io_error, is_sync};
-use crate::stan::pb;
+use crate::stan::in_place::NewMessage;
 use crate::stan::store::memory::tell_of_limit;
 use crate::stan::store::{Bounds, ChannelLimits, Seq, StoreError};
 use bytes::Bytes;
-use prost::Message;
 use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -312,7 +311,7 @@ impl MessageLog {
 
     pub fn append(
         &mut self,
-        mut message: pb::MsgProto,
+        message: NewMessage<'_>,
         options: &FileOptions,
     ) -> Result<Seq, StoreError> {
         let size = message.subject.len() + message.reply.len() + message.data.len();
@@ -323,8 +322,8 @@ impl MessageLog {
             )));
         }
         self.make_slice(message.timestamp, options)?;
-        message.sequence = self.last + 1;
-        let encoded: Bytes = message.encode_to_vec().into();
+        let seq = self.last + 1;
+        let encoded = self.recent.encoded(&message, seq);
         let slice = self.slices.back_mut().expect("made above");
         let place = Place {
             slice: slice.number,
@@ -333,11 +332,10 @@ impl MessageLog {
             count: slice.count,
             data_end: slice.data_end,
         };
-        let (seq, timestamp) = (message.sequence, message.timestamp);
         self.gathered
-            .push(&place, seq, timestamp, &encoded, &self.crc);
+            .push(&place, seq, message.timestamp, &encoded, &self.crc);
         if slice.count == 0 {
-            slice.first = message.sequence;
+            slice.first = seq;
             slice.begun_at = message.timestamp;
         }
         let cost = encoded.len() as u64 + OVERHEAD_BYTES;
@@ -346,9 +344,9 @@ impl MessageLog {
         slice.data_end += (HEADER_BYTES + encoded.len()) as u64;
         slice.last_timestamp = message.timestamp;
         if self.messages == 0 {
-            self.first = message.sequence;
+            self.first = seq;
         }
-        self.last = message.sequence;
+        self.last = seq;
         self.messages += 1;
         self.bytes += cost;
         self.last_timestamp = message.timestamp;
@@ -357,7 +355,7 @@ impl MessageLog {
         if !options.sync && self.gathered.data_bytes() >= options.buffer_bytes_max {
             self.write(options)?;
         }
-        Ok(message.sequence)
+        Ok(seq)
     }
 
     /// A slice that may take one more message.

@@ -487,7 +487,7 @@ impl Store for FileStore {
         self.channels.at(channel).log.bounds()
     }
 
-    fn append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<Seq, StoreError> {
+    fn append(&mut self, channel: ChannelId, message: NewMessage<'_>) -> Result<Seq, StoreError> {
         let Self {
             channels,
             options,

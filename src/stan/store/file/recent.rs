@@ -2,7 +2,10 @@
 //! else.
 
 use super::files::Files;
-use bytes::Bytes;
+use crate::stan::arena::Arena;
+use crate::stan::in_place::NewMessage;
+use crate::stan::store::Seq;
+use bytes::{Bytes, BytesMut};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,6 +21,7 @@ pub struct Recent {
     /// Ending with the last one of the channel.
     messages: VecDeque<Bytes>,
     bytes: usize,
+    arena: Arena,
     /// Where the bytes are counted, and how many of these are.
     files: Arc<Files>,
     counted: usize,
@@ -30,10 +34,18 @@ impl Recent {
         Self {
             messages: VecDeque::new(),
             bytes: 0,
+            arena: Arena::default(),
             files: files.clone(),
             counted: 0,
             busy: false,
         }
+    }
+
+    /// A message to be pushed.
+    pub fn encoded(&mut self, message: &NewMessage<'_>, seq: Seq) -> Bytes {
+        let bytes = message.encoded_bytes(seq);
+        let put = |block: &mut BytesMut| message.put(seq, block);
+        self.arena.piece(bytes, self.bytes, put)
     }
 
     pub fn push(&mut self, message: Bytes) {
@@ -72,6 +84,7 @@ impl Recent {
         self.keep(unwritten, 0, 0);
         if self.messages.is_empty() {
             self.messages = VecDeque::new();
+            self.arena = Arena::default();
         }
         true
     }

@@ -1,6 +1,7 @@
 //! A store that loses what a test wants lost.
 
 use super::*;
+use crate::stan::in_place::NewMessage;
 
 /// Loses what a test wants lost on the way to the store.
 pub(super) struct Forgetful<S>(pub(super) S, pub(super) Fault);
@@ -39,7 +40,7 @@ impl<S: Store> Store for Forgetful<S> {
         delete_client(&mut self, id: &str) -> Result<(), StoreError>;
         create_channel(&mut self, name: &str) -> Result<ChannelId, StoreError>;
         delete_channel(&mut self, channel: ChannelId) -> Result<(), StoreError>;
-        append(&mut self, channel: ChannelId, message: pb::MsgProto) -> Result<u64, StoreError>;
+        append(&mut self, channel: ChannelId, message: NewMessage<'_>) -> Result<u64, StoreError>;
         lookup(&mut self, channel: ChannelId, seq: u64) -> Result<Option<Bytes>, StoreError>;
         first_since(&mut self, channel: ChannelId, timestamp: i64) -> Result<u64, StoreError>;
         expire(&mut self, channel: ChannelId, now: i64) -> Option<i64>;

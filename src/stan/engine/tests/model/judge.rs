@@ -71,7 +71,7 @@ impl Model {
             client.beat = Beat::Next(now + HEARTBEAT_INTERVAL);
         }
         let World { engine, out, .. } = &mut self.world;
-        engine.handle_message(Inlet::ANSWER, reply, None, Bytes::new(), now, out);
+        engine.handle_message(Inlet::ANSWER, reply, None, b"", now, out);
         engine.end_turn(now, out).unwrap();
         out.0.retain(|(subject, ..)| subject != "reply.to");
     }
