@@ -1,8 +1,9 @@
 //! One channel: its subscriptions and groups, and the publishes that wait for the disk.
 
-use super::arena::Arena;
+use super::arena::{self, Arena};
 use super::clients::ChannelIndex;
 use super::engine::DeadLetterRule;
+use super::names::is_valid_channel;
 use super::subs::Sub;
 use crate::stan::store::{ChannelId, Seq};
 use bytes::Bytes;
@@ -24,11 +25,12 @@ impl WaitingAck {
     pub fn new(
         arena: &mut Arena,
         seq: Seq,
-        (reply, guid): (&str, &[u8]),
+        reply: &str,
+        guid: &[u8],
         client: Option<&str>,
     ) -> Self {
-        // All acks that wait do so for about as long, those of a turn at least: they fill a block.
-        let text = arena.piece(reply.len() + guid.len(), usize::MAX, |block| {
+        // They all wait for the same commits.
+        let text = arena.piece(reply.len() + guid.len(), arena::MUCH, |block| {
             block.extend_from_slice(reply.as_bytes());
             block.extend_from_slice(guid);
         });
@@ -47,6 +49,10 @@ impl WaitingAck {
 
     pub fn guid(&self) -> &[u8] {
         &self.text[self.reply_bytes..]
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.text.len()
     }
 }
 
@@ -74,6 +80,8 @@ pub struct Queue {
 #[derive(Debug)]
 pub struct Channel {
     pub name: String,
+    /// One that was found on the disk may have a name that no request may name.
+    pub has_valid_name: bool,
     pub store: ChannelId,
     pub subs: BTreeMap<u64, Sub>,
     /// Subscriptions outside groups, in the order in which they came.
@@ -110,6 +118,7 @@ impl Channel {
     pub fn new(name: &str, store: ChannelId, now: i64) -> Self {
         Self {
             name: name.to_owned(),
+            has_valid_name: is_valid_channel(name),
             store,
             subs: BTreeMap::new(),
             plain: Vec::new(),

@@ -119,7 +119,7 @@ impl Clients {
 
     /// For pings, which name nothing else. Whoever was registered at 0.9.2 sends none. One that was registered here, and then
     /// lost its connection to the rewriting of clients.dat there, cannot be told from one that was replaced.
-    pub fn with_connection(&self, connection: &Bytes) -> Option<&Client> {
+    pub fn with_connection(&self, connection: &[u8]) -> Option<&Client> {
         self.by_id.get(self.by_connection.get(connection)?)
     }
 

@@ -94,8 +94,11 @@ pub struct Engine {
     /// How far it was, at least, when somebody looked at all messages that grow old.
     ages_ahead: i64,
     buried: Buried,
-    /// Of acks that wait for the disk.
+    /// Of acks that wait for the disk: their texts, and how many bytes these have.
     ack_texts: Arena,
+    ack_bytes: usize,
+    /// For one answer after the other.
+    encoded: Vec<u8>,
 }
 
 impl Engine {
@@ -151,6 +154,8 @@ impl Engine {
             ages_ahead: 0,
             buried: Buried::default(),
             ack_texts: Arena::default(),
+            ack_bytes: 0,
+            encoded: Vec::new(),
         };
         engine.recover(recovered.clients, recovered.channels);
         Ok(engine)
@@ -262,7 +267,7 @@ impl Engine {
 
     /// Bytes that wait for the disk; while there are many, nothing more should come in.
     pub fn backlog_bytes(&self) -> usize {
-        self.store.backlog_bytes()
+        self.store.backlog_bytes() + self.ack_bytes
     }
 
     fn channel(&mut self, index: ChannelIndex) -> &mut Channel {

@@ -1,4 +1,4 @@
-//! Any requests to an engine: no panic, and a publish behind them is still acknowledged.
+//! Any requests to an engine: no panic, a publish behind them is still acknowledged, and what is read in place is what prost reads.
 
 use super::engine::{DeadLetterRule, DeadLetters, Engine, Settings};
 use super::in_place::{Ack, Publish};

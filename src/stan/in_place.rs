@@ -2,8 +2,10 @@
 //!
 //! The bytes are those of the messages of the same kind in `pb`, and what is refused there is refused here (`fuzz::read_both_ways` holds the two against each other).
 
+use super::arena::Arena;
 use super::store::Seq;
-use bytes::BufMut;
+use bytes::{BufMut, Bytes};
+// Public for what prost derives; that it goes on to do the same is what the tests and the fuzzer are for.
 use prost::encoding::{
     DecodeContext, WireType, decode_key, decode_varint, encode_key, encode_varint,
     encoded_len_varint, skip_field,
@@ -93,13 +95,19 @@ pub struct NewMessage<'a> {
 }
 
 impl NewMessage<'_> {
-    pub fn encoded_bytes(&self, sequence: Seq) -> usize {
+    fn encoded_bytes(&self, sequence: Seq) -> usize {
         let parts = [self.subject.as_bytes(), self.reply.as_bytes(), self.data];
         let parts = parts.into_iter().map(part_bytes);
         number_bytes(sequence) + parts.sum::<usize>() + number_bytes(self.timestamp as u64)
     }
 
-    pub fn put(&self, sequence: Seq, encoded: &mut impl BufMut) {
+    /// In an arena whose owner keeps so many bytes.
+    pub fn encoded(&self, sequence: Seq, arena: &mut Arena, kept: usize) -> Bytes {
+        let bytes = self.encoded_bytes(sequence);
+        arena.piece(bytes, kept, |block| self.put(sequence, block))
+    }
+
+    fn put(&self, sequence: Seq, encoded: &mut impl BufMut) {
         put_number(encoded, 1, sequence);
         put_part(encoded, 2, self.subject.as_bytes());
         put_part(encoded, 3, self.reply.as_bytes());
@@ -167,6 +175,11 @@ mod tests {
             sequence: u64::MAX,
         };
         assert_eq!(same(&publish.encode_to_vec()), [true, false]);
+        let long = pb::PubMsg {
+            data: vec![7; 20_000].into(),
+            ..publish.clone()
+        };
+        assert_eq!(same(&long.encode_to_vec()), [true, false]);
         assert_eq!(same(&ack.encode_to_vec()), [false, true]);
         assert_eq!(same(b""), [true, true]);
         // Twice the same field, one that is not known, a group of them, and keys that are none.
@@ -174,6 +187,20 @@ mod tests {
             same(b"\x0a\x01a\x0a\x01b\x38\x05\x3b\x08\x01\x3c"),
             [true, true]
         );
+        // Groups in groups, as deep as prost goes and deeper, and one that ends another.
+        let nested = |depth| [vec![0x3b; depth], vec![0x3c; depth]].concat();
+        let known = [99, 100, 101, 102].map(|depth| same(&nested(depth))[0]);
+        assert!(known[0] && !known[3], "{known:?}");
+        same(b"\x3b\x44");
+        // Lengths, numbers and keys of ten bytes and more, and kinds that there are not.
+        let many = |count, last| [vec![0xff; count], vec![last]].concat();
+        for rest in [many(9, 1), many(9, 2), many(10, 1)] {
+            same(&[b"\x10", &rest[..]].concat());
+            same(&[b"\x0a", &rest[..]].concat());
+            same(&rest);
+        }
+        same(b"\x0e\x01");
+        same(b"\x0f\x01");
         for none in [
             &b"\x0a\x05ab"[..],
             b"\x0a\x01\xff",
@@ -216,10 +243,19 @@ mod tests {
             put_ack(&mut encoded, guid.as_bytes());
             assert_eq!(encoded, ack.encode_to_vec());
         }
-        let long = [b'x'; 300];
-        for (sequence, timestamp) in [(1, 0), (128, -1), (u64::MAX, i64::MAX), (300, 1 << 60)] {
-            for (subject, reply, data) in [("", "", &b""[..]), ("foo", "", b"1"), ("a", "b", &long)]
-            {
+        let long = |bytes| "x".repeat(bytes);
+        let (a, b, c) = (long(127), long(128), long(16_384));
+        let numbers = [
+            (0, 0),
+            (1, 0),
+            (128, -1),
+            (u64::MAX, i64::MAX),
+            (300, 1 << 60),
+        ];
+        for (sequence, timestamp) in numbers {
+            let parts = [["", "", ""], ["foo", "", "1"], [&a, &b, &c], [&c, &a, &b]];
+            for [subject, reply, data] in parts {
+                let data = data.as_bytes();
                 let message = NewMessage {
                     timestamp,
                     subject,

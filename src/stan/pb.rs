@@ -3,6 +3,7 @@
 
 use prost::Message;
 
+/// The server reads `in_place::Publish`, which is the same.
 #[derive(Clone, PartialEq, Message)]
 pub struct PubMsg {
     #[prost(string, tag = "1")]
@@ -54,6 +55,7 @@ pub struct MsgProto {
     pub redelivery_count: u32,
 }
 
+/// The server reads `in_place::Ack`, which is the same.
 #[derive(Clone, PartialEq, Message)]
 pub struct Ack {
     #[prost(string, tag = "1")]

@@ -31,10 +31,13 @@ impl Engine {
             }
             return;
         };
-        // The name of a channel that is there needs no look.
         let known = self.by_name.get(message.subject).copied();
+        let has_valid_name = match known {
+            Some(index) => self.channel(index).has_valid_name,
+            None => is_valid_channel(message.subject),
+        };
         if message.guid.is_empty()
-            || known.is_none() && !is_valid_channel(message.subject)
+            || !has_valid_name
             || !self.clients.is_valid(message.client_id, message.conn_id)
         {
             tell_refused_publish(&message);
@@ -67,8 +70,9 @@ impl Engine {
             Ok(seq) => {
                 if let Some(reply) = reply {
                     let client = traced.then_some(message.client_id);
-                    let ack = (reply, message.guid);
-                    let ack = WaitingAck::new(&mut self.ack_texts, seq, ack, client);
+                    let texts = &mut self.ack_texts;
+                    let ack = WaitingAck::new(texts, seq, reply, message.guid, client);
+                    self.ack_bytes += ack.bytes();
                     self.channel(index).waiting.push_back(ack);
                 }
                 self.mark_dirty(index);
@@ -109,10 +113,13 @@ impl Engine {
         self.now = now;
         loop {
             self.deliver_held_back(out);
-            let dirty = std::mem::take(&mut self.dirty);
+            let mut dirty = std::mem::take(&mut self.dirty);
             let mut idle = dirty.is_empty();
-            for index in dirty {
+            for index in dirty.drain(..) {
                 self.flush(index, out);
+            }
+            if self.dirty.is_empty() {
+                self.dirty = dirty; // with its room
             }
             self.store.commit();
             while let Some(completion) = self.store.completed() {
@@ -163,8 +170,9 @@ impl Engine {
     }
 
     fn acknowledge(&mut self, index: ChannelIndex, out: &mut dyn Outlet) {
+        let mut encoded = std::mem::take(&mut self.encoded);
+        let mut bytes = 0;
         let channel = self.channel(index);
-        let mut encoded = Vec::new();
         while let Some(first) = channel.waiting.front()
             && first.seq <= channel.durable_to
             && let Some(waiting) = channel.waiting.pop_front()
@@ -182,7 +190,10 @@ impl Engine {
             put_ack(&mut encoded, waiting.guid());
             out.publish(waiting.reply(), None, &encoded);
             channel.acknowledged += 1;
+            bytes += waiting.bytes();
         }
+        self.ack_bytes -= bytes;
+        self.encoded = encoded;
     }
 
     /// The store could not write: what it took back is refused.
@@ -191,6 +202,7 @@ impl Engine {
         let store = self.channel(index).store;
         let last = self.store.bounds(store).last;
         let text = error.to_string();
+        let mut bytes = 0;
         let channel = self.channel(index);
         while channel
             .waiting
@@ -199,10 +211,12 @@ impl Engine {
         {
             if let Some(waiting) = channel.waiting.pop_back() {
                 refuse(Some(waiting.reply()), waiting.guid(), &text, out);
+                bytes += waiting.bytes();
             }
         }
         let kept = channel.departing.partition_point(|one| one.letter <= last);
         let returned = channel.departing.split_off(kept);
+        self.ack_bytes -= bytes;
         self.return_letters(returned.into());
     }
 
@@ -210,6 +224,7 @@ impl Engine {
     pub(super) fn refuse_waiting(&mut self, channel: &mut Channel, out: &mut dyn Outlet) {
         for waiting in channel.waiting.drain(..) {
             refuse(Some(waiting.reply()), waiting.guid(), BEING_DELETED, out);
+            self.ack_bytes -= waiting.bytes();
         }
     }
 }

@@ -11,8 +11,8 @@ mod of_others;
 mod wall_clock;
 
 use super::*;
-use crate::stan::store::ChannelLimits;
 use crate::stan::store::memory::MemoryStore;
+use crate::stan::store::{ChannelLimits, RecoveredChannel};
 use crate::stan::subs::SECOND;
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -167,6 +167,31 @@ impl World {
             })
             .collect()
     }
+}
+
+#[test]
+fn a_channel_whose_name_no_request_may_have_takes_no_publishes() {
+    let mut store = MemoryStore::new(Box::new(|_| ChannelLimits::default()));
+    let channels = [".git", "foo"].map(|name| RecoveredChannel {
+        id: store.create_channel(name).unwrap(),
+        name: name.into(),
+        last_sub_id: 0,
+        subscriptions: Vec::new(),
+    });
+    let recovered = Recovered {
+        channels: channels.into(),
+        ..Recovered::default()
+    };
+    let mut world = World::found(|_| {}, store, recovered);
+    world.connect("me");
+    let mut error = |channel: &str| {
+        world.publish("me", channel);
+        let (_, _, ack) = world.took().remove(0);
+        pb::PubAck::decode(&ack[..]).unwrap().error
+    };
+    let expected = "stan: invalid publish request";
+    assert_eq!([error(".git"), error("a..b")], [expected; 2]);
+    assert_eq!([error("foo"), error("bar")], [""; 2]);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::files::Files;
 use crate::stan::arena::Arena;
 use crate::stan::in_place::NewMessage;
 use crate::stan::store::Seq;
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,9 +43,7 @@ impl Recent {
 
     /// A message to be pushed.
     pub fn encoded(&mut self, message: &NewMessage<'_>, seq: Seq) -> Bytes {
-        let bytes = message.encoded_bytes(seq);
-        let put = |block: &mut BytesMut| message.put(seq, block);
-        self.arena.piece(bytes, self.bytes, put)
+        message.encoded(seq, &mut self.arena, self.bytes)
     }
 
     pub fn push(&mut self, message: Bytes) {
