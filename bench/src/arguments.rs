@@ -68,7 +68,7 @@ pub struct RunArguments {
     #[arg(long, default_value_t = 100, value_parser = repeat)]
     pub repeat_max: usize,
     /// Seconds after which a scenario gets no more runs than the least number; several that are measured by one run have as many times that
-    #[arg(long, default_value_t = 90.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
     pub time_max: f64,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]

@@ -7,6 +7,8 @@ use std::time::Instant;
 const BATCHES_AHEAD: usize = 4;
 /// Digits of the number a payload begins with, where it is no shorter.
 pub const NUMBER_BYTES: usize = 8;
+/// Deliveries of a batch, about: those under way at the end of a turn are waited for, which must not be most of it.
+const COPIES_MAX: usize = 500_000;
 /// Messages a publisher prepares at least: were there one, its number would say nothing of order.
 const PREPARED_MIN: usize = 16;
 
@@ -44,11 +46,17 @@ pub struct Publisher {
 }
 
 impl Publisher {
-    /// `subjects` are published to in turn.
-    pub fn new(target: &Target, subjects: &[String], payload: usize) -> Result<Self> {
+    /// `subjects` are published to in turn; of each message so many copies go out.
+    pub fn new(
+        target: &Target,
+        subjects: &[String],
+        payload: usize,
+        copies: usize,
+    ) -> Result<Self> {
         const BATCH_BYTES: usize = 64 << 10;
         let message_bytes = subjects[0].len() + payload + 20;
-        let per_batch = (BATCH_BYTES / message_bytes).max(1);
+        let most = (COPIES_MAX / copies.max(1)).max(PREPARED_MIN);
+        let per_batch = (BATCH_BYTES / message_bytes).clamp(1, most);
         // Enough batches to get through all subjects.
         let count = subjects.len().max(PREPARED_MIN).div_ceil(per_batch);
         let batches = batches(subjects, payload, per_batch, count);

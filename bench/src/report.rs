@@ -135,7 +135,7 @@ impl Report {
     }
 
     pub fn json(&self) -> String {
-        serde_json::to_string_pretty(self).expect("plain data always serializes")
+        serde_json::to_string(self).expect("plain data always serializes")
     }
 
     /// The rows of one section.

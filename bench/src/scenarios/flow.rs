@@ -109,7 +109,7 @@ impl Flow {
                 true => vec![subject(index)],
                 false => (0..self.subjects).map(subject).collect(),
             };
-            Publisher::new(target, &subjects, self.payload)
+            Publisher::new(target, &subjects, self.payload, self.copies() as usize)
         });
         all.collect()
     }

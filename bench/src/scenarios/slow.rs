@@ -101,7 +101,7 @@ fn rate_of(target: &Target, seconds: f64, readers: usize) -> Result<f64> {
     let readers = (0..readers)
         .map(|_| Subscriber::new(target, &line(), ordered(PAYLOAD)))
         .collect::<Result<Vec<_>>>()?;
-    let mut publisher = Publisher::new(target, &[subject(0)], PAYLOAD)?;
+    let mut publisher = Publisher::new(target, &[subject(0)], PAYLOAD, SUBSCRIBERS)?;
     let start = Instant::now();
     let published = publisher.run(start + Duration::from_secs_f64(seconds))?;
     let share = published * sample(PAYLOAD).len() as u64;

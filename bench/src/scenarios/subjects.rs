@@ -47,7 +47,7 @@ pub fn many(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
     // A stride that shares no factor with the count visits every subject in no helpful order.
     let subjects: Vec<String> = (0..count).map(|n| subject(n * 7919 % count)).collect();
     let subscriber = Subscriber::of(connection, ordered(16))?;
-    let mut publisher = Publisher::new(&target, &subjects, 16)?;
+    let mut publisher = Publisher::new(&target, &subjects, 16, 1)?;
     let meter = bed.meter(0)?;
     let published = publisher.run_once()?;
     let waited = wait_for(std::slice::from_ref(&subscriber), &due(published));
