@@ -11,6 +11,9 @@ const BLOCKS: usize = 8;
 /// Pieces in a block, at least: larger ones would leave the ends of many unused.
 const PIECES: usize = 4;
 
+/// Larger ones never lie in a block.
+pub const PIECE_BYTES_MAX: usize = BLOCK_BYTES_MAX / PIECES;
+
 /// What one keeps who keeps much, if not for long.
 pub const MUCH: usize = BLOCKS * BLOCK_BYTES_MAX;
 

@@ -2,18 +2,11 @@
 
 /// The original's rule for channels: tokens parted by dots, none empty, no `/`, no `*` or `>` anywhere.
 pub fn is_valid_channel(name: &str) -> bool {
-    // Every publish asks: one pass over the bytes.
-    let mut before = b'.';
-    for byte in name.bytes() {
-        match byte {
-            b'.' if before == b'.' => return false,
-            b'/' | b'*' | b'>' => return false,
-            // It would end a line of the protocol in the subject of its acks.
-            b'\r' | b'\n' => return false,
-            _ => before = byte,
-        }
-    }
-    before != b'.'
+    !name.is_empty()
+        && name.split('.').all(|token| !token.is_empty())
+        && !name.contains(['/', '*', '>'])
+        // What would end a line of the protocol in the subject of its acks.
+        && !name.contains(['\r', '\n'])
 }
 
 pub fn is_valid_client(id: &str) -> bool {

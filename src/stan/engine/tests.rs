@@ -195,6 +195,26 @@ fn a_channel_whose_name_no_request_may_have_takes_no_publishes() {
 }
 
 #[test]
+fn acks_that_wait_are_backlog() {
+    let mut world = World::new();
+    world.connect("me");
+    let message = pb::PubMsg {
+        client_id: "me".into(),
+        guid: vec![b'g'; 1000],
+        subject: "foo".into(),
+        ..Default::default()
+    };
+    let payload = message.encode_to_vec();
+    let World { engine, out, now } = &mut world;
+    for _ in 0..3 {
+        engine.handle_message(Inlet::PUBLISH, "", Some("reply"), &payload, *now, out);
+    }
+    assert_eq!(engine.backlog_bytes(), 3 * 1005);
+    engine.end_turn(*now, out).unwrap();
+    assert_eq!((engine.backlog_bytes(), out.0.len()), (0, 3));
+}
+
+#[test]
 fn new_messages_then_again_until_acknowledged() {
     let mut world = World::new();
     world.connect("me");

@@ -2,7 +2,7 @@
 
 use super::channels::Channels;
 use super::*;
-use crate::stan::arena::Arena;
+use crate::stan::arena::{Arena, PIECE_BYTES_MAX};
 use std::collections::VecDeque;
 
 /// For so many messages a channel may always have room.
@@ -59,7 +59,9 @@ impl Channel {
         // Few are left of many: they do not keep the blocks of these.
         if std::mem::take(&mut self.shrank) && self.messages.len() <= ROOM_MIN {
             for (_, message) in &mut self.messages {
-                *message = Bytes::copy_from_slice(message);
+                if message.len() <= PIECE_BYTES_MAX {
+                    *message = Bytes::copy_from_slice(message);
+                }
             }
             self.arena = Arena::default();
         }
