@@ -17,10 +17,20 @@ pub struct Arguments {
 pub enum Command {
     /// Names the scenarios
     List,
-    /// Runs scenarios against servers, in turn
+    /// Runs scenarios against servers, side by side in slices
     Run(Box<RunArguments>),
     /// Holds two reports against each other: their ratios, and whether those agree
     Compare(CompareArguments),
+    /// Holds idle connections for a run
+    #[command(hide = true)]
+    Hold(HoldArguments),
+}
+
+#[derive(clap::Args)]
+pub struct HoldArguments {
+    /// Of the server
+    pub address: std::net::SocketAddr,
+    pub count: usize,
 }
 
 #[derive(clap::Args)]
@@ -68,7 +78,7 @@ pub struct RunArguments {
     #[arg(long, default_value_t = 100, value_parser = repeat)]
     pub repeat_max: usize,
     /// Seconds after which a scenario gets no more runs than the least number; several that are measured by one run have as many times that
-    #[arg(long, default_value_t = 60.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 90.0, value_parser = seconds)]
     pub time_max: f64,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]

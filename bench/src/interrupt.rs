@@ -1,4 +1,4 @@
-//! A run that is interrupted: the first signal ends it after the scenario's run under way, in order; a second one at once.
+//! A run that is interrupted: the first signal ends it after the round under way, in order; a second one at once.
 //!
 //! Signals are blocked in all threads but the one that waits for them, so that no system call of the load is cut short.
 
@@ -14,7 +14,7 @@ use std::sync::{Mutex, PoisonError};
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 static ASKED: AtomicBool = AtomicBool::new(false);
-/// The servers that are ours and run, or are not waited for yet.
+/// The processes that are ours and run, servers and those that hold idle connections, or are not waited for yet.
 static CHILDREN: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Watches for signals from now on; to be called before any other thread is there.
@@ -42,7 +42,7 @@ pub fn watch() -> Result<()> {
                 std::process::exit(1);
             }
             say(&format!(
-                "{signal}: ends after this run and writes what there is; once more ends it at once"
+                "{signal}: ends after this round and writes what there is; once more ends it at once"
             ));
         }
     });

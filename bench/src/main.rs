@@ -9,11 +9,13 @@ mod bed;
 mod compare;
 mod connection;
 mod html;
+mod idle;
 mod interrupt;
 mod machine;
 mod progress;
 mod publish;
 mod receive;
+mod relay;
 mod report;
 mod scenarios;
 mod server;
@@ -30,6 +32,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().command {
         Command::List => list(),
         Command::Run(arguments) => interrupt::watch().and_then(|()| session::run(&arguments)),
+        Command::Hold(arguments) => idle::hold(&arguments),
         Command::Compare(CompareArguments {
             first,
             second,

@@ -33,8 +33,8 @@ impl Progress {
         }
     }
 
-    /// One run of it begins.
-    pub fn run(&self, what: &str) {
+    /// A round of it begins, or something else that takes a while.
+    pub fn round(&self, what: &str) {
         if self.on_terminal {
             print(format_args!("\r{}{what}\x1b[K", self.place()));
         }

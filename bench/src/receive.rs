@@ -42,6 +42,8 @@ impl Subscriber {
     /// One that has subscribed already.
     pub fn of(connection: Connection, expected: Expected) -> Result<Self> {
         let stream = connection.stream().try_clone().map_err(failed)?;
+        // For as long as turns on other servers take; who waits for messages has a patience of his own.
+        stream.set_read_timeout(None).map_err(failed)?;
         let (received, stop) = (
             Arc::new(AtomicU64::new(0)),
             Arc::new(AtomicBool::new(false)),
@@ -301,7 +303,7 @@ fn count_all(
     received: &[AtomicU64],
     stop: &AtomicBool,
 ) -> Result<()> {
-    let epoll = Epoll::new(EpollCreateFlags::empty()).map_err(|error| error.to_string())?;
+    let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(|error| error.to_string())?;
     let mut tallies = Vec::new();
     for (index, connection) in connections.iter_mut().enumerate() {
         let event = EpollEvent::new(EpollFlags::EPOLLIN, index as u64);

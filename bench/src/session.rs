@@ -2,12 +2,15 @@
 
 use crate::arguments::RunArguments;
 use crate::bed::{Bed, Setup, Store};
+use crate::machine::Watch;
 use crate::progress::Progress;
+use crate::relay::{Relay, Runner};
 use crate::report::{Report, Row, is_settled};
 use crate::scenarios::{self, Outcome, Scenario, Setting, Trial};
 use crate::server::{self, Program};
 use crate::stats::is_worth_a_look;
 use crate::{html, interrupt, machine};
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -198,13 +201,6 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
     }
     let mut session = Session {
         arguments,
-        setting: Setting {
-            seconds: match arguments.quick {
-                true => arguments.seconds.min(0.3),
-                false => arguments.seconds,
-            },
-            quick: arguments.quick,
-        },
         rounds,
         place,
         progress: Progress::new(chosen.iter().map(|trial| trial.scenarios.len()).sum()),
@@ -265,7 +261,6 @@ fn show(report: &Report) {
 /// A run of all the trials, as far as it has come.
 struct Session<'a> {
     arguments: &'a RunArguments,
-    setting: Setting,
     rounds: Rounds,
     place: Place,
     progress: Progress,
@@ -300,21 +295,45 @@ impl Session<'_> {
             if self.rounds.are_enough(round, taken, failed, &rows) {
                 break;
             }
-            for (index, program) in programs.iter().enumerate() {
-                if interrupt::asked() {
-                    return rows;
-                }
-                self.turn(trial, program, index, &mut rows);
+            self.progress
+                .round(&format!("{}, round {}", trial.title(), round + 1));
+            for (index, turn) in self.turns(trial, programs).into_iter().enumerate() {
+                // Interrupted before it began.
+                let Some(turn) = turn else { return rows };
+                self.note(trial, &programs[index].name, index, turn, &mut rows);
             }
         }
         rows
     }
 
-    /// One turn of it on one of them, whose rows have this index.
-    fn turn(&mut self, trial: &Trial, program: &Program, index: usize, rows: &mut [Vec<Row>]) {
-        let name = &program.name;
-        self.progress.run(&format!("{} on {name}", trial.title()));
-        match self.measure(trial, program) {
+    /// A turn of it on each of them, side by side; None: it is not to begin any more.
+    fn turns(&self, trial: &Trial, programs: &[Program]) -> Vec<Option<Result<Measured, String>>> {
+        let runners = Relay::runners(programs.len()).into_iter();
+        std::thread::scope(|scope| {
+            let start = |(program, runner): (_, Runner)| {
+                scope.spawn(move || {
+                    runner.wait();
+                    (!interrupt::asked()).then(|| self.measure(trial, program, runner))
+                })
+            };
+            let turns: Vec<_> = programs.iter().zip(runners).map(start).collect();
+            let turns = turns.into_iter();
+            turns
+                .map(|turn| turn.join().expect("it does not panic"))
+                .collect()
+        })
+    }
+
+    /// What came of a turn, for the rows with this index.
+    fn note(
+        &mut self,
+        trial: &Trial,
+        name: &str,
+        index: usize,
+        turn: Result<Measured, String>,
+        rows: &mut [Vec<Row>],
+    ) {
+        match turn {
             Ok(measured) => {
                 for (rows, outcome) in rows.iter_mut().zip(measured.outcomes) {
                     rows[index].add(outcome, measured.peak_memory, measured.foreign);
@@ -330,15 +349,29 @@ impl Session<'_> {
         }
     }
 
-    fn measure(&self, trial: &Trial, program: &Program) -> Result<Measured, String> {
+    fn measure(
+        &self,
+        trial: &Trial,
+        program: &Program,
+        runner: Runner,
+    ) -> Result<Measured, String> {
+        let RunArguments { seconds, quick, .. } = *self.arguments;
         let cpu = self.place.server_cpu;
+        // It outlives the servers: the turns on others go on when these have ended.
+        let setting = Setting {
+            seconds: if quick { seconds.min(0.3) } else { seconds },
+            quick,
+            runner,
+            watch: Cell::new(Watch::start(cpu)),
+        };
         let bed = match &self.arguments.url {
             Some(url) => Bed::running(url),
             None => Bed::new(program, trial.setup, cpu),
         }?;
-        let watch = machine::Watch::start(cpu);
-        let outcomes = trial.run(&bed, &self.setting)?;
+        setting.watch.set(Watch::start(cpu));
+        let outcomes = trial.run(&bed, &setting)?;
         // A server of somebody else's may be anywhere, and our own load may be on that CPU.
+        let watch = setting.watch.into_inner();
         let is_apart = self.arguments.url.is_none() && cpu != self.place.load_cpu;
         Ok(Measured {
             outcomes,

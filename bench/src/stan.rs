@@ -441,6 +441,9 @@ impl Subscriber {
         let stop = Arc::new(AtomicBool::new(false));
         let stream = connection.stream().try_clone();
         let stream = stream.map_err(|error| error.to_string())?;
+        // For as long as turns on other servers take; `wait_for` has a patience of its own.
+        let endless = stream.set_read_timeout(None);
+        endless.map_err(|error| error.to_string())?;
         let thread = std::thread::spawn({
             let (received, stop) = (received.clone(), stop.clone());
             move || match taking.run(connection, &received) {

@@ -1,75 +1,67 @@
 //! What connections cost: those that come and go, and those that stay.
 
-use super::{Outcome, Setting};
+use super::{Outcome, SLICES, Setting};
 use crate::bed::Bed;
 use crate::connection::{AT_ONCE, Connection, Result};
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
-pub struct Cost {
-    /// Bytes and nanoseconds of CPU per connection.
-    pub memory: f64,
-    pub cpu: f64,
-}
-
-/// Of so many connections that are made one by one.
-pub fn cost(
-    bed: &Bed,
-    setting: &Setting,
-    count: usize,
-    figure: fn(&Cost) -> f64,
-) -> Result<Outcome> {
-    let count = setting.scaled(count);
-    let server = &bed.servers[0];
-    let (memory, meter) = (server.memory(), bed.meter(0)?);
-    let mut open = Vec::new();
-    for _ in 0..count {
-        open.push(Connection::open(&bed.target())?);
-    }
-    let memory = server.memory().saturating_sub(memory);
-    let elapsed = meter.elapsed();
-    drop(open);
-    settle_closes(bed)?;
-    let cost = Cost {
-        memory: memory as f64 / count as f64,
-        cpu: meter.cpu_ns()? / count as f64,
-    };
-    Ok(Outcome::of(figure(&cost), count as u64, elapsed))
-}
-
-/// Clients come back all together, as after a restart of the server, and stay until all are there.
-pub fn storm(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+/// Clients come back all together, as after a restart of the server, and stay until all are there: bytes of memory, and CPU time, of each.
+pub fn storm(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
     let count = setting.scaled(300) * AT_ONCE;
-    let meter = bed.meter(0)?;
+    let server = &bed.servers[0];
+    let (before, meter) = (server.memory(), bed.meter(0)?);
     let open = Connection::open_many(&bed.target(), count)?;
+    let memory = server.memory().saturating_sub(before);
     let elapsed = meter.elapsed();
     drop(open);
-    settle_closes(bed)?;
-    Ok(Outcome::of(
-        meter.cpu_ns()? / count as f64,
-        count as u64,
-        elapsed,
-    ))
+    settle_closes(bed, Duration::from_millis(200))?;
+    let of = |all: f64| Outcome::of(all / count as f64, count as u64, elapsed);
+    Ok([of(memory as f64), of(meter.cpu_ns()?)])
+}
+
+/// They come one by one, and go all together.
+pub fn one_by_one(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+    let count = setting.scaled(400);
+    in_slices(bed, setting, count, || {
+        let open = (0..count).map(|_| Connection::open(&bed.target()));
+        open.collect::<Result<Vec<_>>>().map(drop)
+    })
 }
 
 /// One after the other, each closed before the next.
 pub fn handshakes(bed: &Bed, setting: &Setting) -> Result<Outcome> {
-    let count = setting.scaled(1000);
-    let meter = bed.meter(0)?;
-    for _ in 0..count {
-        Connection::open(&bed.target())?;
-    }
-    let elapsed = meter.elapsed();
-    settle_closes(bed)?;
-    Ok(Outcome::of(
-        meter.cpu_ns()? / count as f64,
-        count as u64,
-        elapsed,
-    ))
+    let count = setting.scaled(200);
+    in_slices(bed, setting, count, || {
+        let mut open = (0..count).map(|_| Connection::open(&bed.target()));
+        open.try_for_each(|open| open.map(drop))
+    })
 }
 
-/// The closes are part of the price; another connection is served when they are done.
-fn settle_closes(bed: &Bed) -> Result<()> {
+/// So many connections in each slice.
+fn in_slices(
+    bed: &Bed,
+    setting: &Setting,
+    count: usize,
+    connect: impl Fn() -> Result<()>,
+) -> Result<Outcome> {
+    let (slices, connecting) = (Cell::new(0), Cell::new(Duration::ZERO));
+    let more = |_| slices.get() < SLICES;
+    let all = setting.slices_while(bed, more, || {
+        let start = Instant::now();
+        connect()?;
+        connecting.set(connecting.get() + start.elapsed());
+        slices.set(slices.get() + 1);
+        settle_closes(bed, Duration::from_millis(50))
+    })?;
+    let count = u64::from(slices.get()) * count as u64;
+    let figure = all.cpu_ns[0] / count as f64;
+    Ok(Outcome::of(figure, count, connecting.get()))
+}
+
+/// The closes are part of the price; another connection is served when they are done, or soon after.
+fn settle_closes(bed: &Bed, soon: Duration) -> Result<()> {
     Connection::open(&bed.target())?;
-    std::thread::sleep(Duration::from_millis(200));
+    std::thread::sleep(soon);
     Ok(())
 }

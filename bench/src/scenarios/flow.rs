@@ -1,8 +1,9 @@
 //! Publishers that never stop, and subscribers that count.
 
-use super::{Outcome, Setting};
-use crate::bed::{Bed, Meter};
+use super::{Outcome, SLICES, Setting};
+use crate::bed::Bed;
 use crate::connection::{Connection, Result, Target};
+use crate::idle::Idle;
 use crate::publish::Publisher;
 use crate::receive::{Audience, Due, Expected, Receives, Subscriber, received, wait_for};
 use crate::server::Server;
@@ -10,6 +11,10 @@ use std::time::{Duration, Instant};
 
 /// Longer than two servers may take to know each other.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
+/// So many idle connections are waited for: nats-server sends a client a first PING about two seconds after it came, thousands of which would be part of
+/// the figure.
+const MANY_IDLE: usize = 1000;
+const GREETING: Duration = Duration::from_millis(2500);
 
 #[derive(Clone)]
 pub struct Flow {
@@ -116,8 +121,8 @@ impl Flow {
 }
 
 /// All publishers at once, for so long; returns how much each of them published.
-fn publish(publishers: &mut [Publisher], seconds: f64) -> Result<Vec<u64>> {
-    let until = Instant::now() + Duration::from_secs_f64(seconds);
+fn publish(publishers: &mut [Publisher], time: Duration) -> Result<Vec<u64>> {
+    let until = Instant::now() + time;
     std::thread::scope(|scope| {
         let running: Vec<_> = publishers
             .iter_mut()
@@ -143,7 +148,23 @@ pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
     if flow.far {
         settle_servers(&near, &far)?;
     }
-    let _idle = Connection::open_many(&near, setting.scaled(flow.idle))?;
+    let count = setting.scaled(flow.idle);
+    let idle = (count > 0).then(|| Idle::open(near.address, count));
+    let idle = idle.transpose()?;
+    let ready = (count >= MANY_IDLE).then(|| Instant::now() + GREETING);
+    let outcomes = with_receivers(bed, setting, flow, ready)?;
+    idle.map_or(Ok(()), Idle::finish)?;
+    Ok(outcomes)
+}
+
+/// Not before the servers are ready, which is now if no time is given.
+fn with_receivers(
+    bed: &Bed,
+    setting: &Setting,
+    flow: &Flow,
+    ready: Option<Instant>,
+) -> Result<Vec<Outcome>> {
+    let far = bed.target_of(if flow.far { 1 } else { 0 });
     if flow.one_thread {
         let lines = flow.subscriptions(0);
         let receivers = [Audience::new(
@@ -152,7 +173,7 @@ pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
             &lines,
             flow.expected(),
         )?];
-        let outcome = measure(bed, setting, flow, &near, &receivers);
+        let outcome = measure(bed, setting, flow, ready, &receivers);
         let [audience] = receivers;
         // What it has seen says more than that something is missing.
         audience.finish()?;
@@ -163,7 +184,7 @@ pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
         let lines = flow.subscriptions(index);
         receivers.push(Subscriber::new(&far, &lines, flow.expected())?);
     }
-    let outcome = measure(bed, setting, flow, &near, &receivers);
+    let outcome = measure(bed, setting, flow, ready, &receivers);
     for receiver in receivers {
         receiver.finish()?;
     }
@@ -174,33 +195,43 @@ fn measure(
     bed: &Bed,
     setting: &Setting,
     flow: &Flow,
-    target: &Target,
+    ready: Option<Instant>,
     receivers: &[impl Receives],
 ) -> Result<Vec<Outcome>> {
+    let target = &bed.target();
     let mut publishers = flow.publishers(target)?;
     let before = match flow.far {
         true => settle_route(target, receivers)?,
         false => received(receivers),
     };
-    let warm_up = publish(&mut publishers, setting.seconds / 5.0)?;
-    wait_for(receivers, &flow.due(&warm_up, &before))?;
-    let meters = (0..bed.servers.len()).map(|server| bed.meter(server));
-    let meters = meters.collect::<Result<Vec<_>>>()?;
-    let measured = publish(&mut publishers, setting.seconds)?;
-    let pairs = warm_up.iter().zip(&measured);
-    let all: Vec<u64> = pairs.map(|(before, then)| before + then).collect();
+    let warm_up = Duration::from_secs_f64(setting.seconds / 5.0);
+    let mut all = publish(&mut publishers, warm_up)?;
     wait_for(receivers, &flow.due(&all, &before))?;
-    let cpu = meters.iter().map(Meter::cpu_ns);
-    let cpu = cpu.collect::<Result<Vec<_>>>()?;
-    let elapsed = meters[0].elapsed();
-    let published: u64 = measured.iter().sum();
+    let mut published = 0;
+    // What takes so long to prepare is measured for longer.
+    let (count, seconds) = match ready {
+        None => (SLICES, setting.seconds),
+        Some(_) => (4 * SLICES, setting.longer()),
+    };
+    if let Some(ready) = ready {
+        setting.runner.pass();
+        std::thread::sleep(ready.saturating_duration_since(Instant::now()));
+    }
+    let slices = setting.slices(bed, count, seconds, |time| {
+        let more = publish(&mut publishers, time)?;
+        published += more.iter().sum::<u64>();
+        all.iter_mut()
+            .zip(more)
+            .for_each(|(all, more)| *all += more);
+        wait_for(receivers, &flow.due(&all, &before))
+    })?;
     let delivered = published * flow.copies().max(1) * flow.payload as u64;
     let of = |(server, cpu): (&Server, f64)| Outcome {
-        bytes_rate: delivered as f64 / elapsed.as_secs_f64(),
+        bytes_rate: delivered as f64 / slices.elapsed.as_secs_f64(),
         peak_memory: Some(server.peak_memory()),
-        ..Outcome::of(cpu / published as f64, published, elapsed)
+        ..Outcome::of(cpu / published as f64, published, slices.elapsed)
     };
-    Ok(bed.servers.iter().zip(cpu).map(of).collect())
+    Ok(bed.servers.iter().zip(slices.cpu_ns).map(of).collect())
 }
 
 /// Until the servers know each other: clients that are there when they come to are told of it, between messages.

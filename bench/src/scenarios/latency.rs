@@ -1,9 +1,10 @@
 //! Requests: flat out, and at a fixed rate without coordinated omission.
 
-use super::{Outcome, Setting};
+use super::{Outcome, SLICES, Setting};
 use crate::bed::Bed;
 use crate::connection::{Connection, Crowd, Result};
 use crate::stats::{Latency, histogram};
+use hdrhistogram::Histogram;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -64,14 +65,13 @@ impl Service {
 /// one thread of ours per message.
 pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let mut crowd = crowd(bed)?;
-    let mut ask = |seconds: f64| -> Result<(u64, Latency)> {
-        let until = Instant::now() + Duration::from_secs_f64(seconds);
+    let mut ask = |time: Duration, times: &mut Histogram<u64>| -> Result<()> {
+        let until = Instant::now() + time;
         let mut sent = [Instant::now(); CLIENTS];
         for index in 0..CLIENTS {
             crowd.write(index, request(index).as_bytes())?;
         }
         let (mut service, mut waiting) = (Service::default(), CLIENTS);
-        let mut times = histogram();
         crowd.serve(|index, line, answer| {
             if let Came::Answer = service.line(index, line, answer)? {
                 let now = Instant::now();
@@ -84,16 +84,16 @@ pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
                 }
             }
             Ok(waiting > 0)
-        })?;
-        Ok((times.len(), Latency::of(&times)))
+        })
     };
-    ask(setting.seconds / 5.0)?;
-    let meter = bed.meter(0)?;
-    let (done, latency) = ask(setting.seconds)?;
-    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    let warm_up = Duration::from_secs_f64(setting.seconds / 5.0);
+    ask(warm_up, &mut histogram())?;
+    let mut times = histogram();
+    let slices = setting.slices(bed, SLICES, setting.seconds, |time| ask(time, &mut times))?;
+    let done = times.len();
     Ok(Outcome {
-        latency: Some(latency),
-        ..Outcome::of(cpu / done as f64, done, elapsed)
+        latency: Some(Latency::of(&times)),
+        ..Outcome::of(slices.cpu_ns[0] / done as f64, done, slices.elapsed)
     })
 }
 
@@ -101,14 +101,38 @@ pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
 /// sleeps meanwhile: how long a machine takes to wake it says nothing of the server.
 pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome> {
     let mut crowd = crowd(bed)?;
+    let mut ask = |time: Duration, times: &mut Histogram<u64>| {
+        ask_at_rate(&mut crowd, per_second, time, times)
+    };
+    let warm_up = Duration::from_secs_f64(setting.longer() / 10.0);
+    ask(warm_up, &mut histogram())?;
+    let (mut answered, mut times) = (0, histogram());
+    let slices = setting.slices(bed, SLICES, setting.longer(), |time| {
+        answered += ask(time, &mut times)?;
+        Ok(())
+    })?;
+    let latency = Latency::of(&times);
+    Ok(Outcome {
+        latency: Some(latency.clone()),
+        ..Outcome::of(latency.p50, answered, slices.elapsed)
+    })
+}
+
+/// So many a second for so long, until all are answered; returns how many that is.
+fn ask_at_rate(
+    crowd: &mut Crowd,
+    per_second: u64,
+    time: Duration,
+    times: &mut Histogram<u64>,
+) -> Result<u64> {
     let start = Instant::now();
-    let total = (per_second as f64 * setting.longer()) as u64;
-    let warm_up = total / 10;
+    let total = (per_second as f64 * time.as_secs_f64()).max(1.0) as u64;
+    // The first meet a machine that has done something else; one request at least is measured.
+    let skipped = (per_second / 100).min(total - 1);
     let due = |number: u64| start + Duration::from_nanos(number * 1_000_000_000 / per_second);
     let mut waiting: Vec<VecDeque<u64>> = vec![VecDeque::new(); CLIENTS];
     let (mut sent, mut answered) = (0, 0);
-    let (mut service, mut times) = (Service::default(), histogram());
-    let meter = bed.meter(0)?;
+    let mut service = Service::default();
     while answered < total {
         while sent < total && due(sent) <= Instant::now() {
             let client = (sent % CLIENTS as u64) as usize;
@@ -125,7 +149,7 @@ pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome>
         let came = crowd.serve_ready(wait, |index, line, answer| {
             if let Came::Answer = service.line(index, line, answer)? {
                 let number = waiting[index].pop_front().ok_or("an answer to nothing")?;
-                if number >= warm_up {
+                if number >= skipped {
                     let late = Instant::now().saturating_duration_since(due(number));
                     times.saturating_record(late.as_nanos() as u64);
                 }
@@ -137,10 +161,5 @@ pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome>
             return Err(format!("{} requests were not answered", total - answered));
         }
     }
-    let elapsed = meter.elapsed();
-    let latency = Latency::of(&times);
-    Ok(Outcome {
-        latency: Some(latency.clone()),
-        ..Outcome::of(latency.p50, answered, elapsed)
-    })
+    Ok(total)
 }

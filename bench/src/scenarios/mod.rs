@@ -8,21 +8,77 @@ mod slow;
 mod streaming;
 mod subjects;
 
-use crate::bed::{Bed, Setup, Store};
+use crate::bed::{Bed, Meter, Setup, Store};
 use crate::connection::Result;
+use crate::machine::Watch;
+use crate::relay::Runner;
 use crate::stats::Latency;
 use flow::{FLOW, Flow, flow};
-use std::time::Duration;
+use std::cell::Cell;
+use std::time::{Duration, Instant};
 
 pub struct Setting {
     pub seconds: f64,
     pub quick: bool,
+    /// This turn, beside those on other servers.
+    pub runner: Runner,
+    /// Of the time that is measured.
+    pub watch: Cell<Watch>,
+}
+
+/// What a turn does to its servers while it is measured is cut into slices, between which the turns on other servers have theirs: so many, if
+/// nothing else is asked for.
+const SLICES: u32 = 5;
+
+/// What the slices took together.
+struct Slices {
+    /// By server of the bed.
+    cpu_ns: Vec<f64>,
+    elapsed: Duration,
 }
 
 impl Setting {
     /// For what takes its time to become even, such as a store.
     fn longer(&self) -> f64 {
         self.seconds * if self.quick { 1.0 } else { 4.0 }
+    }
+
+    /// Measures so many seconds in so many slices, or in fewer that take longer than they should: one ends when the servers have done all that it asked for.
+    fn slices(
+        &self,
+        bed: &Bed,
+        count: u32,
+        seconds: f64,
+        mut slice: impl FnMut(Duration) -> Result<()>,
+    ) -> Result<Slices> {
+        let all = Duration::from_secs_f64(seconds);
+        self.slices_while(bed, |elapsed| elapsed < all, || slice(all / count))
+    }
+
+    /// Slices until they have taken long enough, one at least. All that the servers use from the first to the last of them counts, between them too: what
+    /// a garbage collector or a store has left to do is part of the price.
+    fn slices_while(
+        &self,
+        bed: &Bed,
+        more: impl Fn(Duration) -> bool,
+        mut slice: impl FnMut() -> Result<()>,
+    ) -> Result<Slices> {
+        self.runner.pass();
+        self.watch.set(Watch::start(bed.cpu));
+        let meters = (0..bed.servers.len()).map(|server| bed.meter(server));
+        let meters = meters.collect::<Result<Vec<_>>>()?;
+        let mut elapsed = Duration::ZERO;
+        loop {
+            let start = Instant::now();
+            slice()?;
+            elapsed += start.elapsed();
+            if !more(elapsed) {
+                break;
+            }
+            self.runner.pass();
+        }
+        let cpu_ns = meters.iter().map(Meter::cpu_ns).collect::<Result<_>>()?;
+        Ok(Slices { cpu_ns, elapsed })
     }
 
     /// A number of things, fewer of them for a quick look.
@@ -67,7 +123,7 @@ pub struct Scenario {
     pub x: Option<f64>,
 }
 
-type Run = Box<dyn Fn(&Bed, &Setting) -> Result<Vec<Outcome>>>;
+type Run = Box<dyn Fn(&Bed, &Setting) -> Result<Vec<Outcome>> + Send + Sync>;
 
 /// What is done to a server in one turn, and the scenarios that have their figures from it: mostly one, and several where they would do the same to it.
 pub struct Trial {
@@ -151,7 +207,10 @@ impl Scenario {
     }
 
     /// It has a trial for itself.
-    fn alone(self, run: impl Fn(&Bed, &Setting) -> Result<Outcome> + 'static) -> Trial {
+    fn alone(
+        self,
+        run: impl Fn(&Bed, &Setting) -> Result<Outcome> + Send + Sync + 'static,
+    ) -> Trial {
         Trial::new([self], move |bed, setting| Ok([run(bed, setting)?]))
     }
 
@@ -163,7 +222,7 @@ impl Scenario {
 impl Trial {
     fn new<const N: usize>(
         scenarios: [Scenario; N],
-        run: impl Fn(&Bed, &Setting) -> Result<[Outcome; N]> + 'static,
+        run: impl Fn(&Bed, &Setting) -> Result<[Outcome; N]> + Send + Sync + 'static,
     ) -> Self {
         Self {
             setup: Setup::One,
@@ -183,9 +242,9 @@ impl Trial {
         let scenarios = only(&kept, self.scenarios);
         let run = move |bed: &Bed, setting: &Setting| Ok(only(&kept, (self.run)(bed, setting)?));
         (!scenarios.is_empty()).then_some(Self {
-            setup: self.setup,
             scenarios,
             run: Box::new(run),
+            ..self
         })
     }
 
@@ -218,7 +277,7 @@ fn only<T>(kept: &[bool], all: Vec<T>) -> Vec<T> {
         .collect()
 }
 
-/// All there are, in the order of the report.
+/// All there are, in the order of the report, but for figures that come of a turn of another section.
 pub fn all() -> Vec<Trial> {
     let groups = [
         core(),
@@ -374,12 +433,21 @@ fn core() -> Vec<Trial> {
             flow::across,
         )
         .setup(Setup::Route),
-        new("idle-memory", "10000 idle connections", 1536.0)
-            .unit("bytes/connection")
-            .alone(|bed, setting| connections::cost(bed, setting, 9_500, |cost| cost.memory)),
+        Trial::new(
+            [
+                new("idle-memory", "9600 idle connections", 1536.0).unit("bytes/connection"),
+                Scenario::new(
+                    Group::Load,
+                    "connect-storm",
+                    "connect, CONNECT, PING, PONG by 9600 clients, 32 at once; close",
+                )
+                .unit("ns CPU/connection"),
+            ],
+            connections::storm,
+        ),
         new("accept", "connect, CONNECT, PING, PONG, close", 60_000.0)
             .unit("ns CPU/connection")
-            .alone(|bed, setting| connections::cost(bed, setting, 2_000, |cost| cost.cpu)),
+            .alone(connections::one_by_one),
     ]
 }
 
@@ -448,12 +516,6 @@ fn loads() -> Vec<Trial> {
         .unit(OF_ITS_OWN)
         .alone(|bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)))
         .setup(Setup::Loops(9)),
-        new(
-            "connect-storm",
-            "connect, CONNECT, PING, PONG by 9600 clients, 32 at once; close",
-        )
-        .unit("ns CPU/connection")
-        .alone(connections::storm),
         new(
             "subscription-churn",
             "500 SUBs and 500 UNSUBs beside every 1000 publishes, 1 to 1, 16 B",
@@ -678,7 +740,34 @@ fn streaming() -> Vec<Trial> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::relay::Relay;
     use std::collections::HashSet;
+
+    /// A turn beside which there is no other.
+    fn alone() -> Setting {
+        Setting {
+            seconds: 1.0,
+            quick: true,
+            runner: Relay::runners(1).remove(0),
+            watch: Cell::new(Watch::start(0)),
+        }
+    }
+
+    #[test]
+    fn slices_end_when_they_have_taken_long_enough() {
+        let (setting, bed, nap) = (alone(), Bed::empty(), Duration::from_millis(5));
+        let mut asked = Vec::new();
+        let slices = setting.slices(&bed, 4, 0.001, |time| {
+            asked.push(time);
+            std::thread::sleep(nap);
+            Ok(())
+        });
+        // The first takes longer than all should.
+        assert_eq!(asked, [Duration::from_micros(250)]);
+        assert!(slices.is_ok_and(|slices| slices.elapsed >= nap && slices.cpu_ns.is_empty()));
+        let failed = setting.slices(&bed, 4, 1.0, |_| Err("lost".into()));
+        assert_eq!(failed.err().as_deref(), Some("lost"));
+    }
 
     #[test]
     fn names_are_unique() {
@@ -700,10 +789,7 @@ mod tests {
             Trial::new(scenarios, outcomes).setup(Setup::Tls)
         };
         let bed = Bed::empty();
-        let setting = Setting {
-            seconds: 1.0,
-            quick: true,
-        };
+        let setting = alone();
         let of = |names: &[&str]| {
             let trial =
                 trial().only(|setup, one| setup == Setup::Tls && names.contains(&&*one.name))?;

@@ -1,6 +1,6 @@
 //! NATS Streaming: acknowledged publishes, and their delivery.
 
-use super::{Outcome, Setting};
+use super::{Outcome, SLICES, Setting};
 use crate::bed::Bed;
 use crate::connection::{Connection, Result, Target};
 use crate::server;
@@ -44,12 +44,16 @@ pub fn publish(bed: &Bed, setting: &Setting, channels: usize) -> Result<Outcome>
     publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     // Channels are made by their first publish.
     publisher.run_messages(channels as u64)?;
-    let meter = bed.meter(0)?;
-    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.longer()))?;
+    let (mut messages, mut times) = (0, histogram());
+    let slices = setting.slices(bed, SLICES, setting.longer(), |time| {
+        let (published, took) = publisher.run(time)?;
+        messages += published;
+        times.add(took).map_err(|error| error.to_string())
+    })?;
     Ok(outcome(
-        meter.cpu_ns()?,
+        slices.cpu_ns[0],
         messages,
-        meter.elapsed(),
+        slices.elapsed,
         Some(&times),
     ))
 }
@@ -112,13 +116,21 @@ pub fn with_subscriber(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let mut publisher = Publisher::new(connection, &session, 1, PAYLOAD, WINDOW)?;
     let (before, _) = publisher.run(Duration::from_secs_f64(setting.longer() / 5.0))?;
     subscriber.wait_for(before)?;
-    let meter = bed.meter(0)?;
-    let (messages, times) = publisher.run(Duration::from_secs_f64(setting.longer()))?;
-    let waited = subscriber.wait_for(before + messages);
-    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    let (mut messages, mut times) = (0, histogram());
+    let slices = setting.slices(bed, SLICES, setting.longer(), |time| {
+        let (published, took) = publisher.run(time)?;
+        messages += published;
+        subscriber.wait_for(before + messages)?;
+        times.add(took).map_err(|error| error.to_string())
+    });
     subscriber.finish()?;
-    waited?;
-    Ok(outcome(cpu, messages, elapsed, Some(&times)))
+    let slices = slices?;
+    Ok(outcome(
+        slices.cpu_ns[0],
+        messages,
+        slices.elapsed,
+        Some(&times),
+    ))
 }
 
 /// What is stored goes out to a new subscriber from the first message on.

@@ -1,7 +1,7 @@
 //! Many subjects: cold ones, the price of subscribing, and subscriptions that come and go.
 
 use super::flow::{ordered, sample, subject};
-use super::{Outcome, Setting};
+use super::{Outcome, SLICES, Setting};
 use crate::bed::Bed;
 use crate::connection::{Connection, Result};
 use crate::publish::{Publisher, batches};
@@ -64,16 +64,18 @@ pub fn churn(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     let line = format!("SUB {} {:06}\r\n", subject(0), 1);
     let subscriber = Subscriber::new(&target, &line, ordered(16))?;
     let mut churn = Churn::new(bed)?;
-    let warm_up = churn.run(setting.seconds / 5.0)?;
-    let meter = bed.meter(0)?;
-    let rounds = churn.run(setting.seconds)?;
-    let published = (warm_up + rounds) * PUBLISHED as u64;
-    let waited = wait_for(std::slice::from_ref(&subscriber), &due(published));
-    let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
+    let warm_up = churn.run(Duration::from_secs_f64(setting.seconds / 5.0))?;
+    let mut rounds = 0;
+    let slices = setting.slices(bed, SLICES, setting.seconds, |time| {
+        rounds += churn.run(time)?;
+        let published = (warm_up + rounds) * PUBLISHED as u64;
+        wait_for(std::slice::from_ref(&subscriber), &due(published))
+    });
     subscriber.finish()?;
-    waited?;
+    let slices = slices?;
     let operations = rounds * (PUBLISHED + 2 * CHURNED) as u64;
-    Ok(Outcome::of(cpu / operations as f64, operations, elapsed))
+    let figure = slices.cpu_ns[0] / operations as f64;
+    Ok(Outcome::of(figure, operations, slices.elapsed))
 }
 
 /// Publishes and changes of subscriptions in lockstep: were each as fast as it can be, how many there are of which would be another
@@ -97,8 +99,8 @@ impl Churn {
     }
 
     /// For so long; returns how many rounds that was.
-    fn run(&mut self, seconds: f64) -> Result<u64> {
-        let until = Instant::now() + Duration::from_secs_f64(seconds);
+    fn run(&mut self, time: Duration) -> Result<u64> {
+        let until = Instant::now() + time;
         let mut rounds = 0;
         while Instant::now() < until {
             self.publisher.write(&self.publishes)?;

@@ -1,0 +1,79 @@
+//! Connections that do nothing, in a process of their own: of several servers side by side there are more than one process may have files open.
+
+use crate::arguments::HoldArguments;
+use crate::connection::{Connection, Result, Target};
+use crate::interrupt;
+use std::fmt::Display;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+
+/// What the other process says when all are open; anything else says why they are not.
+const READY: &str = "ready";
+
+pub struct Idle {
+    holder: Child,
+}
+
+impl Idle {
+    /// So many, without a user and without TLS.
+    pub fn open(address: SocketAddr, count: usize) -> Result<Self> {
+        // This very program, also where its file is another one by now.
+        let mut command = Command::new("/proc/self/exe");
+        command
+            .args(["hold", &address.to_string(), &count.to_string()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let holder = interrupt::spawn(&mut command).map_err(failed)?;
+        let mut idle = Self { holder };
+        let said = idle.holder.stdout.take().expect("it is piped");
+        let mut line = String::new();
+        BufReader::new(said).read_line(&mut line).map_err(failed)?;
+        match line.trim_end() {
+            READY => Ok(idle),
+            "" => Err(failed("their process ended")),
+            other => Err(failed(other)),
+        }
+    }
+
+    /// They were there all the time.
+    pub fn finish(mut self) -> Result<()> {
+        match self.holder.try_wait().map_err(failed)? {
+            None => Ok(()),
+            Some(status) => Err(failed(format!("their process ended ({status})"))),
+        }
+    }
+}
+
+fn failed(error: impl Display) -> String {
+    format!("idle connections: {error}")
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // What it waits for.
+        drop(self.holder.stdin.take());
+        // Its id is its own until it is waited for.
+        interrupt::forget(self.holder.id());
+        let _ = self.holder.wait();
+    }
+}
+
+/// What the other process does: holds the connections until its stdin ends, as it does when whoever asked for them is gone.
+pub fn hold(arguments: &HoldArguments) -> Result<()> {
+    let target = Target {
+        address: arguments.address,
+        tls: None,
+        user: None,
+    };
+    let open = Connection::open_many(&target, arguments.count);
+    let told = match &open {
+        Ok(_) => writeln!(std::io::stdout(), "{READY}"),
+        Err(error) => writeln!(std::io::stdout(), "{error}"),
+    };
+    told.map_err(|error| error.to_string())?;
+    if open.is_ok() {
+        let _ = std::io::stdin().read(&mut [0]);
+    }
+    Ok(())
+}
