@@ -177,6 +177,21 @@ impl Connection {
         self.pong()
     }
 
+    /// Whether the other end has not closed it, whatever came from there meanwhile.
+    pub fn is_open(&self) -> Result<()> {
+        let mut stream = self.stream();
+        stream.set_nonblocking(true).map_err(failed)?;
+        let mut bytes = [0; 4096];
+        loop {
+            match stream.read(&mut bytes) {
+                Ok(0) => return Err("the server closed it".into()),
+                Ok(_) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) => return Err(failed(error)),
+            }
+        }
+    }
+
     pub fn timeout(&self, time: Duration) -> Result<()> {
         self.stream().set_read_timeout(Some(time)).map_err(failed)
     }

@@ -38,9 +38,10 @@ impl Idle {
 
     /// They were there all the time.
     pub fn finish(mut self) -> Result<()> {
-        match self.holder.try_wait().map_err(failed)? {
-            None => Ok(()),
-            Some(status) => Err(failed(format!("their process ended ({status})"))),
+        drop(self.holder.stdin.take());
+        match self.holder.wait().map_err(failed)? {
+            status if status.success() => Ok(()),
+            status => Err(failed(format!("their process ended early, or they did ({status})"))),
         }
     }
 }
@@ -66,14 +67,15 @@ pub fn hold(arguments: &HoldArguments) -> Result<()> {
         tls: None,
         user: None,
     };
-    let open = Connection::open_many(&target, arguments.count);
-    let told = match &open {
-        Ok(_) => writeln!(std::io::stdout(), "{READY}"),
-        Err(error) => writeln!(std::io::stdout(), "{error}"),
+    let open = match Connection::open_many(&target, arguments.count) {
+        Ok(open) => open,
+        Err(error) => return say(&error),
     };
-    told.map_err(|error| error.to_string())?;
-    if open.is_ok() {
-        let _ = std::io::stdin().read(&mut [0]);
-    }
-    Ok(())
+    say(READY)?;
+    let _ = std::io::stdin().read(&mut [0]);
+    open.iter().try_for_each(Connection::is_open)
+}
+
+fn say(line: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{line}").map_err(|error| error.to_string())
 }

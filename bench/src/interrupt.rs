@@ -1,4 +1,4 @@
-//! A run that is interrupted: the first signal ends it after the round under way, in order; a second one at once.
+//! A run that is interrupted: the first signal ends it after the turns that have begun, in order; a second one at once.
 //!
 //! Signals are blocked in all threads but the one that waits for them, so that no system call of the load is cut short.
 
@@ -42,7 +42,7 @@ pub fn watch() -> Result<()> {
                 std::process::exit(1);
             }
             say(&format!(
-                "{signal}: ends after this round and writes what there is; once more ends it at once"
+                "{signal}: ends after the turns that have begun, and writes what there is; once more ends it at once"
             ));
         }
     });
@@ -59,7 +59,7 @@ pub fn asked() -> bool {
     ASKED.load(SeqCst)
 }
 
-/// Starts a server in a process group of its own, so that a terminal's Ctrl-C does not reach it, but we do.
+/// Starts a server, or what holds idle connections, in a process group of its own, so that a terminal's Ctrl-C does not reach it, but we do.
 ///
 /// The mask of a child is that of the thread which starts it (std has not reset it since Rust 1.66), and a server that
 /// blocks SIGINT could not be asked to end. A signal that comes in the microseconds without a mask ends us as it would

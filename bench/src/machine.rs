@@ -128,7 +128,8 @@ impl Watch {
     }
 }
 
-/// User time and stolen time of a CPU, less the user time of all our servers, those that have ended included: they run nowhere else.
+/// User time and stolen time of a CPU, less the user time of all our servers, those that have ended included: they run nowhere else. Processes that hold idle connections
+/// are among them and do; those have nothing to do any more when a watch starts.
 fn foreign_seconds(cpu: usize) -> Option<f64> {
     let all = ticks(&read_to_string("/proc/stat").ok()?, cpu)?;
     // user, nice, system, idle, waiting for disks, irq, softirq, stolen

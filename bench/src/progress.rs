@@ -33,7 +33,7 @@ impl Progress {
         }
     }
 
-    /// A round of it begins, or something else that takes a while.
+    /// A round of it begins.
     pub fn round(&self, what: &str) {
         if self.on_terminal {
             print(format_args!("\r{}{what}\x1b[K", self.place()));

@@ -22,12 +22,39 @@ const WHOLE_BYTES_MAX: usize = 16 << 10;
 /// Of such a piece so much is compared.
 const PIECE_BYTES: usize = 4096;
 
+/// Ends the thread that reads a connection, when it is dropped: also where a turn fails, or the thread would load a server that is not ours.
+pub struct Leash {
+    stop: Arc<AtomicBool>,
+    stream: TcpStream,
+}
+
+impl Leash {
+    /// From now on a read of the connection takes as long as turns on other servers; who waits for messages has a patience of his own.
+    pub fn new(connection: &Connection) -> Result<Self> {
+        let stream = connection.stream().try_clone().map_err(failed)?;
+        stream.set_read_timeout(None).map_err(failed)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        Ok(Self { stop, stream })
+    }
+
+    /// Whether the end of the connection was asked for.
+    pub fn stop(&self) -> Arc<AtomicBool> {
+        self.stop.clone()
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        self.stop.store(true, SeqCst);
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
 /// Counts what arrives, in a thread of its own.
 pub struct Subscriber {
     received: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
     thread: JoinHandle<Result<()>>,
-    stream: TcpStream,
+    leash: Leash,
 }
 
 impl Subscriber {
@@ -41,28 +68,21 @@ impl Subscriber {
 
     /// One that has subscribed already.
     pub fn of(connection: Connection, expected: Expected) -> Result<Self> {
-        let stream = connection.stream().try_clone().map_err(failed)?;
-        // For as long as turns on other servers take; who waits for messages has a patience of his own.
-        stream.set_read_timeout(None).map_err(failed)?;
-        let (received, stop) = (
-            Arc::new(AtomicU64::new(0)),
-            Arc::new(AtomicBool::new(false)),
-        );
+        let leash = Leash::new(&connection)?;
+        let received = Arc::new(AtomicU64::new(0));
         let thread = std::thread::spawn({
-            let (received, stop) = (received.clone(), stop.clone());
+            let (received, stop) = (received.clone(), leash.stop());
             move || count(connection, &expected, &received, &stop)
         });
         Ok(Self {
             received,
-            stop,
             thread,
-            stream,
+            leash,
         })
     }
 
     pub fn finish(self) -> Result<()> {
-        self.stop.store(true, SeqCst);
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        drop(self.leash);
         self.thread.join().expect("it does not panic")
     }
 }

@@ -1,12 +1,13 @@
 //! A client of NATS Streaming, made for load: batches prepared as far as can be.
 
 use crate::connection::{Connection, Result};
+use crate::receive::Leash;
 use crate::stats::histogram;
 use hdrhistogram::Histogram;
 use prost::Message;
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -402,8 +403,7 @@ fn accepted(payload: &[u8]) -> Result<SubscriptionResponse> {
 /// Takes the messages of the first channel in a thread of its own, and acknowledges them.
 pub struct Subscriber {
     received: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    stream: std::net::TcpStream,
+    leash: Leash,
     thread: JoinHandle<Result<()>>,
 }
 
@@ -438,14 +438,9 @@ impl Subscriber {
             filling: filling(payload),
         };
         let received = Arc::new(AtomicU64::new(0));
-        let stop = Arc::new(AtomicBool::new(false));
-        let stream = connection.stream().try_clone();
-        let stream = stream.map_err(|error| error.to_string())?;
-        // For as long as turns on other servers take; `wait_for` has a patience of its own.
-        let endless = stream.set_read_timeout(None);
-        endless.map_err(|error| error.to_string())?;
+        let leash = Leash::new(&connection)?;
         let thread = std::thread::spawn({
-            let (received, stop) = (received.clone(), stop.clone());
+            let (received, stop) = (received.clone(), leash.stop());
             move || match taking.run(connection, &received) {
                 Err(_) if stop.load(SeqCst) => Ok(()),
                 other => other,
@@ -453,8 +448,7 @@ impl Subscriber {
         });
         Ok(Self {
             received,
-            stop,
-            stream,
+            leash,
             thread,
         })
     }
@@ -485,8 +479,7 @@ impl Subscriber {
     }
 
     pub fn finish(self) -> Result<()> {
-        self.stop.store(true, SeqCst);
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+        drop(self.leash);
         self.thread.join().expect("it does not panic")
     }
 }

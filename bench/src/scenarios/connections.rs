@@ -3,7 +3,6 @@
 use super::{Outcome, SLICES, Setting};
 use crate::bed::Bed;
 use crate::connection::{AT_ONCE, Connection, Result};
-use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 /// Clients come back all together, as after a restart of the server, and stay until all are there: bytes of memory, and CPU time, of each.
@@ -45,18 +44,17 @@ fn in_slices(
     count: usize,
     connect: impl Fn() -> Result<()>,
 ) -> Result<Outcome> {
-    let (slices, connecting) = (Cell::new(0), Cell::new(Duration::ZERO));
-    let more = |_| slices.get() < SLICES;
-    let all = setting.slices_while(bed, more, || {
+    let mut connecting = Duration::ZERO;
+    let more = |done, _| done < SLICES;
+    let slices = setting.slices_while(bed, more, || {
         let start = Instant::now();
         connect()?;
-        connecting.set(connecting.get() + start.elapsed());
-        slices.set(slices.get() + 1);
+        connecting += start.elapsed();
         settle_closes(bed, Duration::from_millis(50))
     })?;
-    let count = u64::from(slices.get()) * count as u64;
-    let figure = all.cpu_ns[0] / count as f64;
-    Ok(Outcome::of(figure, count, connecting.get()))
+    let count = u64::from(SLICES) * count as u64;
+    let figure = slices.cpu_ns[0] / count as f64;
+    Ok(Outcome::of(figure, count, connecting))
 }
 
 /// The closes are part of the price; another connection is served when they are done, or soon after.

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Longer than two servers may take to know each other.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
-/// So many idle connections are waited for: nats-server sends a client a first PING about two seconds after it came, thousands of which would be part of
-/// the figure.
+/// From so many idle connections on nothing is measured before they have had a first PING: nats-server sends it about two seconds after a client came,
+/// and thousands of them would be part of the figure.
 const MANY_IDLE: usize = 1000;
 const GREETING: Duration = Duration::from_millis(2500);
 
@@ -151,19 +151,17 @@ pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
     let count = setting.scaled(flow.idle);
     let idle = (count > 0).then(|| Idle::open(near.address, count));
     let idle = idle.transpose()?;
-    let ready = (count >= MANY_IDLE).then(|| Instant::now() + GREETING);
-    let outcomes = with_receivers(bed, setting, flow, ready)?;
+    if count >= MANY_IDLE {
+        let greeted = Instant::now() + GREETING;
+        setting.runner.pass();
+        std::thread::sleep(greeted.saturating_duration_since(Instant::now()));
+    }
+    let outcomes = with_receivers(bed, setting, flow)?;
     idle.map_or(Ok(()), Idle::finish)?;
     Ok(outcomes)
 }
 
-/// Not before the servers are ready, which is now if no time is given.
-fn with_receivers(
-    bed: &Bed,
-    setting: &Setting,
-    flow: &Flow,
-    ready: Option<Instant>,
-) -> Result<Vec<Outcome>> {
+fn with_receivers(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
     let far = bed.target_of(if flow.far { 1 } else { 0 });
     if flow.one_thread {
         let lines = flow.subscriptions(0);
@@ -173,7 +171,7 @@ fn with_receivers(
             &lines,
             flow.expected(),
         )?];
-        let outcome = measure(bed, setting, flow, ready, &receivers);
+        let outcome = measure(bed, setting, flow, &receivers);
         let [audience] = receivers;
         // What it has seen says more than that something is missing.
         audience.finish()?;
@@ -184,7 +182,7 @@ fn with_receivers(
         let lines = flow.subscriptions(index);
         receivers.push(Subscriber::new(&far, &lines, flow.expected())?);
     }
-    let outcome = measure(bed, setting, flow, ready, &receivers);
+    let outcome = measure(bed, setting, flow, &receivers);
     for receiver in receivers {
         receiver.finish()?;
     }
@@ -195,7 +193,6 @@ fn measure(
     bed: &Bed,
     setting: &Setting,
     flow: &Flow,
-    ready: Option<Instant>,
     receivers: &[impl Receives],
 ) -> Result<Vec<Outcome>> {
     let target = &bed.target();
@@ -209,14 +206,10 @@ fn measure(
     wait_for(receivers, &flow.due(&all, &before))?;
     let mut published = 0;
     // What takes so long to prepare is measured for longer.
-    let (count, seconds) = match ready {
-        None => (SLICES, setting.seconds),
-        Some(_) => (4 * SLICES, setting.longer()),
+    let (count, seconds) = match setting.scaled(flow.idle) < MANY_IDLE {
+        true => (SLICES, setting.seconds),
+        false => (4 * SLICES, setting.longer()),
     };
-    if let Some(ready) = ready {
-        setting.runner.pass();
-        std::thread::sleep(ready.saturating_duration_since(Instant::now()));
-    }
     let slices = setting.slices(bed, count, seconds, |time| {
         let more = publish(&mut publishers, time)?;
         published += more.iter().sum::<u64>();

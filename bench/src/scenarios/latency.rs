@@ -161,5 +161,7 @@ fn ask_at_rate(
             return Err(format!("{} requests were not answered", total - answered));
         }
     }
+    // The last one is due before the time is over.
+    std::thread::sleep(time.saturating_sub(start.elapsed()));
     Ok(total)
 }

@@ -43,7 +43,7 @@ impl Setting {
         self.seconds * if self.quick { 1.0 } else { 4.0 }
     }
 
-    /// Measures so many seconds in so many slices, or in fewer that take longer than they should: one ends when the servers have done all that it asked for.
+    /// Measures for so long, in so many slices. A slice ends when the servers have done everything it gave them; where that takes longer, there are fewer.
     fn slices(
         &self,
         bed: &Bed,
@@ -52,32 +52,35 @@ impl Setting {
         mut slice: impl FnMut(Duration) -> Result<()>,
     ) -> Result<Slices> {
         let all = Duration::from_secs_f64(seconds);
-        self.slices_while(bed, |elapsed| elapsed < all, || slice(all / count))
+        self.slices_while(bed, |_, elapsed| elapsed < all, || slice(all / count))
     }
 
-    /// Slices until they have taken long enough, one at least. All that the servers use from the first to the last of them counts, between them too: what
-    /// a garbage collector or a store has left to do is part of the price.
+    /// Slices for as long as there are to be more after so many and such a time, one at least. All that the servers use from the first to the last of
+    /// them counts, between them too: what a garbage collector or a store has left to do is part of the price.
     fn slices_while(
         &self,
         bed: &Bed,
-        more: impl Fn(Duration) -> bool,
+        more: impl Fn(u32, Duration) -> bool,
         mut slice: impl FnMut() -> Result<()>,
     ) -> Result<Slices> {
         self.runner.pass();
         self.watch.set(Watch::start(bed.cpu));
         let meters = (0..bed.servers.len()).map(|server| bed.meter(server));
         let meters = meters.collect::<Result<Vec<_>>>()?;
-        let mut elapsed = Duration::ZERO;
+        let (mut done, mut elapsed) = (0, Duration::ZERO);
         loop {
             let start = Instant::now();
             slice()?;
             elapsed += start.elapsed();
-            if !more(elapsed) {
+            done += 1;
+            if !more(done, elapsed) {
                 break;
             }
             self.runner.pass();
         }
         let cpu_ns = meters.iter().map(Meter::cpu_ns).collect::<Result<_>>()?;
+        // The others have their last slices before anything is torn down.
+        self.runner.pass();
         Ok(Slices { cpu_ns, elapsed })
     }
 
