@@ -41,7 +41,9 @@ impl Idle {
         drop(self.holder.stdin.take());
         match self.holder.wait().map_err(failed)? {
             status if status.success() => Ok(()),
-            status => Err(failed(format!("their process ended early, or they did ({status})"))),
+            status => Err(failed(format!(
+                "their process ended early, or they did ({status})"
+            ))),
         }
     }
 }
