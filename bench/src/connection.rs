@@ -405,4 +405,24 @@ mod tests {
         assert!(is_tls_1_3(Some(TLSv1_2)).unwrap_err().contains("TLSv1_2"));
         assert!(is_tls_1_3(None).is_err());
     }
+
+    #[test]
+    fn a_connection_that_was_closed_is_not_open() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let target = Target {
+            address: listener.local_addr().unwrap(),
+            tls: None,
+            user: None,
+        };
+        let connection = Connection::dial(&target).unwrap();
+        let (mut server, _) = listener.accept().unwrap();
+        server.write_all(b"PING\r\n").unwrap();
+        // Waits for it.
+        assert_eq!(connection.stream().peek(&mut [0]).unwrap(), 1);
+        assert_eq!(connection.is_open(), Ok(()));
+        drop(server);
+        connection.stream().set_nonblocking(false).unwrap();
+        assert_eq!(connection.stream().peek(&mut [0]).unwrap(), 0);
+        assert!(connection.is_open().is_err());
+    }
 }

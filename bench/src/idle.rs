@@ -6,7 +6,7 @@ use crate::interrupt;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// What the other process says when all are open; anything else says why they are not.
 const READY: &str = "ready";
@@ -38,13 +38,20 @@ impl Idle {
 
     /// They were there all the time.
     pub fn finish(mut self) -> Result<()> {
-        drop(self.holder.stdin.take());
-        match self.holder.wait().map_err(failed)? {
+        match self.end().map_err(failed)? {
             status if status.success() => Ok(()),
             status => Err(failed(format!(
                 "their process ended early, or they did ({status})"
             ))),
         }
+    }
+
+    fn end(&mut self) -> std::io::Result<ExitStatus> {
+        // What it waits for.
+        drop(self.holder.stdin.take());
+        // Its id is its own until it is waited for.
+        interrupt::forget(self.holder.id());
+        self.holder.wait()
     }
 }
 
@@ -54,11 +61,7 @@ fn failed(error: impl Display) -> String {
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        // What it waits for.
-        drop(self.holder.stdin.take());
-        // Its id is its own until it is waited for.
-        interrupt::forget(self.holder.id());
-        let _ = self.holder.wait();
+        let _ = self.end();
     }
 }
 

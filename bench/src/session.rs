@@ -313,7 +313,8 @@ impl Session<'_> {
             let start = |(program, runner): (_, Runner)| {
                 scope.spawn(move || {
                     runner.wait();
-                    (!interrupt::asked()).then(|| self.measure(trial, program, runner))
+                    // It is held until the servers have ended.
+                    (!interrupt::asked()).then(|| self.measure(trial, program, &runner))
                 })
             };
             let turns: Vec<_> = programs.iter().zip(runners).map(start).collect();
@@ -353,22 +354,20 @@ impl Session<'_> {
         &self,
         trial: &Trial,
         program: &Program,
-        runner: Runner,
+        runner: &Runner,
     ) -> Result<Measured, String> {
         let RunArguments { seconds, quick, .. } = *self.arguments;
         let cpu = self.place.server_cpu;
-        // It outlives the servers: the turns on others go on when these have ended.
+        let bed = match &self.arguments.url {
+            Some(url) => Bed::running(url),
+            None => Bed::new(program, trial.setup, cpu),
+        }?;
         let setting = Setting {
             seconds: if quick { seconds.min(0.3) } else { seconds },
             quick,
             runner,
             watch: Cell::new(Watch::start(cpu)),
         };
-        let bed = match &self.arguments.url {
-            Some(url) => Bed::running(url),
-            None => Bed::new(program, trial.setup, cpu),
-        }?;
-        setting.watch.set(Watch::start(cpu));
         let outcomes = trial.run(&bed, &setting)?;
         // A server of somebody else's may be anywhere, and our own load may be on that CPU.
         let watch = setting.watch.into_inner();

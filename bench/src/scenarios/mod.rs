@@ -17,11 +17,11 @@ use flow::{FLOW, Flow, flow};
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-pub struct Setting {
+pub struct Setting<'r> {
     pub seconds: f64,
     pub quick: bool,
     /// This turn, beside those on other servers.
-    pub runner: Runner,
+    pub runner: &'r Runner,
     /// Of the time that is measured.
     pub watch: Cell<Watch>,
 }
@@ -37,7 +37,7 @@ struct Slices {
     elapsed: Duration,
 }
 
-impl Setting {
+impl Setting<'_> {
     /// For what takes its time to become even, such as a store.
     fn longer(&self) -> f64 {
         self.seconds * if self.quick { 1.0 } else { 4.0 }
@@ -747,18 +747,19 @@ mod tests {
     use std::collections::HashSet;
 
     /// A turn beside which there is no other.
-    fn alone() -> Setting {
+    fn alone(runner: &Runner) -> Setting<'_> {
         Setting {
             seconds: 1.0,
             quick: true,
-            runner: Relay::runners(1).remove(0),
+            runner,
             watch: Cell::new(Watch::start(0)),
         }
     }
 
     #[test]
     fn slices_end_when_they_have_taken_long_enough() {
-        let (setting, bed, nap) = (alone(), Bed::empty(), Duration::from_millis(5));
+        let (runner, bed) = (Relay::runners(1).remove(0), Bed::empty());
+        let (setting, nap) = (alone(&runner), Duration::from_millis(5));
         let mut asked = Vec::new();
         let slices = setting.slices(&bed, 4, 0.001, |time| {
             asked.push(time);
@@ -792,7 +793,8 @@ mod tests {
             Trial::new(scenarios, outcomes).setup(Setup::Tls)
         };
         let bed = Bed::empty();
-        let setting = alone();
+        let runner = Relay::runners(1).remove(0);
+        let setting = alone(&runner);
         let of = |names: &[&str]| {
             let trial =
                 trial().only(|setup, one| setup == Setup::Tls && names.contains(&&*one.name))?;

@@ -119,10 +119,13 @@ pub fn cost(bed: &Bed, setting: &Setting, slow: Slow) -> Result<Outcome> {
     // Long enough for a hold-up of some seconds to show as what it is.
     let seconds = setting.longer() * 5.0;
     rate(bed, setting.longer() / 5.0, SUBSCRIBERS - 1, None)?; // warm-up
-    let alone = rate(bed, seconds, SUBSCRIBERS - 1, None)?;
+    // Half of it before and half of it after, as what a machine does beside changes meanwhile.
+    let alone = || rate(bed, seconds / 2.0, SUBSCRIBERS - 1, None);
+    let before = alone()?;
     let beside = rate(bed, seconds, SUBSCRIBERS - 1, Some(slow))?;
+    let after = alone()?;
     Ok(Outcome {
-        figure: alone / beside,
+        figure: (before + after) / 2.0 / beside,
         rate: beside,
         ..Outcome::default()
     })
