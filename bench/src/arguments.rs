@@ -70,15 +70,15 @@ pub struct RunArguments {
     /// Measured seconds per run; some scenarios take a multiple of it
     #[arg(long, default_value_t = 0.25, value_parser = seconds)]
     pub seconds: f64,
-    /// Runs per server and scenario, at least; more until ten seconds are over, and where the ratios of the rounds differ so much that
+    /// Runs per server and scenario, at least; more until fifteen seconds are over, and where the ratios of the rounds differ so much that
     /// another report could well say something else
     #[arg(long, default_value_t = 6, value_parser = repeat)]
     pub repeat: usize,
     /// Runs per server and scenario, at most
-    #[arg(long, default_value_t = 100, value_parser = repeat)]
+    #[arg(long, default_value_t = 300, value_parser = repeat)]
     pub repeat_max: usize,
     /// Seconds after which a scenario gets no more runs than the least number; several that are measured by one run have as many times that
-    #[arg(long, default_value_t = 90.0, value_parser = seconds)]
+    #[arg(long, default_value_t = 120.0, value_parser = seconds)]
     pub time_max: f64,
     /// One short run of each: a check that everything works, no measurement
     #[arg(long)]

@@ -2,7 +2,7 @@
 
 use crate::report::short;
 use crate::scenarios::is_compared;
-use crate::stats::{Estimate, ratios};
+use crate::stats::{self, Estimate};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -34,7 +34,7 @@ impl Measured {
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Key {
     scenario: String,
-    /// The server the first one is compared with.
+    /// The server the first one is compared with: itself, where the figure is such a ratio.
     server: String,
     /// What is measured: reports of different units do not speak of the same.
     unit: String,
@@ -47,21 +47,33 @@ impl Run {
             .map_err(|error| format!("{path}: no report of `midge-bench run --json`: {error}"))
     }
 
+    /// Also those of the first server to itself.
     fn ratios(&self) -> BTreeMap<Key, Estimate> {
-        let rows = self.rows.iter().filter_map(|rows| rows.split_first());
-        let rows = rows.filter(|(first, _)| is_compared(&first.unit));
-        let pairs = rows.flat_map(|(first, others)| others.iter().map(move |other| (first, other)));
-        pairs
-            .map(|(first, other)| {
+        let mut ratios = BTreeMap::new();
+        for rows in &self.rows {
+            let Some((first, others)) = rows.split_first() else {
+                continue;
+            };
+            let mut insert = |server: &str, rounds: &[f64]| {
                 let key = Key {
                     scenario: first.scenario.clone(),
-                    server: other.server.clone(),
+                    server: server.into(),
                     unit: first.unit.clone(),
                 };
-                let rounds = ratios(&first.figures(), &other.figures());
-                (key, Estimate::of(&rounds))
-            })
-            .collect()
+                ratios.insert(key, Estimate::of(rounds));
+            };
+            if !is_compared(&first.unit) {
+                insert(&first.server, &first.figures());
+                continue;
+            }
+            for other in others {
+                insert(
+                    &other.server,
+                    &stats::ratios(&first.figures(), &other.figures()),
+                );
+            }
+        }
+        ratios
     }
 }
 
@@ -69,7 +81,7 @@ impl Run {
 pub fn compare(first: &str, second: &str, within: f64) -> Result<(String, bool), String> {
     let (first, second) = (Run::read(first)?.ratios(), Run::read(second)?.ratios());
     if first.is_empty() {
-        return Err("the first report has no ratios: they take two servers, and figures that are no ratios themselves".into());
+        return Err("the first report has no ratios: they take two servers, or figures that are ratios themselves".into());
     }
     Ok(table(&first, &second, within))
 }

@@ -9,17 +9,20 @@ pub struct Progress {
     /// Scenarios, those under way not included: trials of several take longer.
     done: usize,
     under_way: usize,
+    /// Of one pass.
     total: usize,
+    passes: usize,
     start: Instant,
 }
 
 impl Progress {
-    pub fn new(total: usize) -> Self {
+    pub fn new(total: usize, passes: usize) -> Self {
         Self {
             on_terminal: std::io::stderr().is_terminal(),
             done: 0,
             under_way: 0,
             total,
+            passes,
             start: Instant::now(),
         }
     }
@@ -55,12 +58,21 @@ impl Progress {
     }
 
     fn place(&self) -> String {
-        let Self { done, total, .. } = self;
-        match left(self.start.elapsed(), *done, *total) {
-            Some(left) => format!("[{}/{total}, {left} left] ", done + 1),
-            None => format!("[{}/{total}] ", done + 1),
-        }
+        let elapsed = self.start.elapsed();
+        place(elapsed, self.done, self.total, self.passes)
     }
+}
+
+/// Where one is after so many scenarios of so many in each pass.
+fn place(elapsed: Duration, done: usize, total: usize, passes: usize) -> String {
+    let scenario = format!("{}/{total}", done % total + 1);
+    let pass = match passes {
+        1 => String::new(),
+        _ => format!("pass {} of {passes}, ", done / total + 1),
+    };
+    let left = left(elapsed, done, total * passes);
+    let left = left.map(|left| format!(", {left} left"));
+    format!("[{pass}{scenario}{}] ", left.unwrap_or_default())
 }
 
 /// A terminal that is gone ends nothing: `eprint` would panic, and leave servers behind.
@@ -83,6 +95,15 @@ fn left(elapsed: Duration, done: usize, total: usize) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pass_counts_from_the_first_scenario_on() {
+        let at = |done, passes| place(Duration::from_secs(30), done, 10, passes);
+        assert_eq!(at(0, 1), "[1/10] ");
+        assert_eq!(at(6, 1), "[7/10, 20 s left] ");
+        assert_eq!(at(9, 3), "[pass 1 of 3, 10/10, 70 s left] ");
+        assert_eq!(at(10, 3), "[pass 2 of 3, 1/10, 60 s left] ");
+    }
 
     #[test]
     fn the_rest_is_like_what_is_done() {

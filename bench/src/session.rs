@@ -8,7 +8,7 @@ use crate::relay::{Relay, Runner};
 use crate::report::{Report, Row, is_settled};
 use crate::scenarios::{self, Outcome, Scenario, Setting, Trial};
 use crate::server::{self, Program};
-use crate::stats::is_worth_a_look;
+use crate::stats::{FIRST_LOOK, is_worth_a_look};
 use crate::{html, interrupt, machine};
 use std::cell::Cell;
 use std::fs::{File, OpenOptions};
@@ -88,11 +88,17 @@ struct Rounds {
     max: usize,
     time_min: Duration,
     time_max: Duration,
+    /// All trials have their turn so often, and a part of their rounds each time.
+    passes: u32,
+    /// Nothing comes after the pass that these are for.
+    is_last: bool,
 }
 
 /// For so long a trial has rounds however well they agree: what the neighbours of a virtual machine do lasts seconds, and all rounds
 /// may lie in one of these.
-const TIME_MIN: Duration = Duration::from_secs(10);
+const TIME_MIN: Duration = Duration::from_secs(15);
+/// Some of what they do lasts minutes, and then all rounds of a trial do lie in it: so a part of them comes when all other trials have had one.
+const PASSES: u32 = 3;
 
 impl Rounds {
     fn new(arguments: &RunArguments) -> Result<Self, String> {
@@ -103,6 +109,8 @@ impl Rounds {
                 max: 1,
                 time_min: Duration::ZERO,
                 time_max: Duration::ZERO,
+                passes: 1,
+                is_last: true,
             });
         }
         let rounds = Self {
@@ -110,6 +118,8 @@ impl Rounds {
             max,
             time_min: TIME_MIN,
             time_max: Duration::from_secs_f64(arguments.time_max),
+            passes: PASSES.min(u32::try_from(max).unwrap_or(PASSES)),
+            is_last: true,
         };
         match min <= max {
             true => Ok(rounds),
@@ -119,14 +129,37 @@ impl Rounds {
         }
     }
 
-    /// Whether these were enough for all scenarios of a trial, whose rows these are.
-    fn are_enough(self, done: usize, taken: Duration, failed: bool, rows: &[Vec<Row>]) -> bool {
+    /// What is to have been done when this pass ends, the first one being 1.
+    fn until(self, pass: u32) -> Self {
+        let part = |count: usize| {
+            let passed = count.saturating_mul(pass as usize);
+            passed.div_ceil(self.passes as usize)
+        };
+        Self {
+            min: part(self.min),
+            max: part(self.max),
+            // Of each pass by itself.
+            time_min: self.time_min / self.passes,
+            time_max: self.time_max * pass / self.passes,
+            is_last: pass == self.passes,
+            ..self
+        }
+    }
+
+    /// Whether a trial has had enough of them.
+    fn are_enough(self, course: &Course, in_pass: Duration) -> bool {
+        let Course { rows, rounds, .. } = course;
         let all_settled = || rows.iter().all(|rows| is_settled(rows));
-        let settled = || taken >= self.time_min && is_worth_a_look(done) && all_settled();
-        // As long as they would have had one after the other.
+        // Before the last pass what is settled by luck has more rounds all the same, and of too few to say anything the rest comes later.
+        let settled = || match self.is_last {
+            true => is_worth_a_look(*rounds) && all_settled(),
+            false => *rounds < FIRST_LOOK || all_settled(),
+        };
+        // As long as its scenarios would have had one after the other.
         let time_max = self.time_max * rows.len() as u32;
-        let ends = || failed || taken >= time_max || settled();
-        done >= self.max || done >= self.min && ends()
+        let ends =
+            || course.failed || course.taken >= time_max || in_pass >= self.time_min && settled();
+        *rounds >= self.max || *rounds >= self.min && ends()
     }
 }
 
@@ -201,21 +234,30 @@ pub fn run(arguments: &RunArguments) -> Result<(), String> {
     }
     let mut session = Session {
         arguments,
-        rounds,
         place,
-        progress: Progress::new(chosen.iter().map(|trial| trial.scenarios.len()).sum()),
+        progress: Progress::new(
+            chosen.iter().map(|trial| trial.scenarios.len()).sum(),
+            rounds.passes as usize,
+        ),
         failures: Vec::new(),
     };
-    for trial in &chosen {
-        for rows in session.trial(trial, field.of(trial)) {
-            // One that no run of came to its end has nothing to show.
-            if rows.iter().any(|row| row.rounds() > 0) {
-                report.add(rows);
+    let courses = chosen
+        .iter()
+        .map(|trial| Course::new(trial, field.of(trial)));
+    let mut courses: Vec<Course> = courses.collect();
+    'passes: for pass in 1..=rounds.passes {
+        for course in &mut courses {
+            session.pass(course, rounds.until(pass));
+            if interrupt::asked() {
+                report.interrupted = true;
+                break 'passes;
             }
         }
-        if interrupt::asked() {
-            report.interrupted = true;
-            break;
+    }
+    for rows in courses.into_iter().flat_map(|course| course.rows) {
+        // One that no run of came to its end has nothing to show.
+        if rows.iter().any(|row| row.rounds() > 0) {
+            report.add(rows);
         }
     }
     session.progress.clear();
@@ -261,7 +303,6 @@ fn show(report: &Report) {
 /// A run of all the trials, as far as it has come.
 struct Session<'a> {
     arguments: &'a RunArguments,
-    rounds: Rounds,
     place: Place,
     progress: Progress,
     failures: Vec<String>,
@@ -277,33 +318,57 @@ struct Measured {
     foreign: f64,
 }
 
-impl Session<'_> {
-    /// All rounds of a trial, on these programs in turn: the rows of each of its scenarios.
-    fn trial(&mut self, trial: &Trial, programs: &[Program]) -> Vec<Vec<Row>> {
-        self.progress.begin(&trial.names(), trial.scenarios.len());
-        let failed_before = self.failures.len();
+/// A trial, and what came of its rounds so far.
+struct Course<'a> {
+    trial: &'a Trial,
+    /// They have their turns in it side by side.
+    programs: &'a [Program],
+    /// Of each of its scenarios, by program.
+    rows: Vec<Vec<Row>>,
+    rounds: usize,
+    taken: Duration,
+    /// A turn of this pass has.
+    failed: bool,
+}
+
+impl<'a> Course<'a> {
+    fn new(trial: &'a Trial, programs: &'a [Program]) -> Self {
         let rows_of = |scenario: &Scenario| -> Vec<Row> {
             let rows = programs.iter();
             rows.map(|program| Row::new(scenario, &program.name))
                 .collect()
         };
-        let mut rows: Vec<Vec<Row>> = trial.scenarios.iter().map(rows_of).collect();
-        let start = Instant::now();
-        for round in 0.. {
-            let failed = self.failures.len() > failed_before;
-            let taken = start.elapsed();
-            if self.rounds.are_enough(round, taken, failed, &rows) {
-                break;
-            }
+        Self {
+            trial,
+            programs,
+            rows: trial.scenarios.iter().map(rows_of).collect(),
+            rounds: 0,
+            taken: Duration::ZERO,
+            failed: false,
+        }
+    }
+}
+
+impl Session<'_> {
+    /// Rounds of a trial until there are enough, or it is interrupted.
+    fn pass(&mut self, course: &mut Course, enough: Rounds) {
+        let Course {
+            trial, programs, ..
+        } = *course;
+        self.progress.begin(&trial.names(), trial.scenarios.len());
+        let (start, before) = (Instant::now(), course.taken);
+        course.failed = false;
+        while !enough.are_enough(course, start.elapsed()) {
             self.progress
-                .round(&format!("{}, round {}", trial.title(), round + 1));
+                .round(&format!("{}, round {}", trial.title(), course.rounds + 1));
             for (index, turn) in self.turns(trial, programs).into_iter().enumerate() {
                 // Interrupted before it began.
-                let Some(turn) = turn else { return rows };
-                self.note(trial, &programs[index].name, index, turn, &mut rows);
+                let Some(turn) = turn else { return };
+                self.note(course, index, turn);
             }
+            course.rounds += 1;
+            course.taken = before + start.elapsed();
         }
-        rows
     }
 
     /// A turn of it on each of them, side by side; None: it is not to begin any more.
@@ -326,24 +391,19 @@ impl Session<'_> {
     }
 
     /// What came of a turn, for the rows with this index.
-    fn note(
-        &mut self,
-        trial: &Trial,
-        name: &str,
-        index: usize,
-        turn: Result<Measured, String>,
-        rows: &mut [Vec<Row>],
-    ) {
+    fn note(&mut self, course: &mut Course, index: usize, turn: Result<Measured, String>) {
         match turn {
             Ok(measured) => {
-                for (rows, outcome) in rows.iter_mut().zip(measured.outcomes) {
+                for (rows, outcome) in course.rows.iter_mut().zip(measured.outcomes) {
                     rows[index].add(outcome, measured.peak_memory, measured.foreign);
                 }
             }
             // The others are worth having all the same.
             Err(error) => {
-                rows.iter_mut().for_each(|rows| rows[index].fail());
-                let told = format!("{} on {name}: {error}", trial.names());
+                course.rows.iter_mut().for_each(|rows| rows[index].fail());
+                course.failed = true;
+                let name = &course.programs[index].name;
+                let told = format!("{} on {name}: {error}", course.trial.names());
                 self.progress.say(&told);
                 self.failures.push(told);
             }
@@ -453,11 +513,11 @@ mod tests {
             let rounds = Rounds::new(&run_arguments(more).unwrap());
             rounds.map(|rounds| (rounds.min, rounds.max))
         };
-        assert_eq!(of(&[]), Ok((6, 100)));
+        assert_eq!(of(&[]), Ok((6, 300)));
         assert_eq!(of(&["--repeat=3", "--repeat-max=3"]), Ok((3, 3)));
         assert_eq!(of(&["--quick"]), Ok((1, 1)));
-        let error = of(&["--repeat=101"]).unwrap_err();
-        assert!(error.contains("--repeat-max 100"), "{error}");
+        let error = of(&["--repeat=301"]).unwrap_err();
+        assert!(error.contains("--repeat-max 300"), "{error}");
     }
 
     #[test]
@@ -468,18 +528,26 @@ mod tests {
             row
         };
         // A round takes a second, and there are as many as are there.
-        let in_time = |min, max, failed, rows: &[Vec<Row>], time: [u64; 2]| {
+        let in_pass = |is_last, min, max, failed, rows: &[Vec<Row>], time: [u64; 2]| {
             let [time_min, time_max] = time.map(Duration::from_secs);
-            let rounds = Rounds {
+            let enough = Rounds {
                 min,
                 max,
                 time_min,
                 time_max,
+                passes: 1,
+                is_last,
             };
+            let trial = &scenarios::all()[0];
+            let mut course = Course::new(trial, &[]);
+            (course.rows, course.failed) = (rows.to_vec(), failed);
             (0..).find(|done| {
-                rounds.are_enough(*done, Duration::from_secs(*done as u64), failed, rows)
+                (course.rounds, course.taken) = (*done, Duration::from_secs(*done as u64));
+                enough.are_enough(&course, course.taken)
             })
         };
+        let in_time =
+            |min, max, failed, rows: &[Vec<Row>], time| in_pass(true, min, max, failed, rows, time);
         let ends = |min, max, failed, rows: &[Vec<Row>]| in_time(min, max, failed, rows, [0, 1000]);
         let settled = [vec![row("a", &[1.0; 25])]];
         assert_eq!(ends(6, 25, false, &settled), Some(6));
@@ -492,11 +560,33 @@ mod tests {
         assert_eq!(in_time(6, 25, false, &settled, [12, 1000]), Some(15));
         assert_eq!(in_time(6, 25, false, &unsettled, [12, 20]), Some(20));
         assert_eq!(in_time(6, 25, false, &unsettled, [2, 3]), Some(6));
+        // In a pass that is not the last.
+        let first = |rows: &[Vec<Row>], time| in_pass(false, 2, 25, false, rows, time);
+        assert_eq!(first(&settled, [4, 40]), Some(4));
+        assert_eq!(first(&settled, [7, 40]), Some(7));
+        assert_eq!(first(&unsettled, [4, 40]), Some(4));
+        assert_eq!(first(&unsettled, [7, 20]), Some(20));
         // Of two scenarios one is not settled, and both have time.
         let [settled, unsettled] = [settled, unsettled].map(|[rows]| rows);
         let both = [settled, unsettled];
         assert_eq!(ends(6, 25, false, &both), Some(25));
         assert_eq!(in_time(6, 25, false, &both, [2, 7]), Some(14));
+    }
+
+    #[test]
+    fn each_pass_has_a_part_of_the_rounds() {
+        let parts = |more: &[&str]| {
+            let rounds = Rounds::new(&run_arguments(more).unwrap()).unwrap();
+            let passes = (1..=rounds.passes).map(|pass| rounds.until(pass));
+            passes
+                .map(|part| (part.min, part.max, part.time_max.as_secs()))
+                .collect::<Vec<_>>()
+        };
+        let long = ["--repeat=7", "--repeat-max=10", "--time-max=60"];
+        assert_eq!(parts(&long), [(3, 4, 20), (5, 7, 40), (7, 10, 60)]);
+        let short = ["--repeat=1", "--repeat-max=2", "--time-max=60"];
+        assert_eq!(parts(&short), [(1, 1, 30), (1, 2, 60)]);
+        assert_eq!(parts(&["--quick"]), [(1, 1, 0)]);
     }
 
     #[test]

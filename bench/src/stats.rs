@@ -76,10 +76,15 @@ fn outer(count: usize) -> usize {
     likely.iter().position(is_inside).unwrap_or(0)
 }
 
+/// Fewer rounds have no interval.
+pub const FIRST_LOOK: usize = 6;
+
 /// Whether to look at the interval after so many rounds: where there are a third more than at the look before. Who looks after every round stops at the
 /// first interval that is narrow by luck.
 pub fn is_worth_a_look(rounds: usize) -> bool {
-    let looks = std::iter::successors(Some(6), |look: &usize| Some((look * 4).div_ceil(3)));
+    let looks = std::iter::successors(Some(FIRST_LOOK), |look: &usize| {
+        Some((look * 4).div_ceil(3))
+    });
     looks.take_while(|look| *look <= rounds).last() == Some(rounds)
 }
 

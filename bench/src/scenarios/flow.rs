@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 
 /// Longer than two servers may take to know each other.
 const SETTLE_PATIENCE: Duration = Duration::from_secs(20);
-/// From so many idle connections on nothing is measured before they have had a first PING: nats-server sends it about two seconds after a client came,
+/// Idle connections, of how many a flow is among few and among many.
+const FEW_IDLE: usize = 10;
+pub const IDLE: usize = 9900;
+/// Among many nothing is measured before they have had a first PING: nats-server sends it about two seconds after a client came,
 /// and thousands of them would be part of the figure.
-const MANY_IDLE: usize = 1000;
 const GREETING: Duration = Duration::from_millis(2500);
 
 #[derive(Clone)]
@@ -28,8 +30,6 @@ pub struct Flow {
     pub wildcard: bool,
     /// One thread of ours serves all subscribers.
     pub one_thread: bool,
-    /// Connections that do nothing.
-    pub idle: usize,
     /// Subscribers are at the second server.
     pub far: bool,
 }
@@ -43,7 +43,6 @@ pub const FLOW: Flow = Flow {
     queue: false,
     wildcard: false,
     one_thread: false,
-    idle: 0,
     far: false,
 };
 
@@ -141,27 +140,42 @@ pub fn across(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
     Ok(outcomes.try_into().expect("a route has two servers"))
 }
 
-/// What it costs each server of the bed.
-pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
-    let near = bed.target();
-    let far = bed.target_of(if flow.far { 1 } else { 0 });
-    if flow.far {
-        settle_servers(&near, &far)?;
-    }
-    let count = setting.scaled(flow.idle);
-    let idle = (count > 0).then(|| Idle::open(near.address, count));
-    let idle = idle.transpose()?;
-    if count >= MANY_IDLE {
-        let greeted = Instant::now() + GREETING;
-        setting.runner.pass();
-        std::thread::sleep(greeted.saturating_duration_since(Instant::now()));
-    }
-    let outcomes = with_receivers(bed, setting, flow)?;
-    idle.map_or(Ok(()), Idle::finish)?;
-    Ok(outcomes)
+/// Among few connections that do nothing, among many, and how many times as much that is.
+pub fn among(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
+    let address = bed.target().address;
+    let measured = || {
+        // They take so long to prepare.
+        let outcomes = measured(bed, setting, &FLOW, (4 * SLICES, setting.longer()))?;
+        Ok::<_, String>(outcomes.into_iter().next().expect("there is a server"))
+    };
+    let few = Idle::open(address, FEW_IDLE)?;
+    let among_few = measured()?;
+    let more = Idle::open(address, setting.scaled(IDLE) - FEW_IDLE)?;
+    let greeted = Instant::now() + GREETING;
+    setting.runner.pass();
+    std::thread::sleep(greeted.saturating_duration_since(Instant::now()));
+    let among_many = measured()?;
+    few.finish()?;
+    more.finish()?;
+    let ratio = Outcome {
+        figure: among_many.figure / among_few.figure,
+        ..Outcome::default()
+    };
+    Ok([among_few, among_many, ratio])
 }
 
-fn with_receivers(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
+/// What it costs each server of the bed.
+pub fn flow(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outcome>> {
+    if flow.far {
+        settle_servers(&bed.target(), &bed.target_of(1))?;
+    }
+    measured(bed, setting, flow, (SLICES, setting.seconds))
+}
+
+/// Measured in so many slices, so long together.
+type Time = (u32, f64);
+
+fn measured(bed: &Bed, setting: &Setting, flow: &Flow, time: Time) -> Result<Vec<Outcome>> {
     let far = bed.target_of(if flow.far { 1 } else { 0 });
     if flow.one_thread {
         let lines = flow.subscriptions(0);
@@ -171,7 +185,7 @@ fn with_receivers(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outco
             &lines,
             flow.expected(),
         )?];
-        let outcome = measure(bed, setting, flow, &receivers);
+        let outcome = measure(bed, setting, flow, time, &receivers);
         let [audience] = receivers;
         // What it has seen says more than that something is missing.
         audience.finish()?;
@@ -182,7 +196,7 @@ fn with_receivers(bed: &Bed, setting: &Setting, flow: &Flow) -> Result<Vec<Outco
         let lines = flow.subscriptions(index);
         receivers.push(Subscriber::new(&far, &lines, flow.expected())?);
     }
-    let outcome = measure(bed, setting, flow, &receivers);
+    let outcome = measure(bed, setting, flow, time, &receivers);
     for receiver in receivers {
         receiver.finish()?;
     }
@@ -193,6 +207,7 @@ fn measure(
     bed: &Bed,
     setting: &Setting,
     flow: &Flow,
+    (count, seconds): Time,
     receivers: &[impl Receives],
 ) -> Result<Vec<Outcome>> {
     let target = &bed.target();
@@ -205,11 +220,6 @@ fn measure(
     let mut all = publish(&mut publishers, warm_up)?;
     wait_for(receivers, &flow.due(&all, &before))?;
     let mut published = 0;
-    // What takes so long to prepare is measured for longer.
-    let (count, seconds) = match setting.scaled(flow.idle) < MANY_IDLE {
-        true => (SLICES, setting.seconds),
-        false => (4 * SLICES, setting.longer()),
-    };
     let slices = setting.slices(bed, count, seconds, |time| {
         let more = publish(&mut publishers, time)?;
         published += more.iter().sum::<u64>();

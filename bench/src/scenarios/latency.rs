@@ -99,7 +99,8 @@ pub fn flat_out(bed: &Bed, setting: &Setting) -> Result<Outcome> {
 
 /// Requests leave when they are due, however the ones before fare; each is timed from then. Our thread never
 /// sleeps meanwhile: how long a machine takes to wake it says nothing of the server.
-pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome> {
+/// The median of that, and the CPU time of each.
+pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<[Outcome; 2]> {
     let mut crowd = crowd(bed)?;
     let mut ask = |time: Duration, times: &mut Histogram<u64>| {
         ask_at_rate(&mut crowd, per_second, time, times)
@@ -111,11 +112,13 @@ pub fn at_rate(bed: &Bed, setting: &Setting, per_second: u64) -> Result<Outcome>
         answered += ask(time, &mut times)?;
         Ok(())
     })?;
+    let of = |figure| Outcome::of(figure, answered, slices.elapsed);
     let latency = Latency::of(&times);
-    Ok(Outcome {
+    let timed = Outcome {
         latency: Some(latency.clone()),
-        ..Outcome::of(latency.p50, answered, slices.elapsed)
-    })
+        ..of(latency.p50)
+    };
+    Ok([timed, of(slices.cpu_ns[0] / answered as f64)])
 }
 
 /// So many a second for so long, until all are answered; returns how many that is.

@@ -174,12 +174,15 @@ impl Group {
 }
 
 const PUBLISH: &str = "ns CPU/publish";
-/// Of a server to itself undisturbed.
-pub const OF_ITS_OWN: &str = "of that with 7";
+/// Of a server to itself: what begins like this is one.
+pub const OF_ITS_OWN: &str = "of that ";
+const OF_SEVEN: &str = "of that with 7";
+const OF_EIGHT: &str = "of that with 8";
+const OF_TEN: &str = "of that among 10";
 
 /// Whether figures in this unit are compared between servers: how many times as large another server's ratio to itself is says nothing.
 pub fn is_compared(unit: &str) -> bool {
-    unit != OF_ITS_OWN
+    !unit.starts_with(OF_ITS_OWN)
 }
 
 impl Scenario {
@@ -499,26 +502,47 @@ fn loads() -> Vec<Trial> {
     let new = |name: &str, about: &str| Scenario::new(Group::Load, name, about);
     let flow = |name: &str, about: &str, what| new(name, about).flow(what);
     let among = |name: &str, idle: usize| {
-        let about = format!("1 publisher, 1 subscriber, 16 B, among {idle} idle connections");
-        flow(name, &about, Flow { idle, ..FLOW })
+        new(
+            name,
+            &format!("1 publisher, 1 subscriber, 16 B, among {idle} idle connections"),
+        )
+    };
+    let slow_reader = "1 publisher, 8 subscribers, one reads 10 MB/s, and comes back when it is cut off: time per message to the others";
+    let beside_reader = |name: &str, about: &str| {
+        new(name, about)
+            .unit(OF_EIGHT)
+            .target(1.05)
+            .alone(|bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)))
     };
     vec![
-        among("among-10-idle", 10),
-        among("among-10000-idle", 9_900),
+        Trial::new(
+            [
+                among("among-10-idle", 10),
+                among("among-10000-idle", flow::IDLE),
+                among("among-10000-idle-ratio", flow::IDLE)
+                    .unit(OF_TEN)
+                    .target(1.2),
+            ],
+            flow::among,
+        ),
         new(
             "slow-consumer",
-            "1 publisher, 8 subscribers, one stops reading: time per message to the others",
+            "1 publisher, 8 subscribers, one stops reading for good: time per message to the others",
         )
-        .unit(OF_ITS_OWN)
+        .unit(OF_SEVEN)
         .target(1.05)
         .alone(|bed, setting| slow::cost(bed, setting, slow::Slow::Silent)),
-        new(
+        beside_reader("slow-reader", slow_reader),
+        beside_reader(
             "slow-reader-9-loops",
-            "1 publisher, 8 subscribers, each on a loop of its own, one reads 10 MB/s: time per message to the others",
+            &format!("each on a loop of its own: {slow_reader}"),
         )
-        .unit(OF_ITS_OWN)
-        .alone(|bed, setting| slow::cost(bed, setting, slow::Slow::Reads(10_000_000)))
         .setup(Setup::Loops(9)),
+        new(
+            "cold-200k-wildcards",
+            "200000 distinct subjects, every one once, 1000 wildcard subscriptions, 16 B",
+        )
+        .alone(subjects::wildcards),
         new(
             "subscription-churn",
             "500 SUBs and 500 UNSUBs beside every 1000 publishes, 1 to 1, 16 B",
@@ -562,11 +586,20 @@ fn loads() -> Vec<Trial> {
 
 fn latencies() -> Vec<Trial> {
     let of = |per_second: u64| {
-        let about = format!("{per_second} requests a second, 16 B, timed from when they were due");
-        Scenario::new(Group::Latency, format!("requests-{per_second}"), about)
-            .unit("us p50")
-            .x(per_second as f64)
-            .alone(move |bed, setting| latency::at_rate(bed, setting, per_second))
+        let (name, about) = (
+            format!("requests-{per_second}"),
+            format!("{per_second} requests a second, 16 B"),
+        );
+        let timed = format!("{about}, timed from when they were due");
+        Trial::new(
+            [
+                Scenario::new(Group::Latency, &*name, timed)
+                    .unit("us p50")
+                    .x(per_second as f64),
+                Scenario::new(Group::Load, format!("{name}-cpu"), about).unit("ns CPU/request"),
+            ],
+            move |bed, setting| latency::at_rate(bed, setting, per_second),
+        )
     };
     [1_000, 5_000, 20_000].map(of).into()
 }

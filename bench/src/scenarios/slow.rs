@@ -114,16 +114,20 @@ fn rate_of(target: &Target, seconds: f64, readers: usize) -> Result<f64> {
     waited.map(|()| rate)
 }
 
-/// How many times as long a message to the others takes.
+/// How many times as long a message to the others takes: as without it, where it is soon cut off and never comes back, and as with one that is as fast as they
+/// are, where the server has it to serve all the time.
 pub fn cost(bed: &Bed, setting: &Setting, slow: Slow) -> Result<Outcome> {
-    // Long enough for a hold-up of some seconds to show as what it is.
-    let seconds = setting.longer() * 5.0;
-    rate(bed, setting.longer() / 5.0, SUBSCRIBERS - 1, None)?; // warm-up
+    let (readers, seconds) = match slow {
+        // Long enough for a hold-up of some seconds to show as what it is.
+        Slow::Silent => (SUBSCRIBERS - 1, setting.longer() * 5.0),
+        Slow::Reads(_) => (SUBSCRIBERS, setting.longer() * 2.0),
+    };
+    let undisturbed = |seconds| rate(bed, seconds, readers, None);
+    undisturbed(setting.longer() / 5.0)?; // warm-up
     // Half of it before and half of it after, as what a machine does beside changes meanwhile.
-    let alone = || rate(bed, seconds / 2.0, SUBSCRIBERS - 1, None);
-    let before = alone()?;
+    let before = undisturbed(seconds / 2.0)?;
     let beside = rate(bed, seconds, SUBSCRIBERS - 1, Some(slow))?;
-    let after = alone()?;
+    let after = undisturbed(seconds / 2.0)?;
     Ok(Outcome {
         figure: (before + after) / 2.0 / beside,
         rate: beside,

@@ -27,8 +27,7 @@ fn due(messages: u64) -> Due {
 pub fn many(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
     let count = setting.scaled(MANY);
     let lines = all_subscriptions(count);
-    let target = bed.target();
-    let mut connection = Connection::open(&target)?;
+    let mut connection = Connection::open(&bed.target())?;
     let server = &bed.servers[0];
     let (before, meter) = (server.memory(), bed.meter(0)?);
     connection.write(lines.as_bytes())?;
@@ -44,18 +43,41 @@ pub fn many(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
         peak_memory,
         ..Outcome::default()
     };
+    let cold = each_once(bed, connection, count, subject)?;
+    Ok([cold, subscribed, memory])
+}
+
+/// Many subjects again, of which each wildcard subscription has two hundred, in no helpful order.
+pub fn wildcards(bed: &Bed, setting: &Setting) -> Result<Outcome> {
+    const OF_EACH: usize = 200;
+    let count = setting.scaled(MANY);
+    let mut connection = Connection::open(&bed.target())?;
+    let lines = (0..count / OF_EACH).map(|n| format!("SUB {n:03}.* {n:06}\r\n"));
+    connection.write(lines.collect::<String>().as_bytes())?;
+    connection.settle()?;
+    // As wide as the others are.
+    let subject = |n| format!("{:03}.{:04}", n / OF_EACH, n % OF_EACH);
+    each_once(bed, connection, count, subject)
+}
+
+/// What a message to each of so many subjects costs, all of which this client has subscribed to.
+fn each_once(
+    bed: &Bed,
+    connection: Connection,
+    count: usize,
+    subject: impl Fn(usize) -> String,
+) -> Result<Outcome> {
     // A stride that shares no factor with the count visits every subject in no helpful order.
     let subjects: Vec<String> = (0..count).map(|n| subject(n * 7919 % count)).collect();
     let subscriber = Subscriber::of(connection, ordered(16))?;
-    let mut publisher = Publisher::new(&target, &subjects, 16, 1)?;
+    let mut publisher = Publisher::new(&bed.target(), &subjects, 16, 1)?;
     let meter = bed.meter(0)?;
     let published = publisher.run_once()?;
     let waited = wait_for(std::slice::from_ref(&subscriber), &due(published));
     let (cpu, elapsed) = (meter.cpu_ns()?, meter.elapsed());
     subscriber.finish()?;
     waited?;
-    let cold = Outcome::of(cpu / published as f64, published, elapsed);
-    Ok([cold, subscribed, memory])
+    Ok(Outcome::of(cpu / published as f64, published, elapsed))
 }
 
 /// Messages flow 1 to 1 while another connection subscribes to other subjects and ends that again.
