@@ -85,7 +85,7 @@ impl Connect {
                     .ok_or_else(|| format!("{key}: expected a string"))?;
                 Ok::<Box<str>, String>(text.into())
             };
-            match key.to_ascii_lowercase().as_str() {
+            match folded(&key).as_str() {
                 "verbose" => self.verbose = flag()?,
                 "pedantic" => self.pedantic = flag()?,
                 "tls_required" => self.tls_required = flag()?,
@@ -110,6 +110,16 @@ impl Connect {
         }
         Ok(())
     }
+}
+
+/// A key as Go's `encoding/json` compares it: two letters beyond ASCII, the long s and the sign of Kelvin, stand for ones of it.
+fn folded(key: &str) -> String {
+    let letter = |letter: char| match letter {
+        '\u{17f}' => 's',
+        '\u{212a}' => 'k',
+        letter => letter.to_ascii_lowercase(),
+    };
+    key.chars().map(letter).collect()
 }
 
 /// CONNECT of a server that dials another one; its id is the name.
@@ -144,10 +154,7 @@ pub fn masked(json: &[u8]) -> String {
         return format!("({} bytes that are no JSON object)", json.len());
     };
     for (key, value) in &mut object {
-        if matches!(
-            key.to_ascii_lowercase().as_str(),
-            "pass" | "auth_token" | "sig" | "jwt"
-        ) {
+        if matches!(folded(key).as_str(), "pass" | "auth_token" | "sig" | "jwt") {
             *value = Value::String("***".into());
         }
     }
@@ -179,7 +186,7 @@ pub fn fuzz(data: &[u8]) {
     assert_eq!(masked.len(), object.len());
     for ((key, shown), (_, value)) in masked.iter().zip(&object) {
         const SECRETS: [&str; 4] = ["pass", "auth_token", "sig", "jwt"];
-        match SECRETS.iter().any(|name| key.eq_ignore_ascii_case(name)) {
+        match SECRETS.iter().any(|name| is_named(key, name)) {
             true => assert_eq!(shown, "***", "{key}"),
             // A number that is no integer may differ in its last bit when it is read again.
             false => {
@@ -190,12 +197,20 @@ pub fn fuzz(data: &[u8]) {
     }
 }
 
+/// Whether a key is this name, letter by letter, in whatever case.
+fn is_named(key: &str, name: &str) -> bool {
+    let same = |pair: (char, char)| {
+        pair.0.eq_ignore_ascii_case(&pair.1) || matches!(pair, ('\u{17f}', 's') | ('\u{212a}', 'k'))
+    };
+    key.chars().count() == name.len() && key.chars().zip(name.chars()).all(same)
+}
+
 /// Of keys that differ in case only the last one counts, in the order of the object.
 fn assert_said(connect: &Connect, object: &serde_json::Map<String, Value>) {
     let said = |name: &str| {
         let named = object
             .iter()
-            .filter(|(key, value)| key.eq_ignore_ascii_case(name) && !value.is_null());
+            .filter(|(key, value)| is_named(key, name) && !value.is_null());
         named.map(|(_, value)| value).next_back()
     };
     let default = Connect::default();
@@ -262,6 +277,17 @@ mod tests {
         connect.update(b"null").unwrap();
         connect.update(b"{}").unwrap();
         assert_eq!(&*connect.name, "a");
+    }
+
+    #[test]
+    fn letters_that_go_takes_for_others_count_as_these() {
+        let body = "{\"pa\u{17f}\u{17f}\":\"a\",\"n\u{212a}ey\":\"b\",\"u\u{17f}er\":\"c\"}";
+        let mut connect = Connect::default();
+        connect.update(body.as_bytes()).unwrap();
+        let said = [&*connect.pass, &*connect.nkey, &*connect.user];
+        assert_eq!(said, ["a", "b", "c"]);
+        assert!(!masked(body.as_bytes()).contains("\"a\""));
+        fuzz(body.as_bytes());
     }
 
     #[test]
