@@ -1,7 +1,9 @@
 //! From a published message to bytes in outboxes, without sockets: encoding per receiver, and the way
 //! through a mailbox to another loop.
 
-use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+mod item;
+
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use midge::broker::mail::Batch;
 use midge::broker::outbox::Piece;
 use midge::broker::settings::Settings;
@@ -92,10 +94,9 @@ fn encode(criterion: &mut Criterion) {
         let batch = messages("PUB orders.eu", payload);
         let (mut dirty, mut pieces) = (Vec::new(), Vec::new());
         flush(&mut broker, &mut dirty, &mut pieces, now);
-        group.throughput(Throughput::Elements(MESSAGES as u64 * receivers));
         let name = BenchmarkId::new(format!("{receivers}-receivers"), payload);
         group.bench_function(name, |bencher| {
-            bencher.iter(|| {
+            item::time(bencher, MESSAGES * receivers as usize, || {
                 // In pieces of a recv, so that nobody is held back.
                 for piece in black_box(&batch).chunks(64 << 10) {
                     broker.handle_bytes(publisher, piece, now);
@@ -112,9 +113,8 @@ fn encode(criterion: &mut Criterion) {
         let one = b"HPUB orders.eu 18 34\r\nNATS/1.0\r\nA: b\r\n\r\n0123456789abcdef\r\n";
         let batch = one.repeat(MESSAGES);
         let (mut dirty, mut pieces) = (Vec::new(), Vec::new());
-        group.throughput(Throughput::Elements(MESSAGES as u64));
         group.bench_function(name, |bencher| {
-            bencher.iter(|| {
+            item::time(bencher, MESSAGES, || {
                 broker.handle_bytes(publisher, black_box(&batch), now);
                 assert!(flush(&mut broker, &mut dirty, &mut pieces, now) > 0);
             });
@@ -127,7 +127,6 @@ fn encode(criterion: &mut Criterion) {
 fn mailbox(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("mailbox");
     let now = Instant::now();
-    group.throughput(Throughput::Elements(1));
     group.bench_function("empty-batch", |bencher| {
         let mailbox = Mailbox::new(2);
         bencher.iter(|| {
@@ -148,9 +147,8 @@ fn mailbox(criterion: &mut Criterion) {
         let (mut dirty, mut pieces) = (Vec::new(), Vec::new());
         flush(&mut near, &mut dirty, &mut pieces, now);
         flush(&mut far, &mut dirty, &mut pieces, now);
-        group.throughput(Throughput::Elements(MESSAGES as u64));
         group.bench_function(BenchmarkId::new("message", payload), |bencher| {
-            bencher.iter(|| {
+            item::time(bencher, MESSAGES, || {
                 let mut written = 0;
                 for piece in black_box(&batch).chunks(64 << 10) {
                     near.handle_bytes(publisher, piece, now);

@@ -1,6 +1,11 @@
 //! The table of subscriptions: lookups hot and cold, by depth of wildcards and by size, and changes.
 
-use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+mod item;
+
+use criterion::measurement::WallTime;
+use criterion::{
+    BatchSize, BenchmarkGroup, BenchmarkId, Criterion, criterion_group, criterion_main,
+};
 use midge::subject::sublist::Sublist;
 use std::hint::black_box;
 
@@ -12,11 +17,9 @@ fn table(patterns: impl Iterator<Item = String>) -> Sublist {
     sublist
 }
 
-/// Subjects in an order that is no help to caches.
-fn shuffled(count: usize) -> Vec<String> {
-    (0..count)
-        .map(|n| format!("b.{:06}", n * 7919 % count))
-        .collect()
+/// Numbers in an order that is no help to caches.
+fn shuffled(count: usize) -> impl Iterator<Item = usize> {
+    (0..count).map(move |n| n * 7919 % count)
 }
 
 fn find_all(sublist: &mut Sublist, subjects: &[String]) -> usize {
@@ -28,20 +31,40 @@ fn find_all(sublist: &mut Sublist, subjects: &[String]) -> usize {
     total
 }
 
-/// Literal subscriptions: the same few subjects again and again, or all in turn.
+/// Lookups of subjects that have a subscription each: the same few again and again, or all in turn.
+fn hot_and_cold(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    size: usize,
+    pattern: impl Fn(usize) -> String,
+    subject: impl Fn(usize) -> String,
+) {
+    let mut sublist = table((0..size).map(pattern));
+    let cold: Vec<String> = shuffled(size).map(subject).collect();
+    for (name, subjects) in [("hot", &cold[..size.min(8)]), ("cold", &cold[..])] {
+        group.sample_size(if subjects.len() > 10_000 { 10 } else { 100 });
+        group.bench_function(BenchmarkId::new(name, size), |bencher| {
+            item::time(bencher, subjects.len(), || {
+                assert_eq!(find_all(&mut sublist, subjects), subjects.len());
+            });
+        });
+    }
+}
+
 fn literal(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("match/literal");
     for size in [1, 1000, 100_000, 1_000_000] {
-        let mut sublist = table((0..size).map(|n| format!("b.{n:06}")));
-        let cold = shuffled(size);
-        let hot = &cold[..size.min(8)];
-        for (name, subjects) in [("hot", hot), ("cold", &cold[..])] {
-            group.throughput(Throughput::Elements(subjects.len() as u64));
-            group.sample_size(if subjects.len() > 10_000 { 10 } else { 100 });
-            group.bench_function(BenchmarkId::new(name, size), |bencher| {
-                bencher.iter(|| assert_eq!(find_all(&mut sublist, subjects), subjects.len()));
-            });
-        }
+        let name = |n| format!("b.{n:06}");
+        hot_and_cold(&mut group, size, name, name);
+    }
+    group.finish();
+}
+
+/// As many patterns, of which each subject finds its own.
+fn patterns(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("match/patterns");
+    for size in [1000, 100_000, 1_000_000] {
+        let (pattern, subject) = (|n| format!("b.{n:06}.*"), |n| format!("b.{n:06}.x"));
+        hot_and_cold(&mut group, size, pattern, subject);
     }
     group.finish();
 }
@@ -49,7 +72,6 @@ fn literal(criterion: &mut Criterion) {
 /// One subscription with a wildcard in each token but the first, or `>` behind so many tokens.
 fn wildcards(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("match/wildcard");
-    group.throughput(Throughput::Elements(1));
     for depth in [1, 2, 4, 8, 16] {
         let tokens: Vec<String> = (0..=depth).map(|n| format!("t{n}")).collect();
         let subject = tokens.join(".");
@@ -78,7 +100,6 @@ fn wildcards(criterion: &mut Criterion) {
 /// SUB and UNSUB, in a table of that size.
 fn changes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("match/change");
-    group.throughput(Throughput::Elements(1));
     for size in [1000, 1_000_000] {
         let mut sublist = table((0..size).map(|n| format!("b.{n:06}")));
         let mut number = 0u32;
@@ -103,5 +124,5 @@ fn number_of() -> u32 {
     black_box(7)
 }
 
-criterion_group!(benches, literal, wildcards, changes);
+criterion_group!(benches, literal, patterns, wildcards, changes);
 criterion_main!(benches);

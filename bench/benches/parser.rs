@@ -1,5 +1,7 @@
 //! The parser by shape of message: time per message and bytes per second.
 
+mod item;
+
 use bytes::Bytes;
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use midge::wire::parser::{Kind, Message, Parser, Sink, Stop};
@@ -102,23 +104,20 @@ fn shapes() -> Vec<(&'static str, Kind, Vec<u8>)> {
 }
 
 fn parse(criterion: &mut Criterion) {
-    for (unit, per_byte) in [("messages", false), ("bytes", true)] {
-        let mut group = criterion.benchmark_group(format!("parse/{unit}"));
-        for (name, kind, message) in shapes() {
-            let count = BATCH_BYTES / message.len();
-            let batch = message.repeat(count);
-            group.throughput(match per_byte {
-                true => Throughput::Bytes(batch.len() as u64),
-                false => Throughput::Elements(count as u64),
+    let mut group = criterion.benchmark_group("parse");
+    for (name, kind, message) in shapes() {
+        let count = BATCH_BYTES / message.len();
+        let batch = message.repeat(count);
+        group.throughput(Throughput::Bytes(message.len() as u64));
+        group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
+            let (mut parser, mut sink) = (Parser::new(kind), Ignore::default());
+            item::time(bencher, count, || {
+                parser.parse(black_box(&batch), &mut sink).expect("valid");
             });
-            group.bench_function(BenchmarkId::from_parameter(name), |bencher| {
-                let (mut parser, mut sink) = (Parser::new(kind), Ignore::default());
-                bencher.iter(|| parser.parse(black_box(&batch), &mut sink).expect("valid"));
-                assert!(sink.messages.is_multiple_of(count as u64) && sink.bytes < usize::MAX);
-            });
-        }
-        group.finish();
+            assert!(sink.messages.is_multiple_of(count as u64) && sink.bytes < usize::MAX);
+        });
     }
+    group.finish();
 }
 
 /// What arrives in reads that cut messages anywhere.
@@ -127,11 +126,11 @@ fn split(criterion: &mut Criterion) {
     let message = payload("PUB orders.eu 128", 128);
     let count = BATCH_BYTES / message.len();
     let batch = message.repeat(count);
-    group.throughput(Throughput::Elements(count as u64));
+    group.throughput(Throughput::Bytes(message.len() as u64));
     for piece_bytes in [1, 100, 1500, 16 << 10] {
         group.bench_function(BenchmarkId::from_parameter(piece_bytes), |bencher| {
             let (mut parser, mut sink) = (Parser::new(Kind::Client), Ignore::default());
-            bencher.iter(|| {
+            item::time(bencher, count, || {
                 for piece in black_box(&batch).chunks(piece_bytes) {
                     parser.parse(piece, &mut sink).expect("valid");
                 }
