@@ -61,7 +61,8 @@ pub struct RunArguments {
     /// Do not compare with an installed server
     #[arg(long)]
     pub no_peer: bool,
-    /// Load a server that runs already, at nats://HOST:PORT, in place of starting any; its CPU time is not known then
+    /// Load a server that runs already, at nats://HOST:PORT (USER:PASSWORD@ or TOKEN@ before the host, if need be), in place of starting any;
+    /// its CPU time is not known then
     #[arg(long, conflicts_with_all = ["server", "peer", "streaming_peer"])]
     pub url: Option<String>,
     /// Scenarios whose names hold one of these words

@@ -1,6 +1,6 @@
 //! What a scenario runs on: one server or several, with what they need on the disk.
 
-use crate::connection::{Result, Target};
+use crate::connection::{Login, Result, Target};
 use crate::server::{Program, Server, free_port};
 use std::path::Path;
 use std::sync::Arc;
@@ -46,8 +46,7 @@ authorization {
 pub struct Bed {
     pub servers: Vec<Server>,
     tls: Option<Arc<rustls::ClientConfig>>,
-    /// Name and password of whoever connects.
-    user: Option<&'static str>,
+    login: Option<Login>,
     cluster: Option<Cluster>,
     /// How a server with a store is started.
     store: Option<(Program, Vec<String>)>,
@@ -103,7 +102,7 @@ impl Bed {
                 return Ok(Self {
                     servers: vec![program.start(cpu, &[])?],
                     tls: None,
-                    user: None,
+                    login: None,
                     cluster: None,
                     store: None,
                     cpu,
@@ -136,7 +135,7 @@ impl Bed {
                 return Ok(Self {
                     servers,
                     tls: None,
-                    user: None,
+                    login: None,
                     cluster: Some(cluster),
                     store: None,
                     cpu,
@@ -157,10 +156,14 @@ impl Bed {
         };
         let servers = starts.iter().map(|more| program.start(cpu, more));
         let store = || (program.clone(), starts[0].clone());
+        let login = || Login::User {
+            name: "bench".into(),
+            password: "bench".into(),
+        };
         Ok(Self {
             servers: servers.collect::<Result<_>>()?,
             tls,
-            user: (setup == Setup::Permissions).then_some("bench"),
+            login: (setup == Setup::Permissions).then(login),
             cluster: None,
             store: matches!(setup, Setup::Streaming(_)).then(store),
             cpu,
@@ -170,10 +173,11 @@ impl Bed {
 
     /// Of a server that runs already.
     pub fn running(url: &str) -> Result<Self> {
+        let (server, login) = Server::running(url)?;
         Ok(Self {
-            servers: vec![Server::running(url)?],
+            servers: vec![server],
             tls: None,
-            user: None,
+            login,
             cluster: None,
             store: None,
             cpu: 0,
@@ -186,7 +190,7 @@ impl Bed {
         Self {
             servers: Vec::new(),
             tls: None,
-            user: None,
+            login: None,
             cluster: None,
             store: None,
             cpu: 0,
@@ -222,7 +226,7 @@ impl Bed {
         Target {
             address: self.servers[server].address,
             tls: self.tls.clone(),
-            user: self.user,
+            login: self.login.clone(),
         }
     }
 

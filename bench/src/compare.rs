@@ -80,8 +80,8 @@ impl Run {
 /// Reads two reports; the table of their ratios, and whether all of them agree within so many percent.
 pub fn compare(first: &str, second: &str, within: f64) -> Result<(String, bool), String> {
     let (first, second) = (Run::read(first)?.ratios(), Run::read(second)?.ratios());
-    if first.is_empty() {
-        return Err("the first report has no ratios: they take two servers, or figures that are ratios themselves".into());
+    if !first.keys().any(|key| is_compared(&key.unit)) {
+        return Err("the first report has no ratios between servers: they take two, and figures that are no ratios themselves".into());
     }
     Ok(table(&first, &second, within))
 }

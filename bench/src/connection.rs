@@ -1,6 +1,7 @@
 //! Connections to a server: one that waits, and many that one thread serves.
 
 use rustls::{ClientConnection, StreamOwned};
+use serde::{Deserialize, Serialize};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -19,8 +20,27 @@ pub const AT_ONCE: usize = 32;
 pub struct Target {
     pub address: SocketAddr,
     pub tls: Option<Arc<rustls::ClientConfig>>,
-    /// Whose name is the password too.
-    pub user: Option<&'static str>,
+    pub login: Option<Login>,
+}
+
+/// Who connects.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Login {
+    User { name: String, password: String },
+    Token(String),
+}
+
+impl Login {
+    /// What CONNECT says of it, behind other fields.
+    fn fields(&self) -> String {
+        let json = |text: &str| serde_json::Value::from(text).to_string();
+        match self {
+            Self::User { name, password } => {
+                format!(r#","user":{},"pass":{}"#, json(name), json(password))
+            }
+            Self::Token(token) => format!(r#","auth_token":{}"#, json(token)),
+        }
+    }
 }
 
 enum Wire {
@@ -93,12 +113,10 @@ impl Connection {
         if let Some(config) = &target.tls {
             self = self.secured(config)?;
         }
-        let user = target
-            .user
-            .map(|user| format!(r#","user":"{user}","pass":"{user}""#));
+        let login = target.login.as_ref().map(Login::fields);
         let connect = format!(
             "CONNECT {{\"verbose\":false,\"pedantic\":false,\"protocol\":1{}}}\r\nPING\r\n",
-            user.unwrap_or_default()
+            login.unwrap_or_default()
         );
         self.write(connect.as_bytes())?;
         // The first write is behind the handshake.
@@ -407,12 +425,20 @@ mod tests {
     }
 
     #[test]
+    fn a_password_may_hold_anything() {
+        let (name, password) = ("a".to_owned(), "\"b\\".to_owned());
+        let login = Login::User { name, password };
+        assert_eq!(login.fields(), r#","user":"a","pass":"\"b\\""#);
+        assert_eq!(Login::Token("t".into()).fields(), r#","auth_token":"t""#);
+    }
+
+    #[test]
     fn a_connection_that_was_closed_is_not_open() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let target = Target {
             address: listener.local_addr().unwrap(),
             tls: None,
-            user: None,
+            login: None,
         };
         let connection = Connection::dial(&target).unwrap();
         let (mut server, _) = listener.accept().unwrap();

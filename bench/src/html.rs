@@ -1,6 +1,6 @@
 //! The report as one page with plots, for a browser; nothing in it comes from outside.
 
-use crate::report::{Ratio, Report, Row, rate, ratio, short};
+use crate::report::{Ratio, Report, Row, percentiles, rate, ratio, short};
 use crate::scenarios::Group;
 use crate::stats::Latency;
 use plotters::prelude::*;
@@ -46,6 +46,7 @@ pub fn page(report: &Report) -> Result<String, String> {
     for (group, section) in report.sections() {
         let _ = write!(page, "<h2>{}</h2>", group.title());
         page += &table(&section);
+        page += &latencies(&section);
         for plot in plots(group, &section)? {
             page += &plot;
         }
@@ -106,6 +107,30 @@ fn table(section: &[&Vec<Row>]) -> String {
             text,
             "<td class=\"dim\">{rounds}</td><td>{target}</td></tr>"
         );
+    }
+    text + "</table></div>"
+}
+
+/// All percentiles that were measured in a section; nothing where none were.
+fn latencies(section: &[&Vec<Row>]) -> String {
+    let rows = section.iter().copied().flatten();
+    let rows: Vec<&Row> = rows.filter(|row| !row.latencies.is_empty()).collect();
+    let Some(first) = rows.first() else {
+        return String::new();
+    };
+    let mut text =
+        String::from("<div class=\"scroll\"><table><tr><th>latency, us</th><th>server</th>");
+    for (name, _) in percentiles(first) {
+        let _ = write!(text, "<th>{name}</th>");
+    }
+    text += "</tr>";
+    for row in rows {
+        let (about, server) = (escaped(&row.about), escaped(&row.server));
+        let _ = write!(text, "<tr><td>{about}</td><td>{server}</td>");
+        for (_, value) in percentiles(row) {
+            let _ = write!(text, "<td>{}</td>", value.map_or("-".into(), short));
+        }
+        text += "</tr>";
     }
     text + "</table></div>"
 }
@@ -314,6 +339,7 @@ mod tests {
             "{}",
             page.matches("<svg").count()
         );
+        assert!(page.contains("<th>p50</th><th>p99</th><th>p99.9</th><th>max</th>"));
         assert!(page.contains("class=\"missed\"") || page.contains("4.0x"));
         assert!(page.contains("<td>4.0x ? <span class=\"dim\"></span></td>"));
         let address = page.replace("http://www.w3.org/2000/svg", "");

@@ -5,7 +5,6 @@ use crate::connection::{Connection, Result, Target};
 use crate::interrupt;
 use std::fmt::Display;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::SocketAddr;
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// What the other process says when all are open; anything else says why they are not.
@@ -16,16 +15,20 @@ pub struct Idle {
 }
 
 impl Idle {
-    /// So many, without a user and without TLS.
-    pub fn open(address: SocketAddr, count: usize) -> Result<Self> {
+    /// So many, without TLS.
+    pub fn open(target: &Target, count: usize) -> Result<Self> {
         // This very program, also where its file is another one by now.
         let mut command = Command::new("/proc/self/exe");
         command
-            .args(["hold", &address.to_string(), &count.to_string()])
+            .args(["hold", &target.address.to_string(), &count.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped());
         let holder = interrupt::spawn(&mut command).map_err(failed)?;
         let mut idle = Self { holder };
+        // Not among the arguments, which everybody on the machine can see.
+        let login = serde_json::to_string(&target.login).expect("plain data always serializes");
+        let ask = idle.holder.stdin.as_mut().expect("it is piped");
+        writeln!(ask, "{login}").map_err(failed)?;
         let said = idle.holder.stdout.take().expect("it is piped");
         let mut line = String::new();
         BufReader::new(said).read_line(&mut line).map_err(failed)?;
@@ -67,17 +70,20 @@ impl Drop for Idle {
 
 /// What the other process does: holds the connections until its stdin ends, as it does when whoever asked for them is gone.
 pub fn hold(arguments: &HoldArguments) -> Result<()> {
+    let mut stdin = std::io::stdin().lock();
+    let mut login = String::new();
+    stdin.read_line(&mut login).map_err(failed)?;
     let target = Target {
         address: arguments.address,
         tls: None,
-        user: None,
+        login: serde_json::from_str(&login).map_err(failed)?,
     };
     let open = match Connection::open_many(&target, arguments.count) {
         Ok(open) => open,
         Err(error) => return say(&error),
     };
     say(READY)?;
-    let _ = std::io::stdin().read(&mut [0]);
+    let _ = stdin.read(&mut [0]);
     open.iter().try_for_each(Connection::is_open)
 }
 

@@ -2,7 +2,7 @@
 
 use crate::machine::{self, FOREIGN_MAX};
 use crate::scenarios::{Group, Outcome, Scenario, is_compared};
-use crate::server::Program;
+use crate::server::{Program, without_login};
 use crate::stats::{Estimate, Latency, Spread, ratios, spread};
 use serde::Serialize;
 use std::fmt::Write;
@@ -263,7 +263,8 @@ fn latencies(text: &mut String, section: &[&Vec<Row>]) {
     text.push('\n');
 }
 
-fn percentiles(row: &Row) -> [(&'static str, Option<f64>); 4] {
+/// Medians over the runs, and the longest of all, in microseconds; None: not measured.
+pub fn percentiles(row: &Row) -> [(&'static str, Option<f64>); 4] {
     [
         ("p50", row.latency(|l| l.p50)),
         ("p99", row.latency(|l| l.p99)),
@@ -411,6 +412,7 @@ fn shortened(words: impl Iterator<Item = String>) -> String {
     let value = |flag: &str, value: &str| match flag {
         "--server" | "--peer" | "--streaming-peer" => program(value),
         "--json" | "--markdown" | "--html" => name(value),
+        "--url" => without_login(value),
         _ => value.to_owned(),
     };
     let (mut before, mut short) = (String::new(), Vec::new());
@@ -626,6 +628,9 @@ pub mod tests {
             short("run --server midge=/a/b/midge --peer=x=/c/y --json /d/e.json --html=f/g.html"),
             "run --server midge=midge --peer=x=y --json e.json --html=g.html"
         );
+        for secret in ["--url nats://u:p@host:1", "--url=nats://u:p@host:1"] {
+            assert_eq!(short(secret), secret.replace("u:p@", ""));
+        }
         for kept in [
             "run --url nats://host:4222 --scenario 1-to-1",
             "run --url=nats://host:4222",

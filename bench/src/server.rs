@@ -1,9 +1,11 @@
 //! Servers under test: found, started on a free port, pinned, watched, stopped.
 
+use crate::connection::Login;
 use crate::interrupt;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{clock_getcpuclockid, clock_gettime};
 use nix::unistd::Pid;
+use percent_encoding::percent_decode_str;
 use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
@@ -13,6 +15,7 @@ use std::str::FromStr;
 use std::sync::mpsc::{self, Receiver};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use url::Url;
 
 /// More than any scenario has servers.
 const GIVEN_REMEMBERED: usize = 64;
@@ -209,6 +212,44 @@ pub fn free_port() -> std::io::Result<u16> {
     }
 }
 
+/// What may be shown of a URL.
+pub fn without_login(url: &str) -> String {
+    match (url.find("://").map_or(0, |at| at + 3), url.rfind('@')) {
+        (start, Some(end)) if end >= start => format!("{}{}", &url[..start], &url[end + 1..]),
+        _ => url.into(),
+    }
+}
+
+/// Host and port of nats://USER:PASSWORD@HOST:PORT, and who connects; what has no password is a token, as for clients.
+fn parsed(url: &str) -> Result<(String, Option<Login>), String> {
+    const PORT: u16 = 4222;
+    let shown = without_login(url);
+    let whole = match url.contains("://") {
+        true => url.to_owned(),
+        false => format!("nats://{url}"),
+    };
+    let parsed = Url::parse(&whole).map_err(|error| format!("{shown}: {error}"))?;
+    if parsed.scheme() != "nats" {
+        return Err(format!(
+            "{shown}: only nats://HOST:PORT can be loaded, without TLS"
+        ));
+    }
+    let host = parsed
+        .host_str()
+        .filter(|host| !host.is_empty())
+        .ok_or_else(|| format!("{shown}: no host"))?;
+    let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+    let login = match (parsed.username(), parsed.password()) {
+        ("", None) => None,
+        (token, None) => Some(Login::Token(decoded(token))),
+        (name, Some(password)) => Some(Login::User {
+            name: decoded(name),
+            password: decoded(password),
+        }),
+    };
+    Ok((format!("{host}:{}", parsed.port().unwrap_or(PORT)), login))
+}
+
 pub struct Server {
     /// None: somebody else's, of which only the address is known.
     process: Option<Child>,
@@ -216,20 +257,21 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server that runs already.
-    pub fn running(url: &str) -> Result<Self, String> {
-        let address = url.strip_prefix("nats://").unwrap_or(url);
+    /// A server that runs already, and who may connect to it.
+    pub fn running(url: &str) -> Result<(Self, Option<Login>), String> {
+        let (address, login) = parsed(url)?;
+        let shown = without_login(url);
         let mut found = address
             .to_socket_addrs()
-            .map_err(|error| format!("{url}: {error}"))?;
-        let address = found.next().ok_or_else(|| format!("{url}: no address"))?;
+            .map_err(|error| format!("{shown}: {error}"))?;
+        let address = found.next().ok_or_else(|| format!("{shown}: no address"))?;
         let server = Self {
             process: None,
             address,
         };
         match server.answers() {
-            true => Ok(server),
-            false => Err(format!("{url}: no NATS server answers")),
+            true => Ok((server, login)),
+            false => Err(format!("{shown}: no NATS server answers")),
         }
     }
 
@@ -403,6 +445,29 @@ mod tests {
         assert_eq!(of("", true), "--threads 2");
         assert_eq!(of("--threads 1", false), "--threads 2");
         assert_eq!(of("-D", false), "-D");
+    }
+
+    #[test]
+    fn urls_of_running_servers() {
+        let of = |url| parsed(url).map_err(|error| error.contains(url));
+        let user = |name: &str, password: &str| Login::User {
+            name: name.into(),
+            password: password.into(),
+        };
+        assert_eq!(of("nats://host:1"), Ok(("host:1".into(), None)));
+        assert_eq!(of("host"), Ok(("host:4222".into(), None)));
+        assert_eq!(of("127.0.0.1:5"), Ok(("127.0.0.1:5".into(), None)));
+        assert_eq!(of("nats://[::1]/"), Ok(("[::1]:4222".into(), None)));
+        let login = Some(user("a", "b@c"));
+        assert_eq!(of("nats://a:b%40c@host"), Ok(("host:4222".into(), login)));
+        let token = Some(Login::Token("t".into()));
+        assert_eq!(of("nats://t@host:1"), Ok(("host:1".into(), token)));
+        for wrong in ["tls://host:1", "nats://", "http://host", "nats://host:x"] {
+            assert_eq!(of(wrong), Err(true), "{wrong}");
+        }
+        let error = parsed("tls://u:secret@host:1").unwrap_err();
+        assert!(error.starts_with("tls://host:1: "), "{error}");
+        assert_eq!(without_login("u:p@q@host"), "host");
     }
 
     #[test]

@@ -2,12 +2,13 @@
 
 use crate::arguments::RunArguments;
 use crate::bed::{Bed, Setup, Store};
+use crate::connection::Connection;
 use crate::machine::Watch;
 use crate::progress::Progress;
 use crate::relay::{Relay, Runner};
 use crate::report::{Report, Row, is_settled};
-use crate::scenarios::{self, Outcome, Scenario, Setting, Trial};
-use crate::server::{self, Program};
+use crate::scenarios::{self, OF_TEN, Outcome, Scenario, Setting, Trial};
+use crate::server::{self, Program, without_login};
 use crate::stats::{FIRST_LOOK, is_worth_a_look};
 use crate::{html, interrupt, machine};
 use std::cell::Cell;
@@ -70,14 +71,19 @@ fn chosen(arguments: &RunArguments) -> Result<Vec<Trial>, String> {
     };
     let wanted = |setup, scenario: &Scenario| {
         // Of a server that runs already nothing but the sockets are seen.
-        let possible = setup == Setup::One && !scenario.unit.starts_with("bytes");
+        let is_seen = !scenario.unit.starts_with("bytes") && scenario.unit != OF_TEN;
+        let possible = setup == Setup::One && is_seen;
         named(scenario) && (arguments.url.is_none() || possible)
     };
     let all = scenarios::all().into_iter();
     let chosen: Vec<Trial> = all.filter_map(|trial| trial.only(wanted)).collect();
     match chosen.is_empty() {
-        true => Err("no scenario has such a name; `midge-bench list` shows them".into()),
         false => Ok(chosen),
+        true if scenarios::each().any(|scenario| named(&scenario)) => Err(
+            "what is so named needs a server that is started for it: it cannot be run with --url"
+                .into(),
+        ),
+        true => Err("no scenario has such a name; `midge-bench list` shows them".into()),
     }
 }
 
@@ -220,12 +226,24 @@ impl Place {
 pub fn run(arguments: &RunArguments) -> Result<(), String> {
     let rounds = Rounds::new(arguments)?;
     let chosen = chosen(arguments)?;
+    if let Some(url) = &arguments.url {
+        // Whoever it does not let in would fail in every turn.
+        let opened = Connection::open(&Bed::running(url)?.target());
+        opened.map_err(|error| format!("{}: {error}", without_login(url)))?;
+    }
     let place = Place::new(arguments)?;
     // A run may take an hour; that its report has nowhere to go is told before.
     let [json, markdown, html] = [&arguments.json, &arguments.markdown, &arguments.html]
         .map(|path| path.as_ref().map(|path| Output::open(path)).transpose());
     let (json, markdown, html) = (json?, markdown?, html?);
     let field = Field::new(arguments);
+    let stores = |trial: &Trial| matches!(trial.setup, Setup::Streaming(_));
+    if field.streaming.len() == 1 && !arguments.no_peer && chosen.iter().any(stores) {
+        eprintln!(
+            "No nats-streaming-server found to compare with: its last releases are at github.com/nats-io/nats-streaming-server; put it on the PATH, \
+             or name it with --streaming-peer nats-streaming-server=PATH."
+        );
+    }
     server::raise_descriptor_limit();
     server::pin(0, place.load_cpu)?;
     let mut report = Report::new(&field.all(), place.one_core);

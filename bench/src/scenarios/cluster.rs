@@ -122,7 +122,7 @@ fn target_of(server: &Server) -> Target {
     Target {
         address: server.address,
         tls: None,
-        user: None,
+        login: None,
     }
 }
 

@@ -142,15 +142,15 @@ pub fn across(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
 
 /// Among few connections that do nothing, among many, and how many times as much that is.
 pub fn among(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
-    let address = bed.target().address;
+    let target = &bed.target();
     let measured = || {
         // They take so long to prepare.
         let outcomes = measured(bed, setting, &FLOW, (4 * SLICES, setting.longer()))?;
         Ok::<_, String>(outcomes.into_iter().next().expect("there is a server"))
     };
-    let few = Idle::open(address, FEW_IDLE)?;
+    let few = Idle::open(target, FEW_IDLE)?;
     let among_few = measured()?;
-    let more = Idle::open(address, setting.scaled(IDLE) - FEW_IDLE)?;
+    let more = Idle::open(target, setting.scaled(IDLE) - FEW_IDLE)?;
     let greeted = Instant::now() + GREETING;
     setting.runner.pass();
     std::thread::sleep(greeted.saturating_duration_since(Instant::now()));

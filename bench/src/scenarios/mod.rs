@@ -178,7 +178,8 @@ const PUBLISH: &str = "ns CPU/publish";
 pub const OF_ITS_OWN: &str = "of that ";
 const OF_SEVEN: &str = "of that with 7";
 const OF_EIGHT: &str = "of that with 8";
-const OF_TEN: &str = "of that among 10";
+/// Of CPU times, which of a server that runs already are not known.
+pub const OF_TEN: &str = "of that among 10";
 
 /// Whether figures in this unit are compared between servers: how many times as large another server's ratio to itself is says nothing.
 pub fn is_compared(unit: &str) -> bool {

@@ -115,7 +115,7 @@ fn rate_of(target: &Target, seconds: f64, readers: usize) -> Result<f64> {
 }
 
 /// How many times as long a message to the others takes: as without it, where it is soon cut off and never comes back, and as with one that is as fast as they
-/// are, where the server has it to serve all the time.
+/// are, where it comes back, as soon as it has read what the kernel still had for it.
 pub fn cost(bed: &Bed, setting: &Setting, slow: Slow) -> Result<Outcome> {
     let (readers, seconds) = match slow {
         // Long enough for a hold-up of some seconds to show as what it is.

@@ -160,7 +160,7 @@ pub fn recovery(bed: &Bed, setting: &Setting, channels: usize) -> Result<[Outcom
     let target = Target {
         address: server.address,
         tls: None,
-        user: None,
+        login: None,
     };
     let mut connection = Connection::open(&target)?;
     stan::wait_until_up(&mut connection, Duration::from_secs(120))?;
