@@ -117,3 +117,24 @@ fn repeat(text: &str) -> Result<usize, String> {
         _ => Err("expected 1 or more".into()),
     }
 }
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// What `run` gets of these, beside a server.
+    pub fn run_arguments(more: &[&str]) -> Result<RunArguments, String> {
+        let words = [
+            "midge-bench",
+            "run",
+            "--server",
+            "x=/bin/false",
+            "--no-peer",
+        ];
+        let parsed = Arguments::try_parse_from(words.iter().chain(more));
+        match parsed.map_err(|error| error.to_string())?.command {
+            Command::Run(arguments) => Ok(*arguments),
+            _ => unreachable!("`run` was asked for"),
+        }
+    }
+}

@@ -17,6 +17,7 @@ mod publish;
 mod receive;
 mod relay;
 mod report;
+mod rounds;
 mod scenarios;
 mod server;
 mod session;
