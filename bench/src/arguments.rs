@@ -73,7 +73,7 @@ pub struct RunArguments {
     pub seconds: f64,
     /// Runs per server and scenario, at least; more until fifteen seconds are over, and where the ratios of the rounds differ so much that
     /// another report could well say something else
-    #[arg(long, default_value_t = 6, value_parser = repeat)]
+    #[arg(long, default_value_t = REPEAT, value_parser = repeat)]
     pub repeat: usize,
     /// Runs per server and scenario, at most
     #[arg(long, default_value_t = 300, value_parser = repeat)]
@@ -100,6 +100,9 @@ pub struct RunArguments {
     #[arg(long)]
     pub html: Option<String>,
 }
+
+/// Fewer rounds, and those who look at them too early think too often that they agree.
+pub const REPEAT: usize = 12;
 
 /// More than a day is a mistake.
 const SECONDS_MAX: f64 = 86_400.0;

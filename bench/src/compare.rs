@@ -2,7 +2,7 @@
 
 use crate::report::short;
 use crate::scenarios::is_compared;
-use crate::stats::{self, Estimate};
+use crate::stats::Estimate;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -54,23 +54,21 @@ impl Run {
             let Some((first, others)) = rows.split_first() else {
                 continue;
             };
-            let mut insert = |server: &str, rounds: &[f64]| {
+            let mut insert = |server: &str, estimate: Estimate| {
                 let key = Key {
                     scenario: first.scenario.clone(),
                     server: server.into(),
                     unit: first.unit.clone(),
                 };
-                ratios.insert(key, Estimate::of(rounds));
+                ratios.insert(key, estimate);
             };
             if !is_compared(&first.unit) {
-                insert(&first.server, &first.figures());
+                insert(&first.server, Estimate::of(&first.figures()));
                 continue;
             }
             for other in others {
-                insert(
-                    &other.server,
-                    &stats::ratios(&first.figures(), &other.figures()),
-                );
+                let estimate = Estimate::between(&first.figures(), &other.figures());
+                insert(&other.server, estimate);
             }
         }
         ratios

@@ -132,7 +132,7 @@ mod tests {
             let rounds = Rounds::new(&run_arguments(more).unwrap());
             rounds.map(|rounds| (rounds.min, rounds.max))
         };
-        assert_eq!(of(&[]), Ok((6, 300)));
+        assert_eq!(of(&[]), Ok((12, 300)));
         assert_eq!(of(&["--repeat=3", "--repeat-max=3"]), Ok((3, 3)));
         assert_eq!(of(&["--quick"]), Ok((1, 1)));
         let error = of(&["--repeat=301"]).unwrap_err();

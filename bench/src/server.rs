@@ -1,6 +1,6 @@
 //! Servers under test: found, started on a free port, pinned, watched, stopped.
 
-use crate::connection::Login;
+use crate::connection::{Login, Target};
 use crate::interrupt;
 use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::time::{clock_getcpuclockid, clock_gettime};
@@ -287,6 +287,15 @@ impl Server {
         // Its id may be somebody else's now.
         self.process = None;
         Some(status)
+    }
+
+    /// For clients of one that asks nobody who they are.
+    pub fn target(&self) -> Target {
+        Target {
+            address: self.address,
+            tls: None,
+            login: None,
+        }
     }
 
     /// Asks it to end, and waits until it has.
