@@ -71,10 +71,10 @@ pub struct RunArguments {
     /// Measured seconds per run; some scenarios take a multiple of it
     #[arg(long, default_value_t = 0.25, value_parser = seconds)]
     pub seconds: f64,
-    /// Runs per server and scenario, at least; more until fifteen seconds are over, and where the ratios of the rounds differ so much that
+    /// Runs per server and scenario, at least [default: 12]; more until fifteen seconds are over, and where the ratio is so unsure that
     /// another report could well say something else
-    #[arg(long, default_value_t = REPEAT, value_parser = repeat)]
-    pub repeat: usize,
+    #[arg(long, value_parser = repeat)]
+    pub repeat: Option<usize>,
     /// Runs per server and scenario, at most
     #[arg(long, default_value_t = 300, value_parser = repeat)]
     pub repeat_max: usize,
@@ -101,7 +101,7 @@ pub struct RunArguments {
     pub html: Option<String>,
 }
 
-/// Fewer rounds, and those who look at them too early think too often that they agree.
+/// Who looks at fewer rounds finds too often, by luck, that they agree.
 pub const REPEAT: usize = 12;
 
 /// More than a day is a mistake.

@@ -2,7 +2,7 @@
 
 use crate::report::short;
 use crate::scenarios::is_compared;
-use crate::stats::Estimate;
+use crate::stats::{self, Estimate};
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -67,7 +67,7 @@ impl Run {
                 continue;
             }
             for other in others {
-                let estimate = Estimate::between(&first.figures(), &other.figures());
+                let estimate = stats::ratio(&first.unit, &first.figures(), &other.figures());
                 insert(&other.server, estimate);
             }
         }
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn ratios_of_rounds_are_compared() {
+    fn ratios_are_compared() {
         let folder = tempfile::tempdir().unwrap();
         let first = written(&folder, "1", ["[10, 11, 90, null]", "[100, 11, 9000, 5]"]);
         let near = written(&folder, "2", ["[20.0]", "[200]"]);

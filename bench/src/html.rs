@@ -41,7 +41,7 @@ pub fn page(report: &Report) -> Result<String, String> {
         escaped(&report.provenance())
     );
     page += "<p class=\"dim\">Figures are medians; less is better. CPU is what the server used, as the kernel accounts it. \
-             The ratio says how many times less the first server needs than this one: an estimate from all rounds, and half of the interval it lies in; \
+             The ratio says how many times less the first server needs than this one, by the better half of each server's rounds, and half of the interval it lies in; \
              a question mark where that is too wide to be sure.</p>";
     for (group, section) in report.sections() {
         let _ = write!(page, "<h2>{}</h2>", group.title());

@@ -3,7 +3,7 @@
 use crate::machine::{self, FOREIGN_MAX};
 use crate::scenarios::{Group, Outcome, Scenario, is_compared};
 use crate::server::{Program, without_login};
-use crate::stats::{Estimate, Latency, Spread, spread};
+use crate::stats::{self, Estimate, Latency, Spread, spread};
 use serde::Serialize;
 use std::fmt::Write;
 
@@ -239,7 +239,7 @@ impl Report {
             ""
         };
         let mut text = format!(
-            "{interrupted}{}. Figures: medians; ratio: of the better half of each server's rounds",
+            "{interrupted}{}. Figures: medians; ratios: of the better half of each server's rounds, so not of the medians",
             self.machine
         );
         for (name, version) in &self.servers {
@@ -337,7 +337,7 @@ pub fn rate(rate: f64) -> String {
     }
 }
 
-/// How many times less the first server needs than another, of all rounds.
+/// How many times less the first server needs than another.
 pub struct Ratio(pub Estimate);
 
 impl Ratio {
@@ -377,7 +377,7 @@ pub fn ratio(rows: &[Row], other: usize) -> Option<Ratio> {
     if !is_compared(first.unit) {
         return None;
     }
-    let estimate = Estimate::between(&first.figures, &other.figures);
+    let estimate = stats::ratio(first.unit, &first.figures, &other.figures);
     estimate.value.is_finite().then_some(Ratio(estimate))
 }
 
@@ -395,7 +395,7 @@ pub fn is_settled(rows: &[Row]) -> bool {
         [first, ..] if !is_compared(first.unit) => enough(Estimate::of(&first.figures)),
         [first, others @ ..] => others
             .iter()
-            .all(|other| enough(Estimate::between(&first.figures, &other.figures))),
+            .all(|other| enough(stats::ratio(first.unit, &first.figures, &other.figures))),
     }
 }
 
@@ -486,7 +486,7 @@ pub mod tests {
                     break;
                 }
             }
-            Estimate::between(&rows[0].figures, &rows[1].figures).value
+            stats::ratio("ms", &rows[0].figures, &rows[1].figures).value
         };
         let pairs = (0..1000).map(|_| (reported(), reported()));
         pairs.filter(|(a, b)| (a / b).max(b / a) > 1.15).count()
@@ -560,7 +560,7 @@ pub mod tests {
             "{}",
             report.markdown()
         );
-        assert!(report.markdown().contains("ratio: of the better half"));
+        assert!(report.markdown().contains("ratios: of the better half"));
     }
 
     #[test]

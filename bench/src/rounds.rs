@@ -1,6 +1,6 @@
 //! How many rounds a trial has, and in which pass.
 
-use crate::arguments::RunArguments;
+use crate::arguments::{REPEAT, RunArguments};
 use crate::report::{Row, is_settled};
 use crate::scenarios::{Scenario, Trial};
 use crate::server::Program;
@@ -28,7 +28,8 @@ const PASSES: u32 = 3;
 
 impl Rounds {
     pub fn new(arguments: &RunArguments) -> Result<Self, String> {
-        let (min, max) = (arguments.repeat, arguments.repeat_max);
+        let max = arguments.repeat_max;
+        let min = arguments.repeat.unwrap_or(REPEAT.min(max));
         if arguments.quick {
             return Ok(Self {
                 min: 1,
@@ -134,6 +135,7 @@ mod tests {
         };
         assert_eq!(of(&[]), Ok((12, 300)));
         assert_eq!(of(&["--repeat=3", "--repeat-max=3"]), Ok((3, 3)));
+        assert_eq!(of(&["--repeat-max=3"]), Ok((3, 3)));
         assert_eq!(of(&["--quick"]), Ok((1, 1)));
         let error = of(&["--repeat=301"]).unwrap_err();
         assert!(error.contains("--repeat-max 300"), "{error}");

@@ -5,7 +5,7 @@ use super::{Outcome, Setting};
 use crate::bed::Bed;
 use crate::connection::{Connection, Crowd, Result, Target};
 use crate::server::Server;
-use crate::stats::{Latency, histogram, spread};
+use crate::stats::{Latency, histogram};
 use hdrhistogram::Histogram;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -20,10 +20,8 @@ const PROBE_EVERY: Duration = Duration::from_millis(1);
 const ASK_EVERY: Duration = Duration::from_millis(5);
 /// Messages flow so long before anything happens, while a client's subscriptions go, and when all is over.
 const BEFORE: Duration = Duration::from_millis(100);
-const LEAVING: Duration = Duration::from_millis(500);
+const LEAVING: Duration = Duration::from_millis(800);
 const AFTER: Duration = Duration::from_millis(200);
-/// A client comes and goes so often in a turn: whether a garbage collector runs just then is a matter of luck.
-const CYCLES: usize = 3;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// From the start of the first of five servers, which only know that one, until a message of each
@@ -85,17 +83,17 @@ pub fn join(bed: &Bed, setting: &Setting) -> Result<[Outcome; 2]> {
     settles(&mut publisher, &mut holder, count, start)?;
     let settled = start.elapsed();
     std::thread::sleep(AFTER);
-    Ok([known(count, settled), longest(&[probes.delays()?])?])
+    Ok([known(count, settled), probes.longest_delay()?])
 }
 
 /// A client makes many subscriptions, and goes: how soon the other server knows them, and the longest delay of a message while they come and while they go.
-/// Medians of some such clients, one after the other.
 pub fn come_and_go(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
     let count = setting.scaled(SUBSCRIPTIONS);
     let first = bed.target();
     let server = bed.start_member()?;
     let second = server.target();
     settle_servers(&first, &second)?;
+    let mut holder = Connection::open(&first)?;
     let mut publisher = Connection::open(&second)?;
     let start_probes = |name| {
         let mut probes = Probes::new(name);
@@ -105,29 +103,19 @@ pub fn come_and_go(bed: &Bed, setting: &Setting) -> Result<[Outcome; 3]> {
         Ok::<_, String>(probes)
     };
     let lines = subscriptions(count);
-    let (mut settled, mut coming, mut going) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..CYCLES {
-        let mut holder = Connection::open(&first)?;
-        let probes = start_probes("coming")?;
-        let start = Instant::now();
-        holder.write(lines.as_bytes())?;
-        holder.settle()?;
-        let mut holder = Crowd::new(vec![holder])?;
-        settles(&mut publisher, &mut holder, count, start)?;
-        settled.push(start.elapsed());
-        std::thread::sleep(AFTER);
-        coming.push(probes.delays()?);
-        let probes = start_probes("going")?;
-        drop(holder);
-        std::thread::sleep(LEAVING + AFTER);
-        going.push(probes.delays()?);
-    }
-    settled.sort();
-    Ok([
-        known(count, settled[CYCLES / 2]),
-        longest(&coming)?,
-        longest(&going)?,
-    ])
+    let coming = start_probes("coming")?;
+    let start = Instant::now();
+    holder.write(lines.as_bytes())?;
+    holder.settle()?;
+    let mut holder = Crowd::new(vec![holder])?;
+    settles(&mut publisher, &mut holder, count, start)?;
+    let settled = start.elapsed();
+    std::thread::sleep(AFTER);
+    let coming = coming.longest_delay()?;
+    let going = start_probes("going")?;
+    drop(holder);
+    std::thread::sleep(LEAVING + AFTER);
+    Ok([known(count, settled), coming, going.longest_delay()?])
 }
 
 fn subscriptions(count: usize) -> String {
@@ -175,8 +163,8 @@ impl Probes {
         Ok(())
     }
 
-    /// Of all their messages.
-    fn delays(mut self) -> Result<Histogram<u64>> {
+    /// Of all their messages, in milliseconds.
+    fn longest_delay(mut self) -> Result<Outcome> {
         self.stop.store(true, SeqCst);
         let mut delays = histogram();
         for thread in self.threads.drain(..) {
@@ -184,22 +172,12 @@ impl Probes {
             let of_one = of_one.map_err(|error| format!("{}: {error}", self.name))?;
             delays.add(of_one).map_err(|error| error.to_string())?;
         }
-        Ok(delays)
+        Ok(Outcome {
+            figure: delays.max() as f64 / 1e6,
+            latency: Some(Latency::of(&delays)),
+            ..Outcome::default()
+        })
     }
-}
-
-/// How long the longest delay was, in milliseconds, as a median over what they were measured in.
-fn longest(all: &[Histogram<u64>]) -> Result<Outcome> {
-    let mut together = histogram();
-    for delays in all {
-        together.add(delays).map_err(|error| error.to_string())?;
-    }
-    let longest: Vec<f64> = all.iter().map(|delays| delays.max() as f64).collect();
-    Ok(Outcome {
-        figure: spread(&longest).median / 1e6,
-        latency: Some(Latency::of(&together)),
-        ..Outcome::default()
-    })
 }
 
 impl Drop for Probes {

@@ -5,7 +5,7 @@ use crate::bed::Bed;
 use crate::connection::{Connection, Result, Target};
 use crate::server::{self, Server};
 use crate::stan::{self, Publisher, Start, Subscriber};
-use crate::stats::{Latency, histogram};
+use crate::stats::{Latency, histogram, spread};
 use hdrhistogram::Histogram;
 use std::io::Write as _;
 use std::time::{Duration, Instant};
@@ -150,37 +150,42 @@ pub fn replay(bed: &Bed, setting: &Setting) -> Result<Outcome> {
     Ok(outcome(cpu, count, elapsed, None))
 }
 
-/// Stores messages, and starts the server again: how many milliseconds until it answers the first client, and how many megabytes that takes at most. Medians
-/// of some starts, which are cheap beside storing.
-pub fn recovery(bed: &Bed, setting: &Setting, channels: usize) -> Result<[Outcome; 2]> {
-    const STARTS: usize = 3;
+/// Stores messages, and starts the server again so many times: how many milliseconds until it answers the first client, and how many megabytes that takes
+/// at most, as medians.
+pub fn recovery(
+    bed: &Bed,
+    setting: &Setting,
+    channels: usize,
+    starts: usize,
+) -> Result<[Outcome; 2]> {
     let count = setting.scaled(RECOVERED) as u64;
     let (connection, session) = connect(&bed.target(), "publisher")?;
     let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?;
     let count = publisher.run_messages(count)?;
-    let (mut times, mut peaks) = (Vec::new(), Vec::new());
+    let (mut milliseconds, mut megabytes) = (Vec::new(), Vec::new());
     let mut last: Option<Server> = None;
-    for _ in 0..STARTS {
-        // Its store is to be free.
-        drop(last.take());
+    for _ in 0..starts {
+        if let Some(server) = last.take() {
+            server.end()?;
+        }
         let (server, start) = bed.start_again()?;
         let mut connection = Connection::open(&server.target())?;
         stan::wait_until_up(&mut connection, Duration::from_secs(120))?;
-        times.push(start.elapsed());
-        peaks.push(server.peak_memory());
+        milliseconds.push(start.elapsed().as_secs_f64() * 1000.0);
+        megabytes.push(server.peak_memory() as f64 / f64::from(1 << 20));
         last = Some(server);
     }
     if let Some(server) = &last {
         check_stored(&server.target(), channels, count)?;
     }
-    times.sort();
-    peaks.sort();
-    let (elapsed, peak_memory) = (times[STARTS / 2], peaks[STARTS / 2]);
-    let milliseconds = elapsed.as_secs_f64() * 1000.0;
-    let megabytes = peak_memory as f64 / f64::from(1 << 20);
+    let [milliseconds, megabytes] = [milliseconds, megabytes].map(|of| spread(&of).median);
     Ok([milliseconds, megabytes].map(|figure| Outcome {
-        peak_memory: Some(peak_memory),
-        ..Outcome::of(figure, count, elapsed)
+        peak_memory: Some((megabytes * f64::from(1 << 20)) as u64),
+        ..Outcome::of(
+            figure,
+            count,
+            Duration::from_secs_f64(milliseconds / 1000.0),
+        )
     }))
 }
 
