@@ -12,6 +12,12 @@ use std::rc::Rc;
 
 const DEPTH_MAX: usize = 32;
 const TOO_DEEP: &str = "inside each other";
+/// So many bytes variables may stand for in all. Each line of a file can double what the ones before it stand for.
+const COPIED_MAX: usize = if cfg!(any(test, fuzzing)) {
+    4 << 20
+} else {
+    256 << 20
+};
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Position {
@@ -103,20 +109,40 @@ impl Value {
             Data::Map(_) => "a map",
         }
     }
+
+    /// How many blocks and lists are inside each other in it, this one too, and about how much memory it takes.
+    fn extent(&self) -> (usize, usize) {
+        let around = |(depth, bytes): (usize, usize), (inner, more): (usize, usize)| {
+            (depth.max(inner + 1), bytes + more)
+        };
+        let own = size_of::<Self>();
+        match &self.data {
+            Data::Bool(_) | Data::Int(_) | Data::Float(_) => (0, own),
+            Data::Text(text) => (0, own + text.len()),
+            Data::Array(values) => values.iter().map(Self::extent).fold((1, own), around),
+            Data::Map(entries) => {
+                let named = entries.iter().map(|entry| {
+                    let (depth, bytes) = entry.value.extent();
+                    (depth, size_of::<Entry>() - own + entry.key.len() + bytes)
+                });
+                named.fold((1, own), around)
+            }
+        }
+    }
 }
 
 /// Reads a file and everything it includes.
 pub fn read(path: &Path) -> Result<Vec<Entry>, String> {
-    let mut scopes = vec![Vec::new()];
+    let mut scopes = Scopes::new();
     read_into(path, &mut scopes, 0)?;
-    Ok(scopes.pop().unwrap_or_default())
+    Ok(scopes.pop())
 }
 
 /// Reads a text as if it were the file of that name.
 pub fn read_text(text: &str, name: &str) -> Result<Vec<Entry>, String> {
-    let mut scopes = vec![Vec::new()];
+    let mut scopes = Scopes::new();
     Reader::new(text, name, PathBuf::new(), 0).document(&mut scopes)?;
-    Ok(scopes.pop().unwrap_or_default())
+    Ok(scopes.pop())
 }
 
 /// Of blocks and lists with the same key only the last counts, as in the original, where it overwrites the
@@ -161,7 +187,7 @@ fn keep_last_inside(value: &mut Value, found: &mut Found) {
     }
 }
 
-fn read_into(path: &Path, scopes: &mut Vec<Vec<Entry>>, depth: usize) -> Result<(), String> {
+fn read_into(path: &Path, scopes: &mut Scopes, depth: usize) -> Result<(), String> {
     let shown = path.display();
     let bytes = std::fs::read(path).map_err(|error| {
         let reason = match error.kind() {
@@ -221,8 +247,26 @@ struct Reader<'a> {
 /// Keys whose values are secrets, in any block.
 const SECRET_KEYS: [&str; 4] = ["password", "pass", "token", "auth_token"];
 
-/// The maps around the place being read, outermost first: where variables are looked up.
-type Scopes = Vec<Vec<Entry>>;
+/// The maps around the place being read: where variables are looked up.
+struct Scopes {
+    /// Outermost first; there is always one.
+    maps: Vec<Vec<Entry>>,
+    /// What variables have stood for so far, in bytes.
+    copied: usize,
+}
+
+impl Scopes {
+    fn new() -> Self {
+        Self {
+            maps: vec![Vec::new()],
+            copied: 0,
+        }
+    }
+
+    fn pop(&mut self) -> Vec<Entry> {
+        self.maps.pop().expect("there is always one")
+    }
+}
 
 impl<'a> Reader<'a> {
     fn new(text: &'a str, name: &str, folder: PathBuf, depth: usize) -> Self {
@@ -350,7 +394,7 @@ impl<'a> Reader<'a> {
         if matches!(self.peek(), Some('=' | ':')) {
             self.next();
             self.skip(false);
-            if self.peek() == Some('\n') && scopes.len() == 1 {
+            if self.peek() == Some('\n') && scopes.maps.len() == 1 {
                 return self.error(
                     &at,
                     format!("Expected value but found new line after {key}"),
@@ -362,7 +406,7 @@ impl<'a> Reader<'a> {
         let value = self.value(scopes)?;
         self.end_of_value()?;
         self.secret = false;
-        let scope = scopes.last_mut().expect("there is always one");
+        let scope = scopes.maps.last_mut().expect("there is always one");
         let used = Cell::new(false);
         scope.push(Entry {
             key,
@@ -428,12 +472,7 @@ impl<'a> Reader<'a> {
 
     fn value(&mut self, scopes: &mut Scopes) -> Result<Value, String> {
         let at = self.at();
-        if self.depth + scopes.len() > DEPTH_MAX {
-            return self.error(
-                &at,
-                format!("more than {DEPTH_MAX} files or blocks {TOO_DEEP}"),
-            );
-        }
+        self.check_depth(&at, scopes, 0)?;
         let data = match self.peek() {
             None => return self.error(&at, "expected a value, but the file ends"),
             Some('{') => self.map(scopes)?,
@@ -448,10 +487,21 @@ impl<'a> Reader<'a> {
         Ok(Value { data, at })
     }
 
+    /// For a value with so many blocks and lists inside each other.
+    fn check_depth(&self, at: &Position, scopes: &Scopes, more: usize) -> Result<(), String> {
+        match self.depth + scopes.maps.len() + more > DEPTH_MAX {
+            true => self.error(
+                at,
+                format!("more than {DEPTH_MAX} files or blocks {TOO_DEEP}"),
+            ),
+            false => Ok(()),
+        }
+    }
+
     fn map(&mut self, scopes: &mut Scopes) -> Result<Data, String> {
         let at = self.at();
         self.next();
-        scopes.push(Vec::new());
+        scopes.maps.push(Vec::new());
         loop {
             self.skip(true);
             match self.peek() {
@@ -462,14 +512,14 @@ impl<'a> Reader<'a> {
             }
         }
         self.next();
-        Ok(Data::Map(scopes.pop().expect("pushed above")))
+        Ok(Data::Map(scopes.pop()))
     }
 
     fn array(&mut self, scopes: &mut Scopes) -> Result<Data, String> {
         let at = self.at();
         self.next();
         // Takes part in the bound on nesting.
-        scopes.push(Vec::new());
+        scopes.maps.push(Vec::new());
         let mut values = Vec::new();
         loop {
             self.skip(true);
@@ -617,11 +667,15 @@ impl<'a> Reader<'a> {
         let Data::Text(name) = self.bare().unwrap_or(Data::Text(String::new())) else {
             return self.error(&at, "expected the name of a variable");
         };
-        for scope in scopes.iter().rev() {
-            if let Some(entry) = scope.iter().rev().find(|entry| entry.key == name) {
-                entry.used.set(true);
-                return Ok(entry.value.clone());
-            }
+        let named = |entry: &&Entry| entry.key == name;
+        let mut maps = scopes.maps.iter().rev();
+        if let Some(entry) = maps.find_map(|map| map.iter().rev().find(named)) {
+            entry.used.set(true);
+            let (depth, bytes) = entry.value.extent();
+            self.check_depth(&at, scopes, depth)?;
+            scopes.copied += bytes;
+            self.check_copied(&at, scopes, &name)?;
+            return Ok(entry.value.clone());
         }
         let Ok(text) = std::env::var(&name) else {
             return self.error(
@@ -632,18 +686,46 @@ impl<'a> Reader<'a> {
                 ),
             );
         };
-        self.of_environment(&name, &text, at)
+        self.of_environment(&name, &text, at, scopes)
+    }
+
+    fn check_copied(&self, at: &Position, scopes: &Scopes, name: &str) -> Result<(), String> {
+        let most = COPIED_MAX >> 20;
+        match scopes.copied > COPIED_MAX {
+            true => self.error(
+                at,
+                format!("with '${name}' the variables stand for more than {most} MiB in all"),
+            ),
+            false => Ok(()),
+        }
     }
 
     /// A text of the environment is read as if it stood in the file, as in the original. It must be one value
     /// and nothing else: cut off at its first blank, a password would be another, shorter one. What stands
     /// behind a `,` or a `;` the original takes no notice of; here that is an error too.
-    fn of_environment(&self, name: &str, text: &str, at: Position) -> Result<Value, String> {
+    fn of_environment(
+        &self,
+        name: &str,
+        text: &str,
+        at: Position,
+        scopes: &mut Scopes,
+    ) -> Result<Value, String> {
+        scopes.copied += text.len();
+        self.check_copied(&at, scopes, name)?;
         // Blanks alone: a `#` may be the first letter of a password.
         let text = text.trim_start_matches([' ', '\t']);
-        let mut reader = Reader::new(text, &format!("${name}"), PathBuf::new(), self.depth + 1);
+        let mut reader = Reader::new(
+            text,
+            &format!("${name}"),
+            PathBuf::new(),
+            self.depth + scopes.maps.len(),
+        );
         reader.secret = self.secret;
-        let mut value = reader.value(&mut vec![Vec::new()])?;
+        // It sees no variables of the file.
+        let around = std::mem::replace(&mut scopes.maps, vec![Vec::new()]);
+        let value = reader.value(scopes);
+        scopes.maps = around;
+        let mut value = value?;
         reader.skip(true);
         if reader.peek().is_some() {
             return self.error(
@@ -710,6 +792,8 @@ pub fn integer(text: &str) -> Option<i64> {
 pub fn fuzz(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(mut entries) = read_text(&text, "fuzz") {
+        let deepest = entries.iter().map(|entry| entry.value.extent().0).max();
+        assert!(deepest <= Some(DEPTH_MAX), "{deepest:?}");
         let mut options = super::Options::default();
         let mut found = Found::default();
         keep_last(&mut entries, &mut found);
@@ -901,11 +985,31 @@ mod tests {
     }
 
     #[test]
+    fn variables_of_variables_are_bounded() {
+        let lines = |first: &str, of: &str| {
+            let next = |n: usize| format!("v{} {}\n", n + 1, of.replace('$', &format!("$v{n}")));
+            format!("v0 {first}\n{}", (0..100).map(next).collect::<String>())
+        };
+        let deep = show(&lines("1", "[$]"));
+        assert!(deep.contains("inside each other"), "{deep}");
+        assert!(deep.starts_with("t:33:"), "{deep}");
+        for twice in ["[$, $]", "{ a: $, b: $ }"] {
+            let first = format!("\"{}\"", "x".repeat(1 << 16));
+            let large = show(&lines(&first, twice));
+            assert!(
+                large.contains("the variables stand for more than 4 MiB in all"),
+                "{large}"
+            );
+        }
+        assert!(show("a [1, 2]\nb [$a, $a]").ends_with("b=[[1 2] [1 2]]"));
+    }
+
+    #[test]
     fn a_text_of_the_environment_is_one_value_or_an_error() {
         let read = |text: &str| {
             let mut reader = Reader::new("", "t", PathBuf::new(), 0);
             reader.secret = true;
-            let value = reader.of_environment("PASS", text, reader.at());
+            let value = reader.of_environment("PASS", text, reader.at(), &mut Scopes::new());
             value.map(|value| value.data)
         };
         for (text, expect) in [

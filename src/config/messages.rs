@@ -149,7 +149,6 @@ fn no_message_is_without_a_case() {
     let exempt = [
         "' holds more than one value;  ",
         "there is always one",
-        "pushed above",
         "solicited routes require cluster capabilities, e.g. --cluster",
         "expected cluster password to be set",
         "nats-route://",
