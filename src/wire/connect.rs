@@ -1,10 +1,11 @@
 //! The body of CONNECT.
 //!
-//! Go's JSON rules, as far as clients can tell: keys match whatever the case of their letters,
-//! unknown keys are ignored, `null` leaves a value as it was, a wrong type is an error, and a second
-//! CONNECT keeps what it does not mention.
+//! Go's JSON rules, as far as clients can tell: keys match whatever the case of their letters, of
+//! several that do the last one counts, unknown keys are ignored, `null` leaves a value as it was, a
+//! wrong type is an error, and a second CONNECT keeps what it does not mention.
 
 use crate::util::go_json::go_text;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
 /// What a client said of itself; the defaults hold until it does.
@@ -65,12 +66,8 @@ impl Connect {
     /// ends anyway.
     pub fn update(&mut self, json: &[u8]) -> Result<(), String> {
         let text = go_text(json);
-        let object = match serde_json::from_str(&text).map_err(|e| e.to_string())? {
-            Value::Object(object) => object,
-            Value::Null => return Ok(()),
-            _ => return Err("expected a JSON object".into()),
-        };
-        for (key, value) in object {
+        let object: Option<Members> = serde_json::from_str(&text).map_err(|e| e.to_string())?;
+        for (key, value) in object.into_iter().flat_map(|members| members.0) {
             if value.is_null() {
                 continue;
             }
@@ -112,6 +109,42 @@ impl Connect {
     }
 }
 
+/// What an object holds, as it stands there: also what has the key of something before it.
+struct Members(Vec<(String, Value)>);
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct InOrder;
+        impl<'de> Visitor<'de> for InOrder {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a JSON object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    members.push(member);
+                }
+                Ok(Members(members))
+            }
+        }
+        deserializer.deserialize_map(InOrder)
+    }
+}
+
+impl std::fmt::Display for Members {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("{")?;
+        for (index, (key, value)) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { "," };
+            write!(f, "{comma}{}:{value}", Value::from(key.as_str()))?;
+        }
+        f.write_str("}")
+    }
+}
+
 /// A key as Go's `encoding/json` compares it: two letters beyond ASCII, the long s and the sign of Kelvin, stand for ones of it.
 fn folded(key: &str) -> String {
     let letter = |letter: char| match letter {
@@ -149,42 +182,40 @@ pub fn route_connect_line(server_id: &str, login: Option<(&str, &str)>, tls: boo
 /// A CONNECT line fit for the log: secrets are replaced by asterisks.
 pub fn masked(json: &[u8]) -> String {
     let text = go_text(json);
-    let Ok(Value::Object(mut object)) = serde_json::from_str::<Value>(&text) else {
+    let Ok(mut object) = serde_json::from_str::<Members>(&text) else {
         // Not readable as JSON, so we cannot tell what is secret in it.
         return format!("({} bytes that are no JSON object)", json.len());
     };
-    for (key, value) in &mut object {
+    for (key, value) in &mut object.0 {
         if matches!(folded(key).as_str(), "pass" | "auth_token" | "sig" | "jwt") {
             *value = Value::String("***".into());
         }
     }
-    Value::Object(object).to_string()
+    object.to_string()
 }
 
 /// The body of a fuzz target: no panic; what was read is what the JSON says, and reads the same again; in what is fit for the
 /// log secrets are masked, and nothing else.
 #[doc(hidden)]
 pub fn fuzz(data: &[u8]) {
-    let object = match serde_json::from_str(&go_text(data)) {
-        Ok(Value::Object(object)) => Some(object),
-        _ => None,
-    };
+    let object = serde_json::from_str::<Members>(&go_text(data));
+    let object = object.ok().map(|object| object.0);
     let mut first = Connect::default();
     if first.update(data).is_ok() {
         let mut again = first.clone();
         again.update(data).expect("the same body");
         assert!(first == again);
-        assert_said(&first, &object.clone().unwrap_or_default());
+        assert_said(&first, object.as_deref().unwrap_or_default());
     }
     let masked = masked(data);
     let Some(object) = object else {
         assert!(masked.ends_with(" bytes that are no JSON object)"));
         return;
     };
-    let masked: serde_json::Map<String, Value> =
-        serde_json::from_str(&masked).expect("our own JSON");
+    let Members(masked) = serde_json::from_str(&masked).expect("our own JSON");
     assert_eq!(masked.len(), object.len());
-    for ((key, shown), (_, value)) in masked.iter().zip(&object) {
+    for ((key, shown), (said, value)) in masked.iter().zip(&object) {
+        assert_eq!(key, said);
         const SECRETS: [&str; 4] = ["pass", "auth_token", "sig", "jwt"];
         match SECRETS.iter().any(|name| is_named(key, name)) {
             true => assert_eq!(shown, "***", "{key}"),
@@ -205,14 +236,22 @@ fn is_named(key: &str, name: &str) -> bool {
     key.chars().count() == name.len() && key.chars().zip(name.chars()).all(same)
 }
 
-/// Of keys that differ in case only the last one counts, in the order of the object.
-fn assert_said(connect: &Connect, object: &serde_json::Map<String, Value>) {
-    let said = |name: &str| {
-        let named = object
-            .iter()
-            .filter(|(key, value)| is_named(key, name) && !value.is_null());
-        named.map(|(_, value)| value).next_back()
-    };
+/// Of several with one name the last one counts, and each must be of its type, as Go has it.
+fn assert_said(connect: &Connect, object: &[(String, Value)]) {
+    /// None: nobody said anything; an error: somebody said something of another type.
+    fn said<'a, T>(
+        object: &'a [(String, Value)],
+        name: &str,
+        read: impl Fn(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, &'a Value> {
+        let mut last = None;
+        for (key, value) in object {
+            if is_named(key, name) && !value.is_null() {
+                last = Some(read(value).ok_or(value)?);
+            }
+        }
+        Ok(last)
+    }
     let default = Connect::default();
     let flags = |connect: &Connect| {
         [
@@ -225,8 +264,8 @@ fn assert_said(connect: &Connect, object: &serde_json::Map<String, Value>) {
         ]
     };
     for ((name, flag), (_, default)) in flags(connect).into_iter().zip(flags(&default)) {
-        let expected = said(name).map_or(Some(default), Value::as_bool);
-        assert_eq!(Some(flag), expected, "{name}");
+        let expected = said(object, name, Value::as_bool).map(|said| said.unwrap_or(default));
+        assert_eq!(Ok(flag), expected, "{name}");
     }
     let texts = [
         ("auth_token", &connect.auth_token),
@@ -239,11 +278,11 @@ fn assert_said(connect: &Connect, object: &serde_json::Map<String, Value>) {
         ("version", &connect.version),
     ];
     for (name, text) in texts {
-        let expected = said(name).map_or(Some(""), Value::as_str);
-        assert_eq!(Some(&**text), expected, "{name}");
+        let expected = said(object, name, Value::as_str).map(Option::unwrap_or_default);
+        assert_eq!(Ok(&**text), expected, "{name}");
     }
-    let protocol = said("protocol").map_or(Some(0), Value::as_i64);
-    assert_eq!(Some(connect.protocol), protocol, "protocol");
+    let protocol = said(object, "protocol", Value::as_i64).map(Option::unwrap_or_default);
+    assert_eq!(Ok(connect.protocol), protocol, "protocol");
 }
 
 #[cfg(test)]
@@ -260,6 +299,7 @@ mod tests {
             "[]",
             r#"{"pass":"s"#,
             r#"{"n\\p":13e-33}"#,
+            r#"{"user":"a","USER":"b","user":null,"pass":"c","pass":"d"}"#,
         ] {
             fuzz(body.as_bytes());
         }
@@ -277,6 +317,28 @@ mod tests {
         connect.update(b"null").unwrap();
         connect.update(b"{}").unwrap();
         assert_eq!(&*connect.name, "a");
+    }
+
+    #[test]
+    fn of_what_is_said_twice_the_last_one_counts() {
+        let said = |body: &str| {
+            let mut connect = Connect::default();
+            let read = connect.update(body.as_bytes());
+            read.map(|()| (connect.user, connect.verbose))
+        };
+        for (body, user) in [
+            (r#"{"user":"first","USER":"second"}"#, "second"),
+            (r#"{"USER":"first","user":"second"}"#, "second"),
+            (r#"{"user":"first","user":null}"#, "first"),
+        ] {
+            assert_eq!(said(body), Ok((user.into(), true)), "{body}");
+        }
+        assert!(said(r#"{"verbose":"x","verbose":true}"#).is_err());
+        let shown = masked(br#"{"user":"a","pass":"one","Pass":"two","lang":"z"}"#);
+        assert_eq!(
+            shown,
+            r#"{"user":"a","pass":"***","Pass":"***","lang":"z"}"#
+        );
     }
 
     #[test]
