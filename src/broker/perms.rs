@@ -181,6 +181,7 @@ impl Permissions {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::strategy::Strategy as _;
 
     fn rules(patterns: &[&str]) -> Vec<Rule> {
         let rule = |pattern: &&str| match pattern.split_once(' ') {
@@ -273,5 +274,56 @@ mod tests {
             answers.grant(&n.to_le_bytes(), &always, now);
         }
         assert_eq!(answers.open.len(), ANSWERS_MAX);
+    }
+
+    proptest::proptest! {
+        /// What gets through is allowed and not denied, whatever the rules; and nothing else is held back.
+        #[test]
+        fn nothing_denied_gets_through(
+            allow in proptest::option::of(proptest::collection::vec(pattern(), 0..4)),
+            deny in proptest::collection::vec(pattern(), 0..4),
+            queued in proptest::collection::vec(0..3usize, 8),
+            subject in pattern(),
+            queue in 0..3usize,
+        ) {
+            // Of some rules only for groups of a name.
+            let queue_of = |kind: usize| [None, Some("q"), Some("r")][kind];
+            let with_queues = |patterns: &[String], kinds: &[usize]| {
+                let words = patterns.iter().zip(kinds).map(|(pattern, kind)| {
+                    [Some(pattern.as_str()), queue_of(*kind)].into_iter().flatten().collect::<Vec<_>>().join(" ")
+                });
+                let words: Vec<String> = words.collect();
+                rules(&words.iter().map(String::as_str).collect::<Vec<_>>())
+            };
+            let allow = allow.map(|patterns| with_queues(&patterns, &queued));
+            let deny = with_queues(&deny, &queued[4..]);
+            let permissions = Permissions {
+                subscribe: SubscribeRules::new(allow.clone(), deny.clone()),
+                ..Permissions::default()
+            };
+            let queue = queue_of(queue).map(str::as_bytes);
+            let verdict = permissions.may_subscribe(subject.as_bytes(), queue);
+            let tokens = ["a", "b", "c"];
+            let two = tokens.iter().flat_map(|a| tokens.map(|b| format!("{a}.{b}")));
+            let three = two.clone().flat_map(|front| tokens.map(|c| format!("{front}.{c}")));
+            let all = tokens.map(String::from).into_iter().chain(two).chain(three);
+            for published in all.filter(|one| pattern_matches(subject.as_bytes(), one.as_bytes())) {
+                let hit = |rule: &Rule| rule.queue_fits(queue) && pattern_matches(&rule.subject, published.as_bytes());
+                let denied = deny.iter().any(hit);
+                proptest::prop_assert_eq!(permissions.may_receive(published.as_bytes(), queue), !denied, "{}", published);
+                if verdict != Subscribing::Denied {
+                    proptest::prop_assert!(allow.as_ref().is_none_or(|allow| allow.iter().any(hit)), "{published}");
+                }
+                proptest::prop_assert!(verdict != Subscribing::Allowed || !denied, "{published}");
+            }
+        }
+    }
+
+    fn pattern() -> impl proptest::strategy::Strategy<Value = String> {
+        proptest::sample::select(vec![
+            "a", "b", "*", ">", "a.b", "a.*", "a.>", "*.b", "*.*", "*.>", "b.>", "a.*.b", "a.b.>",
+            "*.b.*", "*.*.*",
+        ])
+        .prop_map(String::from)
     }
 }

@@ -71,8 +71,9 @@ impl Names {
         *users -= 1;
         if *users == 0 {
             let hash = self.hash(self.get(id));
-            if let Ok(entry) = self.by_name.find_entry(hash, |other| *other == id) {
-                entry.remove();
+            match self.by_name.find_entry(hash, |other| *other == id) {
+                Ok(entry) => drop(entry.remove()),
+                Err(_) => unreachable!("every name stands in the table"),
             }
             self.names.remove(id.index());
         }

@@ -186,6 +186,24 @@ impl Sublist {
 #[doc(hidden)]
 pub mod model {
     use super::*;
+    use std::collections::HashSet;
+
+    const TOKENS: [&[u8]; 8] = [b"a", b"b", b"c", b"*", b">", b"", b"a*", b"long.er"];
+    /// As wide as the words that a hash takes and around that, and what is like another token.
+    const WIDE: [&[u8]; 8] = [
+        b"12345678",
+        b"123456789",
+        b"1234567890123456",
+        b"12345678901234567",
+        b"longe",
+        b"aa",
+        b">>",
+        &[b'x'; 70],
+    ];
+    /// Levels of a deep subject.
+    const DEEP: usize = 200;
+    /// More of them only take time.
+    const ENTRIES_MAX: usize = 1000;
 
     struct Entry {
         pattern: Vec<u8>,
@@ -195,109 +213,185 @@ pub mod model {
         queue_id: Option<QueueId>,
     }
 
-    /// Reads `data` as a script of insertions, removals and lookups over a small alphabet.
-    pub fn check(data: &[u8]) {
-        const TOKENS: [&[u8]; 8] = [b"a", b"b", b"c", b"*", b">", b"", b"a*", b"long.er"];
-        let mut bytes = data.iter().copied();
-        let mut sublist = Sublist::new(data.len() as u64);
-        let mut entries: Vec<Option<Entry>> = Vec::new();
-        let mut found = Vec::new();
-        while let Some(op) = bytes.next() {
-            let subject = |bytes: &mut dyn Iterator<Item = u8>| {
-                let count = bytes.next().unwrap_or(0) % 4 + 1;
-                let parts: Vec<&[u8]> = (0..count)
-                    .map(|_| TOKENS[usize::from(bytes.next().unwrap_or(0)) % TOKENS.len()])
-                    .collect();
-                parts.join(&b'.')
+    /// The bytes that are not read yet; none are zeros.
+    struct Script<'a>(std::slice::Iter<'a, u8>);
+
+    impl Script<'_> {
+        fn byte(&mut self) -> u8 {
+            self.0.next().copied().unwrap_or(0)
+        }
+
+        fn token(&mut self) -> &'static [u8] {
+            let byte = self.byte();
+            let tokens = if byte < 192 { TOKENS } else { WIDE };
+            tokens[usize::from(byte) % tokens.len()]
+        }
+
+        fn subject(&mut self) -> Vec<u8> {
+            let parts: Vec<&[u8]> = match self.byte() {
+                240.. => {
+                    let two = [self.token(), self.token()];
+                    two.into_iter().cycle().take(DEEP).collect()
+                }
+                count => (0..count % 4 + 1).map(|_| self.token()).collect(),
             };
+            parts.join(&b'.')
+        }
+    }
+
+    struct Model {
+        sublist: Sublist,
+        entries: Vec<Option<Entry>>,
+    }
+
+    /// Reads `data` as a script of insertions, removals, changes of weights and lookups over a small alphabet.
+    pub fn check(data: &[u8]) {
+        let mut script = Script(data.iter());
+        let mut model = Model {
+            sublist: Sublist::new(data.len() as u64),
+            entries: Vec::new(),
+        };
+        while let Some(op) = script.0.next().copied() {
             match op % 4 {
-                0 | 1 => {
-                    let pattern = subject(&mut bytes);
-                    if !token::is_valid_subscription(&pattern) {
-                        continue;
+                // Children of one node.
+                0 if op >= 252 => {
+                    for number in 0..script.byte() {
+                        let pattern = format!("n.{number}.*");
+                        model.insert(pattern.into_bytes(), None, 1);
                     }
+                }
+                0 | 1 => {
+                    let pattern = script.subject();
                     let queue = match op / 4 % 4 {
                         0 | 1 => None,
-                        q => Some(vec![b'q', q, op / 64]),
+                        2 => Some(vec![b'q', op / 64]),
+                        // More of them than are searched one by one.
+                        _ => Some(vec![b'r', script.byte() % 24]),
                     };
-                    let weight = u32::from(op / 16 % 4) + 1;
-                    let (place, queue_id) =
-                        sublist.insert(&pattern, queue.as_deref(), entries.len() as u32, weight);
-                    entries.push(Some(Entry {
-                        pattern,
-                        queue,
-                        weight,
-                        place,
-                        queue_id,
-                    }));
+                    model.insert(pattern, queue, u32::from(op / 16 % 4) + 1);
                 }
                 2 => {
-                    let index = usize::from(op / 4) * 7 % entries.len().max(1);
-                    let Some(entry) = entries.get_mut(index).and_then(Option::take) else {
-                        continue;
-                    };
-                    if let Some(moved) = sublist.remove(entry.place, entry.queue_id) {
-                        let moved = entries[moved as usize].as_mut().expect("still a member");
-                        assert_eq!(moved.place.interest, entry.place.interest);
-                        moved.place.index = entry.place.index;
+                    let index = usize::from(op / 4) * 7 % model.entries.len().max(1);
+                    match op {
+                        224.. => model.set_weight(index, u32::from(script.byte() % 8) + 1),
+                        _ => model.remove(index),
                     }
                 }
-                _ => {
-                    let subject = subject(&mut bytes);
-                    sublist.matches(&subject, &mut found);
-                    let mut plain: Vec<u32> = Vec::new();
-                    let mut queued: Vec<(Vec<u8>, u32)> = Vec::new();
-                    for id in &found {
-                        let interest = sublist.interest(*id);
-                        plain.extend(interest.plain());
-                        for group in interest.groups() {
-                            assert!(interest.group(group.id()).is_some());
-                            let name = sublist.queue_name(group.id()).to_vec();
-                            let mut weight = 0;
-                            for index in 0..group.len() {
-                                let member = group.member(index).expect("below the length");
-                                weight += u64::from(
-                                    entries[member as usize].as_ref().expect("a member").weight,
-                                );
-                                queued.push((name.clone(), member));
-                            }
-                            assert_eq!(weight, group.total_weight());
-                            let mut last = weight - 1;
-                            assert_eq!(group.at_weight(&mut last), Some(group.len() - 1));
-                        }
-                    }
-                    let (mut plain_expected, mut queued_expected) = (Vec::new(), Vec::new());
-                    for (index, entry) in entries.iter().enumerate() {
-                        let Some(entry) = entry else { continue };
-                        if token::pattern_matches(&entry.pattern, &subject) {
-                            match &entry.queue {
-                                None => plain_expected.push(index as u32),
-                                Some(queue) => queued_expected.push((queue.clone(), index as u32)),
-                            }
-                        }
-                    }
-                    plain.sort_unstable();
-                    queued.sort_unstable();
-                    queued_expected.sort_unstable();
-                    assert_eq!(plain, plain_expected, "{}", subject.escape_ascii());
-                    assert_eq!(queued, queued_expected, "{}", subject.escape_ascii());
-                }
+                _ => model.look_up(&script.subject()),
             }
         }
-        for index in 0..entries.len() {
-            let Some(entry) = entries[index].take() else {
-                continue;
+        model.end();
+    }
+
+    impl Model {
+        fn insert(&mut self, pattern: Vec<u8>, queue: Option<Vec<u8>>, weight: u32) {
+            if !token::is_valid_subscription(&pattern) || self.entries.len() == ENTRIES_MAX {
+                return;
+            }
+            let member = self.entries.len() as u32;
+            let (place, queue_id) = self
+                .sublist
+                .insert(&pattern, queue.as_deref(), member, weight);
+            self.entries.push(Some(Entry {
+                pattern,
+                queue,
+                weight,
+                place,
+                queue_id,
+            }));
+        }
+
+        fn set_weight(&mut self, index: usize, weight: u32) {
+            if let Some(Some(entry)) = self.entries.get_mut(index)
+                && let Some(queue) = entry.queue_id
+            {
+                entry.weight = weight;
+                self.sublist.set_weight(entry.place, queue, weight);
+            }
+        }
+
+        fn remove(&mut self, index: usize) {
+            let Some(entry) = self.entries.get_mut(index).and_then(Option::take) else {
+                return;
             };
-            if let Some(moved) = sublist.remove(entry.place, entry.queue_id) {
-                entries[moved as usize]
+            if let Some(moved) = self.sublist.remove(entry.place, entry.queue_id) {
+                let moved = self.entries[moved as usize]
                     .as_mut()
-                    .expect("still a member")
-                    .place
-                    .index = entry.place.index;
+                    .expect("still a member");
+                assert_eq!(moved.place.interest, entry.place.interest);
+                moved.place.index = entry.place.index;
             }
         }
-        assert!(sublist.by_pattern.is_empty() && sublist.interests.is_empty());
-        assert!(sublist.names.is_empty() && !sublist.has_wildcards());
+
+        fn look_up(&mut self, subject: &[u8]) {
+            let mut found = Vec::new();
+            self.sublist.matches(subject, &mut found);
+            let (mut plain, mut queued) = (Vec::<u32>::new(), Vec::new());
+            for id in &found {
+                let interest = self.sublist.interest(*id);
+                plain.extend(interest.plain());
+                for group in interest.groups() {
+                    let name = self.sublist.queue_name(group.id());
+                    assert_eq!(interest.group(group.id()).map(Group::id), Some(group.id()));
+                    assert_eq!(self.sublist.queue_id(name), Some(group.id()));
+                    self.check_weights(group);
+                    let members = (0..group.len()).filter_map(|index| group.member(index));
+                    queued.extend(members.map(|member| (name.to_vec(), member)));
+                }
+            }
+            let (mut plain_expected, mut queued_expected) = (Vec::new(), Vec::new());
+            for (index, entry) in self.entries.iter().enumerate() {
+                let Some(entry) = entry else { continue };
+                if token::pattern_matches(&entry.pattern, subject) {
+                    match &entry.queue {
+                        None => plain_expected.push(index as u32),
+                        Some(queue) => queued_expected.push((queue.clone(), index as u32)),
+                    }
+                }
+            }
+            plain.sort_unstable();
+            queued.sort_unstable();
+            queued_expected.sort_unstable();
+            assert_eq!(plain, plain_expected, "{}", subject.escape_ascii());
+            assert_eq!(queued, queued_expected, "{}", subject.escape_ascii());
+        }
+
+        /// Each member has as many picks as subscriptions, one after the other.
+        fn check_weights(&self, group: &Group) {
+            let mut sum = 0;
+            for index in 0..group.len() {
+                let member = group.member(index).expect("below the length");
+                let entry = self.entries[member as usize].as_ref().expect("a member");
+                assert_eq!(group.weight(index), Some(entry.weight));
+                let first = sum;
+                sum += u64::from(entry.weight);
+                for mut pick in [first, sum - 1] {
+                    assert_eq!(group.at_weight(&mut pick), Some(index));
+                }
+            }
+            assert_eq!(group.total_weight(), sum);
+            let mut beyond = sum + 3;
+            assert_eq!((group.at_weight(&mut beyond), beyond), (None, 3));
+        }
+
+        /// Everybody goes, and nothing stays behind.
+        fn end(mut self) {
+            let patterns = self.entries.iter().flatten().map(|entry| &entry.pattern);
+            let patterns: HashSet<_> = patterns.collect();
+            assert_eq!(self.sublist.pattern_count(), patterns.len());
+            for index in 0..self.entries.len() {
+                self.remove(index);
+            }
+            let Sublist {
+                by_pattern,
+                interests,
+                trie,
+                names,
+                ..
+            } = &self.sublist;
+            assert!(by_pattern.is_empty() && interests.is_empty());
+            assert!(names.is_empty() && !self.sublist.has_wildcards() && trie.is_bare());
+        }
     }
 }
 

@@ -159,4 +159,48 @@ mod tests {
             assert_eq!(overlaps(other, pattern), overlap, "{other:?} {pattern:?}");
         }
     }
+
+    /// All of up to so many tokens of these.
+    fn all(tokens: &[&str], levels: usize) -> Vec<String> {
+        let mut of_length: Vec<String> = tokens.iter().map(ToString::to_string).collect();
+        let mut all = of_length.clone();
+        for _ in 1..levels {
+            let longer = of_length.iter().flat_map(|front| {
+                let with = move |token: &&str| format!("{front}.{token}");
+                tokens.iter().map(with)
+            });
+            of_length = longer.collect();
+            all.extend_from_slice(&of_length);
+        }
+        all
+    }
+
+    #[test]
+    fn sets_are_what_their_subjects_say() {
+        let patterns = all(&["a", "b", "*", ">"], 3);
+        let patterns: Vec<&[u8]> = patterns
+            .iter()
+            .map(String::as_bytes)
+            .filter(|pattern| is_valid_subscription(pattern))
+            .collect();
+        // One token that is in no pattern, and one level more than patterns have, stand for all others.
+        let subjects = all(&["a", "b", "c"], 4);
+        let matched = |pattern: &&[u8]| -> Vec<bool> {
+            let subjects = subjects.iter();
+            subjects
+                .map(|subject| pattern_matches(pattern, subject.as_bytes()))
+                .collect()
+        };
+        let matched: Vec<Vec<bool>> = patterns.iter().map(matched).collect();
+        for (pattern, mine) in patterns.iter().zip(&matched) {
+            for (other, theirs) in patterns.iter().zip(&matched) {
+                let names = format!("{} {}", pattern.escape_ascii(), other.escape_ascii());
+                let mut both = mine.iter().zip(theirs);
+                let overlap = both.clone().any(|(mine, theirs)| *mine && *theirs);
+                let subset = both.all(|(mine, theirs)| !mine || *theirs);
+                assert_eq!(overlaps(pattern, other), overlap, "{names}");
+                assert_eq!(is_subset(pattern, other), subset, "{names}");
+            }
+        }
+    }
 }

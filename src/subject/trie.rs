@@ -67,6 +67,11 @@ impl Trie {
         self.patterns == 0
     }
 
+    /// Nothing is kept for a pattern that went.
+    pub fn is_bare(&self) -> bool {
+        self.nodes.len() == 1 && self.children.is_empty() && self.nodes[ROOT as usize].is_unused()
+    }
+
     #[cfg(test)]
     pub fn node_count(&self) -> usize {
         self.nodes.len() - 1
@@ -164,11 +169,10 @@ impl Trie {
                 self.nodes[parent as usize].star = None;
             } else {
                 self.nodes[parent as usize].children -= 1;
-                if let Ok(entry) = self
-                    .children
-                    .find_entry(hash(&self.hash, parent, &token), |id| *id == at)
-                {
-                    entry.remove();
+                let hash = hash(&self.hash, parent, &token);
+                match self.children.find_entry(hash, |id| *id == at) {
+                    Ok(entry) => drop(entry.remove()),
+                    Err(_) => unreachable!("every child stands in the table"),
                 }
             }
             at = parent;
