@@ -196,6 +196,13 @@ pub fn routes(data: &[u8]) {
     let quiet = "{\"verbose\":false}";
     let subscriber = world.client(quiet, "SUB own.check 1\r\nSUB own.group q 2\r\n");
     let publisher = world.client(quiet, "");
+    if flags & 2 != 0 {
+        // More than a route hears of at once, and of one client less than a portion of those that go.
+        for client in 0..4 {
+            let lines = (0..15).map(|n| format!("SUB many.{client}.{n} {n}\r\n"));
+            world.client(quiet, &lines.collect::<String>());
+        }
+    }
     let mut routes: Vec<Slot> = Vec::new();
     for step in script.split(|byte| *byte == STEP) {
         let Some((what, rest)) = step.split_first() else {
@@ -379,9 +386,9 @@ mod tests {
 
     #[test]
     fn a_script() {
-        for auth in [0, 1] {
+        for flags in 0..4 {
             let mut data = SCRIPT.join(&super::STEP);
-            data[0] = auth;
+            data[0] = flags;
             super::routes(&data);
         }
     }

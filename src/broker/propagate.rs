@@ -33,8 +33,12 @@ const PLAIN_SID_PREFIX: &[u8] = b"RSID";
 pub const ROUTE_LOOP: u16 = 0;
 
 /// A batch for a new route: some 1000 lines, which a server takes in within a millisecond (gnatsd 1.1.0
-/// in about 30). Tests have few subscriptions and want batches nevertheless.
-const BATCH_BYTES: usize = if cfg!(test) { 512 } else { 32 << 10 };
+/// in about 30). Tests and fuzzing have few subscriptions and want batches nevertheless.
+const BATCH_BYTES: usize = if cfg!(any(test, fuzzing)) {
+    512
+} else {
+    32 << 10
+};
 
 /// Numbers of subscriptions looked at for one batch: after many have ended, most mean nothing.
 const BATCH_NUMBERS_MAX: u32 = 1 << 18;

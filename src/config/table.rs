@@ -1116,6 +1116,17 @@ mod tests {
     }
 
     #[test]
+    fn fuzzing_knows_all_names() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/parser-fuzz/config.dict");
+        let words = std::fs::read_to_string(path).unwrap();
+        let names = rows().flat_map(|row| row.key.split('.').chain(row.aliases.iter().copied()));
+        for word in names.map(|name| format!("\"{name}\"")) {
+            let is_known = words.lines().any(|line| line == word);
+            assert!(word == "\"\"" || is_known, "{word} is not in {path}");
+        }
+    }
+
+    #[test]
     fn permissions_in_both_forms() {
         let old = read(
             "authorization { users = [{user: a, password: b, permissions: {publish: 'x.>'}}] }",

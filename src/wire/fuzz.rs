@@ -3,7 +3,8 @@
 
 use super::info::Info;
 use super::parser::fuzz::{Record, record};
-use super::parser::{Kind, Message, Parser, Sink, Stop};
+use super::parser::{FIRST_READ_BYTES, Kind, Message, Parser, Sink, Stop};
+use crate::util::go_json::go_text;
 use bytes::Bytes;
 
 /// An input can hold several of them.
@@ -25,6 +26,7 @@ fn kind(flags: u8) -> Kind {
 #[derive(Default)]
 struct Counts {
     events: usize,
+    is_client: bool,
     connect_only: bool,
     headers: bool,
 }
@@ -60,7 +62,9 @@ impl Sink for Counts {
         assert!(message.body_bytes as u64 <= PAYLOAD_BYTES_MAX);
         self.count()
     }
-    fn subscribe(&mut self, _: &[u8], _: Option<&[u8]>, _: &[u8]) -> Result<(), Stop> {
+    fn subscribe(&mut self, subject: &[u8], queue: Option<&[u8]>, sid: &[u8]) -> Result<(), Stop> {
+        let bytes = subject.len() + queue.map_or(0, <[u8]>::len) + sid.len();
+        assert!(!self.is_client || bytes <= CONTROL_LINE_BYTES_MAX + FIRST_READ_BYTES);
         self.count()
     }
     fn unsubscribe(&mut self, _: &[u8], _: Option<u64>) -> Result<(), Stop> {
@@ -78,7 +82,7 @@ impl Sink for Counts {
 }
 
 /// Any stream, in reads of one size: no panic, no more events than it has lines, and memory that
-/// follows what arrived and stays within the limits.
+/// follows what arrived, stays within the limits and is given back between lines.
 pub fn parse(data: &[u8]) {
     let [flags, size, stream @ ..] = data else {
         return;
@@ -86,11 +90,16 @@ pub fn parse(data: &[u8]) {
     let mut sink = Counts {
         connect_only: flags & 2 != 0,
         headers: flags & 4 == 0,
+        is_client: kind(*flags) == Kind::Client,
         ..Counts::default()
     };
     let mut parser = Parser::new(kind(*flags));
     let mut arrived = 0;
-    for piece in stream.chunks(usize::from(*size) + 1) {
+    let size = match *size {
+        u8::MAX => stream.len().max(1),
+        size => usize::from(size) + 1,
+    };
+    for piece in stream.chunks(size) {
         let result = parser.parse(piece, &mut sink);
         arrived += piece.len();
         let kept_max = 2 * (LINE_BYTES_MAX + PAYLOAD_BYTES_MAX as usize + piece.len());
@@ -101,6 +110,10 @@ pub fn parse(data: &[u8]) {
         );
         if result.is_err() {
             break;
+        }
+        if parser.is_idle() {
+            assert_eq!(kept, 0);
+            arrived = 0;
         }
     }
     let lines = stream.iter().filter(|byte| **byte == b'\n').count();
@@ -115,6 +128,8 @@ pub fn fast(data: &[u8]) {
     };
     let sink = Record {
         headers: flags & 4 == 0,
+        // Bodies are that large and larger, too.
+        payload_bytes_max: [1 << 20, 8, 64, u64::MAX][usize::from(flags >> 3) % 4],
         ..Record::default()
     };
     for stream in [stream, &[stream, BEHIND].concat()] {
@@ -125,7 +140,7 @@ pub fn fast(data: &[u8]) {
 
 /// The body of an INFO: an error, or a value that leaves as a line which says the same.
 pub fn info(data: &[u8]) {
-    let Ok(info) = serde_json::from_str::<Info>(&String::from_utf8_lossy(data)) else {
+    let Ok(info) = serde_json::from_str::<Info>(&go_text(data)) else {
         return;
     };
     let line = info.route_line();

@@ -31,7 +31,7 @@ pub const SHARED_BYTES_MIN: usize = 16 << 10;
 /// signatures), so a CONNECT may always be this long.
 const CONNECT_BYTES_MAX: usize = 4096;
 /// gnatsd reads so much of a new connection at once, in which it checks no length.
-const FIRST_READ_BYTES: usize = 512;
+pub(super) const FIRST_READ_BYTES: usize = 512;
 
 /// Sizes of messages are kept in 32 bits: a body may not be larger than this, whatever the limit is.
 /// What is left is for the line in front of it.
@@ -341,6 +341,11 @@ impl Parser {
     /// Bytes of memory kept for an unfinished line or message.
     pub fn held_bytes(&self) -> usize {
         self.held.capacity()
+    }
+
+    /// It is between two lines.
+    pub fn is_idle(&self) -> bool {
+        self.state == State::Start
     }
 
     /// After a CONNECT at which the sink stopped: where the input goes on behind it.
@@ -685,6 +690,8 @@ pub mod fuzz {
         pub headers: bool,
         pub payload_bytes_max: u64,
         pub control_line_bytes_max: usize,
+        /// It stops at each CONNECT, and what is behind it is parsed later.
+        pub stops: bool,
     }
 
     impl Default for Record {
@@ -697,6 +704,7 @@ pub mod fuzz {
                 // Where the limit is checked depends on where reads end, so equivalence is judged
                 // without it; `endless_lines_end` below has the limit.
                 control_line_bytes_max: usize::MAX,
+                stops: false,
             }
         }
     }
@@ -723,7 +731,8 @@ pub mod fuzz {
         }
         fn connect(&mut self, json: &[u8]) -> Result<(), Stop> {
             self.connect_only = false;
-            self.note(format!("CONNECT {}", json.escape_ascii()))
+            self.note(format!("CONNECT {}", json.escape_ascii()))?;
+            if self.stops { Err(Stop) } else { Ok(()) }
         }
         fn info(&mut self, json: &[u8]) -> Result<(), Stop> {
             self.note(format!("INFO {}", json.escape_ascii()))
@@ -775,14 +784,20 @@ pub mod fuzz {
         }
     }
 
-    /// Everything the pieces say to a parser, with or without the fast path.
+    /// Everything the pieces say to a parser, with or without the fast path. Where the sink stops, the rest of the piece is the next one.
     pub fn record(kind: Kind, fast: bool, sink: &Record, pieces: &[&[u8]]) -> (Record, String) {
         let (mut parser, mut sink) = (Parser::new(kind), sink.clone());
         for piece in pieces {
-            let result = if fast {
-                parser.parse(piece, &mut sink)
-            } else {
-                parser.parse_slowly(piece, &mut sink)
+            let mut piece = *piece;
+            let result = loop {
+                let result = match fast {
+                    true => parser.parse(piece, &mut sink),
+                    false => parser.parse_slowly(piece, &mut sink),
+                };
+                match result {
+                    Err(Fault::Stopped) => piece = &piece[parser.stopped_at()..],
+                    result => break result,
+                }
             };
             if result.is_err() {
                 return (sink, outcome(result));
@@ -803,26 +818,43 @@ pub mod fuzz {
         } else {
             Kind::Route
         };
+        let chosen = usize::from(flags >> 3);
         let sink = Record {
             connect_only: flags & 2 != 0,
             headers: flags & 4 == 0,
+            // Bodies are that large and larger, too.
+            payload_bytes_max: [1 << 20, 8, 64, u64::MAX][chosen % 4],
             ..Record::default()
         };
         let expect = record(kind, false, &sink, &[stream]);
         assert_eq!(record(kind, true, &sink, &[stream]), expect, "fast path");
+        let stopping = Record {
+            stops: true,
+            ..sink.clone()
+        };
+        let (mut stopped, end) = record(kind, true, &stopping, &[stream]);
+        stopped.stops = false;
+        assert_eq!((stopped, end), expect, "with stops");
         let bytes: Vec<&[u8]> = stream.chunks(1).collect();
         assert_eq!(record(kind, true, &sink, &bytes), expect, "byte by byte");
         // The fast path looks 36 bytes ahead: there are pieces in which it has nothing to do, and pieces that it
         // leaves to the machine at their end and takes up again in the next.
-        let chosen = usize::from(flags >> 3);
         for sizes in [
             [chosen + 2; 2],
             [16 * (chosen + 3); 2],
             [7, 64 + 8 * chosen],
+            // One cut, and another stream has it elsewhere.
+            [place_in(stream), usize::MAX],
         ] {
             let pieces = cut(stream, sizes);
             assert_eq!(record(kind, true, &sink, &pieces), expect, "in {sizes:?}");
         }
+    }
+
+    /// Somewhere within it, by the sum of what it says.
+    fn place_in(stream: &[u8]) -> usize {
+        let step = |sum: usize, byte: &u8| sum.wrapping_mul(31).wrapping_add(usize::from(*byte));
+        stream.iter().fold(0, step) % stream.len().max(1)
     }
 
     /// In pieces of these sizes in turn.
