@@ -113,15 +113,15 @@ pub fn ratio(unit: &str, first: &[f64], other: &[f64]) -> Estimate {
 }
 
 /// Numbers as if by chance, and each time the same: two looks at the same rounds say the same.
-struct Draw(u64);
+pub struct Draw(u64);
 
 impl Draw {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self(1)
     }
 
     /// By a linear congruence (Knuth's MMIX), of which the upper bits are good.
-    fn below(&mut self, limit: usize) -> usize {
+    pub fn below(&mut self, limit: usize) -> usize {
         self.0 = self
             .0
             .wrapping_mul(6364136223846793005)
