@@ -7,8 +7,8 @@ use crate::stats::{self, Estimate, Latency, Spread, spread};
 use serde::Serialize;
 use std::fmt::Write;
 
-/// What is so certain is certain enough: simulated (`two_reports_agree`), two reports agree within the 15 % we promise on all but 1 of 1000 ratios that are spread by 10 %
-/// from round to round, and on all but 11 of those spread by 17 %.
+/// What is so certain is certain enough: simulated (`two_reports_agree`), two reports agree within the 15 % we promise on all of 1000 ratios that are spread by 10 % from
+/// round to round, or that something beside makes dearer by 30 %, and on all but 10 of those spread by 17 %.
 pub const SETTLED: f64 = 0.15;
 
 /// One scenario on one server.
@@ -506,7 +506,7 @@ pub mod tests {
         ];
         let apart = kinds.map(|(spread, beside)| apart(spread, beside));
         println!("of 1000 pairs of reports, more than 15 % apart: {apart:?}");
-        let most = [0, 5, 15, 0, 10];
+        let most = [0, 2, 15, 2, 2];
         assert!(
             apart.iter().zip(most).all(|(apart, most)| *apart <= most),
             "{apart:?}"
