@@ -201,9 +201,9 @@ pub mod model {
         &[b'x'; 70],
     ];
     /// Levels of a deep subject.
-    const DEEP: usize = 200;
-    /// More of them only take time.
-    const ENTRIES_MAX: usize = 1000;
+    const DEEP: usize = 40;
+    /// With more of them each lookup takes the longer, and there are fewer scripts in an hour.
+    const ENTRIES_MAX: usize = 200;
 
     struct Entry {
         pattern: Vec<u8>,
