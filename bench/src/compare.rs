@@ -1,8 +1,8 @@
 //! Two reports of the same comparison side by side: how far their ratios are apart.
 
-use crate::report::short;
+use crate::report::{estimate, short};
 use crate::scenarios::is_compared;
-use crate::stats::{self, Estimate};
+use crate::stats::Estimate;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -67,8 +67,8 @@ impl Run {
                 continue;
             }
             for other in others {
-                let estimate = stats::ratio(&first.unit, &first.figures(), &other.figures());
-                insert(&other.server, estimate);
+                let (figures, others) = (first.figures(), other.figures());
+                insert(&other.server, estimate(&first.unit, &figures, &others));
             }
         }
         ratios

@@ -1,6 +1,5 @@
 //! Medians, estimates and how sure they are, and percentiles of latencies.
 
-use crate::scenarios::FDATASYNCS;
 use hdrhistogram::Histogram;
 
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
@@ -58,7 +57,7 @@ impl Estimate {
     /// How many times more another server needs than the first, both undisturbed. What else a machine has to do mostly makes rounds dearer, and not for all
     /// servers by the same factor: so each is judged by the better half of its rounds (`undisturbed`), whosever doing the worse half is. The interval is that
     /// of the same of 400 draws from the rounds (bootstrap), in which a round has the same place for both; of few rounds it is somewhat too narrow.
-    fn between(first: &[f64], other: &[f64]) -> Self {
+    pub fn between(first: &[f64], other: &[f64]) -> Self {
         const DRAWS: usize = 400;
         /// Of them, beyond either end.
         const OUTSIDE: usize = DRAWS * 3 / 200;
@@ -94,22 +93,6 @@ fn undisturbed(logarithms: impl Iterator<Item = f64>) -> f64 {
     let half = logarithms.len().div_ceil(2);
     logarithms.truncate(half.max(AT_LEAST));
     logarithms.iter().sum::<f64>() / logarithms.len() as f64
-}
-
-/// How many times more another server needs than the first, in this unit.
-pub fn ratio(unit: &str, first: &[f64], other: &[f64]) -> Estimate {
-    match unit {
-        // A disk that was busy when it was measured by itself makes a round better: the best ones are no better than others.
-        FDATASYNCS => {
-            let rounds = first.iter().zip(other);
-            Estimate::of(
-                &rounds
-                    .map(|(first, other)| other / first)
-                    .collect::<Vec<_>>(),
-            )
-        }
-        _ => Estimate::between(first, other),
-    }
 }
 
 /// Numbers as if by chance, and each time the same: two looks at the same rounds say the same.
@@ -246,12 +229,6 @@ mod tests {
         let few = Estimate::between(&[1.0; 5], &[2.0; 5]);
         assert!(near(few.value, 2.0) && few.width.is_none());
         assert!(Estimate::between(&[f64::NAN], &[1.0]).value.is_nan());
-        // In a unit that a disturbed round may be better in, by all of them.
-        let of_all = ratio(FDATASYNCS, &first, &other);
-        assert!(
-            near(ratio("ms", &first, &other).value, 3.0) && of_all.value > 4.0,
-            "{of_all:?}"
-        );
     }
 
     #[test]

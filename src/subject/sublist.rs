@@ -424,7 +424,7 @@ mod tests {
             let (place, queue) = sublist.insert(pattern.as_bytes(), Some(b"q"), 1, 1);
             sublist.remove(place, queue);
         }
-        assert_eq!((sublist.trie.node_count(), sublist.names.len()), (0, 0));
+        assert!(sublist.trie.is_bare() && sublist.names.is_empty());
     }
 
     #[test]

@@ -72,11 +72,6 @@ impl Trie {
         self.nodes.len() == 1 && self.children.is_empty() && self.nodes[ROOT as usize].is_unused()
     }
 
-    #[cfg(test)]
-    pub fn node_count(&self) -> usize {
-        self.nodes.len() - 1
-    }
-
     #[inline(always)]
     fn child(&self, parent: u32, token: &[u8]) -> Option<u32> {
         let hash = hash(&self.hash, parent, token);

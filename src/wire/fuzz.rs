@@ -126,12 +126,7 @@ pub fn fast(data: &[u8]) {
     let Some((flags, stream)) = data.split_first() else {
         return;
     };
-    let sink = Record {
-        headers: flags & 4 == 0,
-        // Bodies are that large and larger, too.
-        payload_bytes_max: [1 << 20, 8, 64, u64::MAX][usize::from(flags >> 3) % 4],
-        ..Record::default()
-    };
+    let sink = Record::of(*flags);
     for stream in [stream, &[stream, BEHIND].concat()] {
         let slow = record(kind(*flags), false, &sink, &[stream]);
         assert_eq!(record(kind(*flags), true, &sink, &[stream]), slow);

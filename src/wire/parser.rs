@@ -710,6 +710,16 @@ pub mod fuzz {
     }
 
     impl Record {
+        /// With the settings these flags choose; the lowest one is for the kind of the connection.
+        pub fn of(flags: u8) -> Self {
+            Self {
+                headers: flags & 4 == 0,
+                // Bodies are that large and larger, too.
+                payload_bytes_max: [1 << 20, 8, 64, u64::MAX][usize::from(flags >> 3) % 4],
+                ..Self::default()
+            }
+        }
+
         fn note(&mut self, text: String) -> Result<(), Stop> {
             self.events.push(text);
             Ok(())
@@ -821,10 +831,7 @@ pub mod fuzz {
         let chosen = usize::from(flags >> 3);
         let sink = Record {
             connect_only: flags & 2 != 0,
-            headers: flags & 4 == 0,
-            // Bodies are that large and larger, too.
-            payload_bytes_max: [1 << 20, 8, 64, u64::MAX][chosen % 4],
-            ..Record::default()
+            ..Record::of(flags)
         };
         let expect = record(kind, false, &sink, &[stream]);
         assert_eq!(record(kind, true, &sink, &[stream]), expect, "fast path");

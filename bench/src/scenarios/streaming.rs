@@ -162,7 +162,7 @@ pub fn recovery(
     let (connection, session) = connect(&bed.target(), "publisher")?;
     let mut publisher = Publisher::new(connection, &session, channels, PAYLOAD, WINDOW)?;
     let count = publisher.run_messages(count)?;
-    let (mut milliseconds, mut megabytes) = (Vec::new(), Vec::new());
+    let (mut milliseconds, mut peaks) = (Vec::new(), Vec::new());
     let mut last: Option<Server> = None;
     for _ in 0..starts {
         if let Some(server) = last.take() {
@@ -172,21 +172,23 @@ pub fn recovery(
         let mut connection = Connection::open(&server.target())?;
         stan::wait_until_up(&mut connection, Duration::from_secs(120))?;
         milliseconds.push(start.elapsed().as_secs_f64() * 1000.0);
-        megabytes.push(server.peak_memory() as f64 / f64::from(1 << 20));
+        peaks.push(server.peak_memory() as f64);
         last = Some(server);
     }
     if let Some(server) = &last {
         check_stored(&server.target(), channels, count)?;
     }
-    let [milliseconds, megabytes] = [milliseconds, megabytes].map(|of| spread(&of).median);
-    Ok([milliseconds, megabytes].map(|figure| Outcome {
-        peak_memory: Some((megabytes * f64::from(1 << 20)) as u64),
-        ..Outcome::of(
-            figure,
-            count,
-            Duration::from_secs_f64(milliseconds / 1000.0),
-        )
-    }))
+    let [milliseconds, peak] = [milliseconds, peaks].map(|of| spread(&of).median);
+    Ok(
+        [milliseconds, peak / f64::from(1 << 20)].map(|figure| Outcome {
+            peak_memory: Some(peak as u64),
+            ..Outcome::of(
+                figure,
+                count,
+                Duration::from_secs_f64(milliseconds / 1000.0),
+            )
+        }),
+    )
 }
 
 /// Some of the channels must have every message: the last one of each has the number and the content it was given.
